@@ -1,0 +1,1 @@
+"""Faster and higher-resolution diffusion with sparse attention."""

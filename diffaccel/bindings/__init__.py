@@ -1,0 +1,1 @@
+"""Bindings: how each model family reaches a method."""

@@ -1,0 +1,1 @@
+"""Attention methods: what is computed, independent of any model."""

@@ -1,0 +1,1 @@
+"""Attention ops: tensors in, tensors out."""

@@ -1,0 +1,1 @@
+"""Loading and high-resolution generation around diffusers pipelines."""

@@ -1,0 +1,209 @@
+"""Builds the untrained parts of the embedded image model and puts them into a pipeline."""
+
+from collections.abc import Iterable
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor, nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
+
+SPECIAL_WORDS = ("[PAD]", "[EOS]", "[UNK]")
+POOLED_WORDS = 32  # longest caption of the pooled encoder, end word included
+CAPTION_WORDS = 32  # recommended max_sequence_length
+FAR_WORDS = 24  # from this distance on, words of a caption do not see each other
+NEVER = -30.0  # attention bias that rules a key out
+
+
+def new_tokenizer(words: Iterable[str], length: int) -> PreTrainedTokenizerFast:
+    """Builds a tokenizer with one token per lower-case word; unknown words become [UNK].
+
+    Args:
+        words: The words that it knows.
+        length: Longest sequence, the end word included.
+    """
+    known = [*SPECIAL_WORDS, *sorted(set(words))]
+    tokenizer = Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(known)}, unk_token="[UNK]")
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFKD(),
+            normalizers.StripAccents(),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"[^a-z0-9]+"), " "),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A [EOS]", special_tokens=[("[EOS]", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        eos_token="[EOS]",
+        unk_token="[UNK]",
+        model_max_length=length,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def new_pooled_encoder(words: int) -> CLIPTextModel:
+    """Builds the encoder whose end word summarises the caption."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=words,
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            max_position_embeddings=POOLED_WORDS,
+            hidden_act="gelu",
+            projection_dim=128,
+            pad_token_id=0,
+            bos_token_id=0,
+            eos_token_id=1,
+        )
+    )
+
+
+def new_sequence_encoder(words: int) -> T5EncoderModel:
+    """Builds the encoder of the word sequence.
+
+    The pipeline pads captions to up to 512 tokens without a mask. So that the number of pads
+    does not change what the words become, attention beyond `FAR_WORDS` is ruled out through the
+    relative position bias.
+    """
+    encoder = T5EncoderModel(
+        T5Config(
+            vocab_size=words,
+            d_model=192,
+            d_kv=32,
+            d_ff=384,
+            num_layers=2,
+            num_heads=6,
+            relative_attention_num_buckets=32,
+            relative_attention_max_distance=FAR_WORDS,
+            dropout_rate=0.0,
+            feed_forward_proj="gated-gelu",
+            is_decoder=False,
+            use_cache=False,
+            pad_token_id=0,
+            eos_token_id=1,
+        )
+    )
+    attention = encoder.encoder.block[0].layer[0].SelfAttention
+    with torch.no_grad():
+        encoder.shared.weight.normal_(0, 0.5)
+        attention.relative_attention_bias.weight.normal_(0, 0.02)
+        attention.relative_attention_bias.weight[15] = NEVER
+        attention.relative_attention_bias.weight[31] = NEVER
+    return encoder
+
+
+def new_transformer() -> FluxTransformer2DModel:
+    """Builds the velocity model: one double and four single blocks of width 256."""
+    model = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=32,
+        num_layers=1,
+        num_single_layers=4,
+        attention_head_dim=64,
+        num_attention_heads=4,
+        joint_attention_dim=192,
+        pooled_projection_dim=128,
+        guidance_embeds=False,
+        axes_dims_rope=(8, 28, 28),
+    )
+    with torch.no_grad():  # each block starts as the identity, the output as zero
+        for name, weight in model.named_parameters():
+            if "norm" in name and ".linear." in name or name.startswith("proj_out"):
+                weight.zero_()
+    return model
+
+
+class ImageModel(nn.Module):
+    """What the diffusion stage trains: text encoders and transformer.
+
+    Args:
+        words: Words of the captions.
+        sequence_length: Longest caption that the sequence tokenizer declares.
+    """
+
+    def __init__(self, words: Iterable[str], sequence_length: int = 512) -> None:
+        super().__init__()
+        words = list(words)
+        self.tokenizer = new_tokenizer(words, POOLED_WORDS)
+        self.tokenizer_2 = new_tokenizer(words, sequence_length)
+        self.text_encoder = new_pooled_encoder(len(self.tokenizer))
+        self.text_encoder_2 = new_sequence_encoder(len(self.tokenizer_2))
+        self.transformer = new_transformer()
+
+    def encode(self, captions: list[str], length: int) -> tuple[Tensor, Tensor]:
+        """Encodes captions as FluxPipeline does, without an attention mask.
+
+        Returns:
+            The pooled captions (B, 128) and their word sequences (B, length, 192).
+        """
+        pooled_ids = self._ids(self.tokenizer, captions, POOLED_WORDS)
+        sequence_ids = self._ids(self.tokenizer_2, captions, length)
+        return (
+            self.text_encoder(pooled_ids).pooler_output,
+            self.text_encoder_2(sequence_ids)[0],
+        )
+
+    def forward(
+        self, noisy: Tensor, sigma: Tensor, captions: list[str], length: int, positions: Tensor
+    ) -> Tensor:
+        """Predicts the velocity, noise minus picture.
+
+        Args:
+            noisy: Packed latents (B, N, 32).
+            sigma: Noise levels (B,), 0 to 1.
+            captions: B captions.
+            length: Words to which the sequences are padded.
+            positions: (N, 3), the row and column of each token in the last two entries.
+        """
+        pooled, sequence = self.encode(captions, length)
+        return self.transformer(
+            hidden_states=noisy,
+            timestep=sigma,
+            pooled_projections=pooled,
+            encoder_hidden_states=sequence,
+            txt_ids=torch.zeros(length, 3),
+            img_ids=positions,
+            return_dict=False,
+        )[0]
+
+    def pipeline(self, vae: AutoencoderKL, shift: float) -> FluxPipeline:
+        """Puts the parts into a stock pipeline, with a constant schedule shift."""
+        return FluxPipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=False),
+            vae=vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            text_encoder_2=self.text_encoder_2,
+            tokenizer_2=self.tokenizer_2,
+            transformer=self.transformer,
+        )
+
+    @staticmethod
+    def _ids(tokenizer: PreTrainedTokenizerFast, captions: list[str], length: int) -> Tensor:
+        return tokenizer(
+            captions,
+            padding="max_length",
+            max_length=length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids

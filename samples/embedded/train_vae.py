@@ -1,0 +1,182 @@
+"""Trains the autoencoder (f8, 8 latent channels) on crops of vector scenes."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from clock import Clock
+from diffusers import AutoencoderKL
+from scenes import random_scene, random_window, render
+from torch import Tensor
+from vocabulary import Thing
+
+HELD_OUT_SEED = 977
+
+
+@dataclass(frozen=True, slots=True)
+class VaeTraining:
+    """How the autoencoder is trained.
+
+    Attributes:
+        minutes: Wall-clock length.
+        learning_rate: Peak rate of AdamW.
+        pixels_per_step: Batch size times crop area.
+        pool: Pictures of 256 px held in memory; one is redrawn each step.
+        kl: Weight of the mean Kullback-Leibler term, small: it only keeps latents smooth.
+        edges: Weight of the L1 distance of picture gradients.
+        seed: Seed of the pictures and of the weights.
+    """
+
+    minutes: float = 25.0
+    learning_rate: float = 2e-3
+    pixels_per_step: int = 16 * 64 * 64
+    pool: int = 1500
+    kl: float = 3e-4
+    edges: float = 0.5
+    seed: int = 0
+
+
+def new_vae() -> AutoencoderKL:
+    """Builds the untrained autoencoder, about 80k multiply-adds per decoded pixel."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 128),
+        layers_per_block=1,
+        norm_num_groups=8,
+        latent_channels=8,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        sample_size=256,
+    )
+
+
+def random_picture(
+    rng: random.Random, vocabulary: tuple[Thing, ...], pixels: int = 256
+) -> np.ndarray:
+    """Draws a scene, or in two of five cases a close-up of one at 2 to 16 times its size."""
+    scene = random_scene(rng, len(vocabulary))
+    window = None
+    if rng.random() < 0.4:
+        window = random_window(rng, scene, rng.choice((2, 3, 4, 6, 8, 16)))
+    return render(vocabulary, scene, pixels, window)
+
+
+def to_tensor(pictures: np.ndarray) -> Tensor:
+    """Turns (B, H, W, 3) bytes into (B, 3, H, W) floats in [-1, 1], channels last."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def edge_loss(output: Tensor, target: Tensor) -> Tensor:
+    """L1 distance of horizontal and vertical differences."""
+    error = output - target
+    return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+
+
+@torch.no_grad()
+def held_out_psnr(vae: AutoencoderKL, vocabulary: tuple[Thing, ...], count: int = 48) -> float:
+    """Mean PSNR in dB of reconstructed whole scenes at 256 px that training did not see."""
+    rng = random.Random(HELD_OUT_SEED)
+    total = 0.0
+    for _ in range(count):
+        picture = render(vocabulary, random_scene(rng, len(vocabulary)), 256)
+        target = to_tensor(picture[None])
+        latent = vae.encode(target).latent_dist.mode()
+        output = vae.decode(latent).sample.clamp(-1, 1)
+        total += -10 * torch.log10(F.mse_loss(output, target) / 4).item()
+    return total / count
+
+
+@torch.no_grad()
+def set_latent_statistics(vae: AutoencoderKL, vocabulary: tuple[Thing, ...]) -> None:
+    """Stores shift and scale in the configuration so that latents have mean 0, deviation 1."""
+    rng = random.Random(HELD_OUT_SEED + 1)
+    pictures = [random_picture(rng, vocabulary) for _ in range(96)]
+    latents = torch.cat([vae.encode(to_tensor(p[None])).latent_dist.mode() for p in pictures])
+    vae.register_to_config(
+        shift_factor=latents.mean().item(), scaling_factor=1.0 / latents.std().item()
+    )
+
+
+def train_vae(
+    vocabulary: tuple[Thing, ...], settings: VaeTraining, work: Path
+) -> AutoencoderKL:
+    """Trains the autoencoder, resuming from `work`/vae.pt, and saves it to `work`/vae.
+
+    Args:
+        vocabulary: What the pictures show.
+        settings: How to train.
+        work: Folder of checkpoints.
+
+    Returns:
+        The trained autoencoder.
+    """
+    finished = work / "vae"
+    if finished.exists():
+        return AutoencoderKL.from_pretrained(finished)
+    torch.manual_seed(settings.seed)
+    vae = new_vae().to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(vae.parameters(), settings.learning_rate, betas=(0.9, 0.98))
+    checkpoint = work / "vae.pt"
+    spent_s, step = 0.0, 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        vae.load_state_dict(state["vae"])
+        optimiser.load_state_dict(state["optimiser"])
+        spent_s, step = state["spent_s"], state["step"]
+    rng = random.Random(settings.seed + step)
+    pool = np.stack([random_picture(rng, vocabulary) for _ in range(settings.pool)])
+    clock = Clock(settings.minutes, spent_s)
+    while clock.progress < 1:
+        pool[step % settings.pool] = random_picture(rng, vocabulary)
+        target = to_tensor(_random_crops(rng, pool, settings.pixels_per_step))
+        for group in optimiser.param_groups:
+            group["lr"] = settings.learning_rate * clock.rate()
+        posterior = vae.encode(target).latent_dist
+        output = vae.decode(posterior.sample()).sample
+        pixel_loss = F.l1_loss(output, target) + 2 * F.mse_loss(output, target)
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        loss = pixel_loss + settings.edges * edge_loss(output, target) + settings.kl * kl
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        if step % 50 == 0:
+            mse = F.mse_loss(output.detach(), target).item()
+            print(
+                f"vae step {step} {clock.spent_s / 60:.1f} min loss {loss.item():.4f} "
+                f"mse {mse:.5f} kl {kl.item():.2f}",
+                flush=True,
+            )
+        if step % 500 == 0:
+            state = {
+                "vae": vae.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "spent_s": clock.spent_s,
+                "step": step,
+            }
+            torch.save(state, checkpoint.with_suffix(".tmp"))
+            checkpoint.with_suffix(".tmp").rename(checkpoint)
+    vae = vae.eval()
+    set_latent_statistics(vae, vocabulary)
+    print(f"vae held-out PSNR {held_out_psnr(vae, vocabulary):.2f} dB after {step} steps")
+    vae.save_pretrained(finished)
+    return vae
+
+
+def _random_crops(rng: random.Random, pool: np.ndarray, pixels: int) -> np.ndarray:
+    """Cuts a batch of equal squares of 64, 96 or 128 px from random pictures."""
+    side = rng.choice((64, 64, 96, 128))
+    crops = []
+    for _ in range(max(1, pixels // side**2)):
+        picture = pool[rng.randrange(len(pool))]
+        # Multiples of 8, so that edges do not depend on the crop; off-grid ones come from scenes.
+        y, x = (8 * rng.randint(0, (picture.shape[0] - side) // 8) for _ in range(2))
+        crop = picture[y : y + side, x : x + side]
+        crops.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
+    return np.stack(crops)
