@@ -1,1 +1,1 @@
-"""Faster and higher-resolution diffusion with sparse attention."""
+"""Faster and higher-resolution diffusion with sparse attention, on stock diffusers pipelines."""

@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/embedded"))
     parser.add_argument("--packages", type=Path, help="folder of the npm archives")
     parser.add_argument("--vocabulary", choices=("curated", "all"), default="curated")
-    parser.add_argument("--vae-minutes", type=float, default=25.0)
+    parser.add_argument("--vae-minutes", type=float, default=22.0)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -31,7 +31,7 @@ class Muon(torch.optim.Optimizer):
     """Momentum with orthogonal updates, at the update size of AdamW.
 
     Args:
-        matrices: The weights, each of two dimensions.
+        matrices: The weights; those of convolutions count as matrices (outputs, inputs x area).
         lr: Learning rate, comparable with that of AdamW.
         momentum: Share of the old direction that is kept.
         weight_decay: Decoupled decay.
@@ -59,10 +59,11 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(weight)
                 state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
                 nesterov = weight.grad.lerp(state["momentum"], group["momentum"])
-                directions.setdefault(weight.shape, []).append((weight, nesterov))
+                direction = nesterov.flatten(1)
+                directions.setdefault(direction.shape, []).append((weight, direction))
             for shape, pairs in directions.items():
                 updates = orthogonalise(torch.stack([direction for _, direction in pairs]))
                 scale = 0.2 * max(shape) ** 0.5
                 for (weight, _), update in zip(pairs, updates, strict=True):
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
-                    weight.add_(update, alpha=-group["lr"] * scale)
+                    weight.add_(update.view(weight.shape), alpha=-group["lr"] * scale)

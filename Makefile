@@ -1,0 +1,20 @@
+# Shortcuts for the commands in the README; each sets up .venv by itself.
+PYTHON ?= python3
+PIP = .venv/bin/pip install --quiet -c constraints.txt
+
+.PHONY: image test lint
+.venv:
+	$(PYTHON) -m venv .venv
+
+image: .venv
+	$(PIP) .
+	.venv/bin/diffaccel sample "a red apple and a rocket on a blue background" --size 4096x4096
+
+test: .venv
+	$(PIP) -e '.[test]'
+	.venv/bin/pytest
+
+lint: .venv
+	$(PIP) ruff
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .

@@ -1,0 +1,67 @@
+"""Turns `--method NAME --set knob=value` into a method."""
+
+import argparse
+import ast
+from dataclasses import fields
+
+from diffaccel.errors import InputError
+from diffaccel.methods import FullAttn, Method, RectifiedSpaAttn, SparseAttn
+
+METHODS: dict[str, type[Method]] = {
+    "full": FullAttn,
+    "sparse": SparseAttn,
+    "rectified": RectifiedSpaAttn,
+}
+
+
+def add_method_options(parser: argparse.ArgumentParser) -> None:
+    """Adds `--method` and `--set` to a parser."""
+    parser.add_argument(
+        "--method",
+        default="rectified",
+        metavar="NAME",
+        help=f"attention above native size: {', '.join(METHODS)} (default: rectified)",
+    )
+    parser.add_argument(
+        "--set",
+        dest="knobs",
+        action="append",
+        default=[],
+        metavar="KNOB=VALUE",
+        help="a knob of the method, repeatable, such as --set drop=0.9; `diffaccel info` has all",
+    )
+
+
+def parse_method(name: str, knobs: list[str]) -> Method:
+    """Builds a method from its command-line name and `knob=value` words.
+
+    Raises:
+        InputError: The name or a knob is unknown, or a value is out of range.
+    """
+    if name not in METHODS:
+        raise InputError(f"--method must be one of {', '.join(METHODS)}, got {name!r}; choose one")
+    known = {field.name for field in fields(METHODS[name])}
+    values = {}
+    for word in knobs:
+        knob, separator, text = word.partition("=")
+        if not separator:
+            raise InputError(f"--set takes knob=value, got {word!r}; write --set drop=0.9")
+        if knob not in known:
+            listed = ", ".join(sorted(known)) or "none"
+            raise InputError(
+                f"--set must name a knob of {name} ({listed}), got {knob!r}; correct the name"
+            )
+        values[knob] = _parse_value(text)
+    try:
+        return METHODS[name](**values)
+    except (TypeError, ValueError) as error:
+        raise InputError(str(error)) from error
+
+
+def _parse_value(text: str) -> object:
+    """Reads a Python literal (also true, false, none in lower case), else the text itself."""
+    literal = {"true": "True", "false": "False", "none": "None"}.get(text.lower(), text)
+    try:
+        return ast.literal_eval(literal)
+    except (ValueError, SyntaxError):
+        return text

@@ -1,0 +1,173 @@
+"""Token layout: what each token of a self-attention sequence is, and where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Grid = tuple[int, int, int]
+
+KINDS = ("text", "visual", "condition")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of consecutive tokens of one kind.
+
+    Args:
+        kind: "text", "visual" or "condition". Condition tokens (reference images, time tokens)
+            are treated like text: every query sees them exactly, their own queries run dense.
+        length: Number of tokens, at least 0 (a visual segment at least 1).
+        grid: (frames, height, width) in tokens, raster order with width fastest. Required for a
+            visual segment, optional for condition tokens, None for text.
+    """
+
+    kind: Literal["text", "visual", "condition"]
+    length: int
+    grid: Grid | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {KINDS}, got kind={self.kind!r}")
+        if not _is_count(self.length):
+            raise ValueError(
+                f"length must be an integer of at least 0, got length={self.length!r}; "
+                "pass the number of tokens of the segment"
+            )
+        if self.grid is None:
+            if self.kind == "visual":
+                raise ValueError(
+                    f"a visual segment needs its grid, got grid=None for length={self.length}; "
+                    "pass grid=(frames, height, width) in tokens"
+                )
+            return
+        if self.kind == "text":
+            raise ValueError(f"a text segment has no grid, got grid={self.grid}; pass grid=None")
+        if len(self.grid) != 3 or not all(_is_count(side) and side > 0 for side in self.grid):
+            raise ValueError(
+                f"grid must be three integers (frames, height, width) of at least 1, "
+                f"got grid={self.grid}; an image has frames=1"
+            )
+        # A list would make the layout unhashable, and layouts are cache keys.
+        object.__setattr__(self, "grid", tuple(self.grid))
+        frames, height, width = self.grid
+        if frames * height * width != self.length:
+            raise ValueError(
+                f"length must be frames * height * width, got length={self.length} for "
+                f"grid={self.grid} ({frames * height * width} tokens)"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLayout:
+    """The ordered segments that make up one attention sequence.
+
+    Frozen and hashable, so that a layout can key a cache. Use `TokenLayout.image` and
+    `TokenLayout.video` for the common cases.
+
+    Args:
+        segments: In sequence order; at most one is visual.
+
+    Example:
+        >>> TokenLayout.image(64, 48, text_before=512).length
+        3584
+    """
+
+    segments: tuple[Segment, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "segments", tuple(self.segments))
+        for segment in self.segments:
+            if not isinstance(segment, Segment):
+                raise TypeError(
+                    f"segments must be Segment objects, got {type(segment).__name__}; "
+                    "use TokenLayout.image(...) or TokenLayout.video(...) for the common cases"
+                )
+        visual = sum(segment.kind == "visual" for segment in self.segments)
+        if visual > 1:
+            raise ValueError(
+                f"a layout has at most one visual segment, got {visual}; "
+                'describe reference images as kind="condition"'
+            )
+
+    @classmethod
+    def image(
+        cls, height: int, width: int, text_before: int = 0, text_after: int = 0
+    ) -> TokenLayout:
+        """Lays out one image of height x width tokens with optional text around it."""
+        return cls.video(1, height, width, text_before, text_after)
+
+    @classmethod
+    def video(
+        cls, frames: int, height: int, width: int, text_before: int = 0, text_after: int = 0
+    ) -> TokenLayout:
+        """Lays out a video of frames x height x width tokens with optional text around it.
+
+        Args:
+            frames: Latent frames, at least 1.
+            height: Rows of tokens per frame (after patching), at least 1.
+            width: Tokens per row, at least 1.
+            text_before: Text tokens before the visual ones (FLUX, CogVideoX).
+            text_after: Text tokens after the visual ones (HunyuanVideo, SD3).
+        """
+        for name, side in (("frames", frames), ("height", height), ("width", width)):
+            if not _is_count(side) or side < 1:
+                raise ValueError(
+                    f"{name} must be an integer of at least 1, got {name}={side!r}; "
+                    "count tokens, not pixels"
+                )
+        visual = Segment("visual", frames * height * width, (frames, height, width))
+        before, after = Segment("text", text_before), Segment("text", text_after)
+        return cls(tuple(part for part in (before, visual, after) if part.length > 0))
+
+    @property
+    def length(self) -> int:
+        """Number of tokens in the sequence."""
+        return sum(segment.length for segment in self.segments)
+
+    @property
+    def visual(self) -> Segment | None:
+        """The visual segment, or None where the sequence has none."""
+        return next((part for part in self.segments if part.kind == "visual"), None)
+
+    @property
+    def grid(self) -> Grid | None:
+        """(frames, height, width) of the visual segment, or None."""
+        return None if self.visual is None else self.visual.grid
+
+    @property
+    def visual_slice(self) -> slice:
+        """Where the visual tokens lie in the sequence; empty where there are none."""
+        for part, place in self._placed():
+            if part.kind == "visual":
+                return place
+        return slice(0, 0)
+
+    @property
+    def other_slices(self) -> tuple[slice, ...]:
+        """Where text and condition tokens lie, in sequence order, neighbours joined."""
+        joined: list[slice] = []
+        for part, place in self._placed():
+            if part.kind == "visual" or part.length == 0:
+                continue
+            if joined and joined[-1].stop == place.start:
+                joined[-1] = slice(joined[-1].start, place.stop)
+            else:
+                joined.append(place)
+        return tuple(joined)
+
+    @property
+    def text_length(self) -> int:
+        """Number of text tokens, condition tokens not counted."""
+        return sum(segment.length for segment in self.segments if segment.kind == "text")
+
+    def _placed(self) -> list[tuple[Segment, slice]]:
+        places, start = [], 0
+        for segment in self.segments:
+            places.append((segment, slice(start, start + segment.length)))
+            start += segment.length
+        return places

@@ -1,0 +1,69 @@
+"""Published settings of Rectified SpaAttn for each model family.
+
+From "Rectified SpaAttn: Revisiting Attention Sparsity for Efficient Video Generation"
+(2025, https://arxiv.org/abs/2511.19835) and the scripts that accompany it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What was published for one model family; the defaults say that nothing was.
+
+    Args:
+        drop: Share of visual key blocks that is not computed, or None where unpublished.
+        dense_steps: First steps that run dense, one number for each denoiser (expert).
+        dense_layers: Number of first layers that run dense.
+        last_dense_layers: (n, of): the last n layers run dense, but only in a model with
+            exactly `of` attention layers, the one for which this was published.
+        first_frame: Whether blocks with first-frame tokens all see each other exactly.
+    """
+
+    drop: float | None = None
+    dense_steps: tuple[int, ...] = (0,)
+    dense_layers: int = 0
+    last_dense_layers: tuple[int, int] | None = None
+    first_frame: bool = False
+
+    def dense_steps_of(self, expert: int) -> int:
+        """Dense steps of one denoiser; one beyond the published ones takes the last value."""
+        return self.dense_steps[min(expert, len(self.dense_steps) - 1)]
+
+    def dense_layers_of(self, num_layers: int) -> tuple[int, ...] | int:
+        """Dense layers of a model with `num_layers` attached layers."""
+        if self.last_dense_layers is None:
+            return self.dense_layers
+        count, expected = self.last_dense_layers
+        return tuple(range(expected - count, expected)) if num_layers == expected else 0
+
+
+PUBLISHED: dict[str, Published] = {
+    # FLUX.1-dev only: 19 double and 38 single blocks, of which the last 20 stay dense.
+    "flux": Published(drop=0.90, last_dense_layers=(20, 57)),
+    "hunyuan": Published(drop=0.80),
+    "wan2.1-t2v": Published(0.75, dense_steps=(5,), dense_layers=2, first_frame=True),
+    "wan2.1-i2v": Published(0.75, dense_layers=2, first_frame=True),
+    "wan2.2-t2v": Published(0.85, dense_steps=(3, 1), dense_layers=2, first_frame=True),
+    "wan2.2-i2v": Published(0.85, dense_layers=2, first_frame=True),
+    "wan2.2-ti2v": Published(0.75, dense_steps=(5,), dense_layers=2, first_frame=True),
+    # The scripts say 0.75; the README says 0.85 for text-to-video, 0.75 for image-to-video.
+    "cogvideox": Published(drop=0.75, dense_steps=(5,)),
+    "sd3": Published(),
+    "qwen": Published(),
+    "ltx": Published(),
+    "sd15": Published(),
+    "sdxl": Published(),
+}
+
+
+def published(family: str) -> Published:
+    """Looks a model family up; raises ValueError for an unknown name."""
+    if family not in PUBLISHED:
+        raise ValueError(
+            f"family must be one of {', '.join(sorted(PUBLISHED))}, got {family=}; "
+            "a method also works without a family: set dense_steps and dense_layers yourself"
+        )
+    return PUBLISHED[family]

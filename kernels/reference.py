@@ -1,0 +1,133 @@
+"""Dense fp64 oracles, written from the definition of each op.
+
+They build the whole (B, H, N, M) score tensor and share no code with the fast paths: use them
+to check, at small sizes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Computes softmax attention in fp64 from its definition.
+
+    Args:
+        query: (B, N, H, D), any float dtype.
+        key: (B, M, H, D), any float dtype.
+        value: (B, M, H, D), any float dtype. Keys that no query of a head attends may hold NaN.
+        mask: Bool, broadcastable to (B, H, N, M), True where the key is attended.
+        scale: Factor on the scores; None for D ** -0.5.
+
+    Returns:
+        The output (B, N, H, D) and the natural-log lse (B, N, H), both fp64. A row that attends
+        nothing is 0 with lse -inf.
+    """
+    query, key, value = query.double(), key.double(), value.double()
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = torch.einsum("bnhd,bmhd->bhnm", query, key) * scale
+    if mask is not None:
+        mask = mask.expand(scores.shape)
+        scores = scores.masked_fill(~mask, -torch.inf)
+        is_attended = mask.any(dim=2).transpose(1, 2).unsqueeze(-1)
+        value = value.masked_fill(~is_attended, 0.0)
+    lse = torch.logsumexp(scores, dim=-1)
+    is_empty = (lse == -torch.inf).unsqueeze(-1)
+    weights = torch.exp(scores - lse.unsqueeze(-1)).masked_fill(is_empty, 0.0)
+    return torch.einsum("bhnm,bmhd->bnhd", weights, value), lse.transpose(1, 2)
+
+
+def block_mask(
+    indices: Tensor, counts: Tensor, *, block_q: int, block_k: int, queries: int, keys: int
+) -> Tensor:
+    """Expands block lists to the token mask that they stand for.
+
+    Args:
+        indices: (B, H, NQ, max_count) int32; entries beyond `counts` are ignored.
+        counts: (B, H, NQ) int32.
+        block_q: Queries per block.
+        block_k: Keys per block.
+        queries: Number of queries N.
+        keys: Number of keys M.
+
+    Returns:
+        (B, H, N, M) bool, True where the key is attended.
+    """
+    key_blocks = -(-keys // block_k)
+    blocks = torch.zeros(*counts.shape, key_blocks, dtype=torch.bool, device=indices.device)
+    for row in torch.cartesian_prod(*(torch.arange(size) for size in counts.shape)).tolist():
+        kept = indices[tuple(row)][: int(counts[tuple(row)])]
+        blocks[tuple(row)][kept.long()] = True
+    by_query = blocks.repeat_interleave(block_q, dim=2)[:, :, :queries]
+    return by_query.repeat_interleave(block_k, dim=3)[:, :, :, :keys]
+
+
+def block_sparse_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    indices: Tensor,
+    counts: Tensor,
+    *,
+    block_q: int,
+    block_k: int,
+    scale: float | None = None,
+    key_padding_mask: Tensor | None = None,
+    extra_key: Tensor | None = None,
+    extra_value: Tensor | None = None,
+    extra_padding_mask: Tensor | None = None,
+    row_scale: Tensor | None = None,
+    row_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Computes `diffaccel.kernels.block_sparse_attention` in fp64 with a dense mask.
+
+    Args and meaning are those of the op.
+
+    Returns:
+        The output (B, N, H, D) and the lse (B, N, H) of the exact part, both fp64.
+    """
+    (batch, queries, heads, _), keys = query.shape, key.shape[1]
+    mask = block_mask(
+        indices, counts, block_q=block_q, block_k=block_k, queries=queries, keys=keys
+    ).expand(batch, heads, queries, keys)
+    if key_padding_mask is not None:
+        mask = mask & key_padding_mask[:, None, None, :]
+    if extra_key is not None:
+        key, value = torch.cat([extra_key, key], dim=1), torch.cat([extra_value, value], dim=1)
+        extra_mask = mask.new_ones(batch, heads, queries, extra_key.shape[1])
+        if extra_padding_mask is not None:
+            extra_mask = extra_mask & extra_padding_mask[:, None, None, :]
+        mask = torch.cat([extra_mask, mask], dim=3)
+    output, lse = attention(query, key, value, mask, scale)
+
+    if row_scale is not None:
+        per_query = row_scale.double().repeat_interleave(block_q, dim=2)[:, :, :queries]
+        output = output * per_query.transpose(1, 2).unsqueeze(-1)
+    if row_bias is not None:
+        per_query = row_bias.double().repeat_interleave(block_q, dim=2)[:, :, :queries]
+        output = output + per_query.transpose(1, 2)
+    return output, lse
+
+
+def merge_attention(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Merges attention over disjoint key sets in fp64.
+
+    Args:
+        outputs: Partial results, each (B, N, H, D).
+        lses: Natural-log lse of each part, (B, N, H).
+
+    Returns:
+        The merged output (B, N, H, D) and lse (B, N, H), both fp64.
+    """
+    stacked = torch.stack([lse.double() for lse in lses])
+    lse = torch.logsumexp(stacked, dim=0)
+    weights = torch.exp(stacked - lse).nan_to_num(nan=0.0)
+    parts = torch.stack([output.double() for output in outputs])
+    return (weights.unsqueeze(-1) * parts).sum(dim=0), lse

@@ -1,0 +1,218 @@
+"""Generates images of any size: native sample, then upscale, re-noise and denoise by stages.
+
+The stages follow SDEdit (Meng et al., 2021, https://arxiv.org/abs/2108.01073): the native sample
+fixes the composition, each stage redraws detail at its own scale. The attention method works
+above native size, where attention is what costs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import ceil, log, sqrt
+
+import torch
+from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
+from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
+from PIL import Image
+
+from diffaccel.attach import set_attn_processor
+from diffaccel.errors import InputError
+from diffaccel.methods.base import Method
+from diffaccel.pipelines.presets import Preset, Refinement
+from diffaccel.pipelines.tiling import tile_count, tiled
+from diffaccel.progress import Timing
+from diffaccel.report import Report
+
+MULTIPLE = 16  # pixels per token and axis in the latent models
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedImage:
+    """An image and how it came about.
+
+    Attributes:
+        image: The picture, RGB.
+        stages: Sizes in pixels (width, height), the native one first.
+        seconds: Phase name to wall-clock seconds.
+        reports: Per stage above native size, what the attention method did.
+    """
+
+    image: Image.Image
+    stages: tuple[tuple[int, int], ...]
+    seconds: dict[str, float]
+    reports: dict[str, Report] = field(default_factory=dict)
+
+
+def check_size(width: int, height: int) -> None:
+    """Raises InputError unless both sides are positive multiples of 16 pixels."""
+    if min(width, height) < 1 or width % MULTIPLE or height % MULTIPLE:
+        near = tuple(max(MULTIPLE, round(side / MULTIPLE) * MULTIPLE) for side in (width, height))
+        raise InputError(
+            f"width and height must be positive multiples of {MULTIPLE}, got {width}x{height}; "
+            f"use {near[0]}x{near[1]}"
+        )
+
+
+def plan_stages(
+    width: int, height: int, native: int, max_upscale: float
+) -> tuple[tuple[int, int], ...]:
+    """Lists the sizes that a picture passes through, from native to the one asked for.
+
+    Args:
+        width: Final width in pixels.
+        height: Final height in pixels.
+        native: Side of the model's square training size; the first stage has its area.
+        max_upscale: Largest factor between stages.
+
+    Returns:
+        Sizes (width, height), all multiples of 16, the last one the final size. A picture of at
+        most native area has one stage.
+    """
+    total = sqrt(width * height) / native
+    if total <= 1.0:
+        return ((width, height),)
+    jumps = max(1, ceil(round(log(total) / log(max_upscale), 6)))
+    sizes = [
+        tuple(
+            max(MULTIPLE, round(side / total ** ((jumps - i) / jumps) / MULTIPLE) * MULTIPLE)
+            for side in (width, height)
+        )
+        for i in range(jumps)
+    ]
+    return (*sizes, (width, height))
+
+
+def generate_image(
+    pipe: DiffusionPipeline,
+    prompt: str,
+    width: int,
+    height: int,
+    *,
+    preset: Preset,
+    method: Method,
+    steps: int | None = None,
+    refinement: Refinement | None = None,
+    seed: int = 0,
+    timing: Timing | None = None,
+) -> GeneratedImage:
+    """Generates one image.
+
+    Args:
+        pipe: A stock text-to-image pipeline with an image-to-image twin.
+        prompt: What to draw.
+        width: In pixels, a multiple of 16.
+        height: In pixels, a multiple of 16.
+        preset: How the pipeline is called.
+        method: Attention above native size; the native sample runs the stock attention.
+        steps: Denoising steps at native size, the preset's by default.
+        refinement: Stages above native size, the preset's by default.
+        seed: Of all noise; equal seeds give equal bits on one machine.
+        timing: Where phases are timed and drawn.
+
+    Returns:
+        The image, the time of each phase, and the method's report of each stage.
+
+    Raises:
+        InputError: The size breaks the rule of `check_size`.
+        UnsupportedModelError: The denoiser's attention is not known.
+    """
+    check_size(width, height)
+    timing = timing or Timing()
+    refinement = refinement or preset.refinement
+    stages = plan_stages(width, height, preset.native, refinement.max_upscale)
+    reports = {}
+    with set_attn_processor(pipe, method):  # refuses an unknown model before any work
+        pass
+    image = _sample_native(pipe, prompt, stages[0], preset, steps or preset.steps, seed, timing)
+    if len(stages) > 1:
+        refiner = AutoPipelineForImage2Image.from_pipe(pipe)
+        refiner.set_progress_bar_config(disable=True)
+        for index, size in enumerate(stages[1:], start=1):
+            refiner.scheduler = _scheduler_for(pipe, size)
+            with set_attn_processor(pipe, method) as attachment:
+                image = _refine(
+                    refiner, prompt, image, size, preset, refinement, seed + index, timing
+                )
+                reports[f"{size[0]}x{size[1]}"] = attachment.report()
+    return GeneratedImage(image, stages, timing.seconds, reports)
+
+
+def _sample_native(
+    pipe: DiffusionPipeline,
+    prompt: str,
+    size: tuple[int, int],
+    preset: Preset,
+    steps: int,
+    seed: int,
+    timing: Timing,
+) -> Image.Image:
+    """Samples the first stage with the stock attention."""
+    with timing.phase(f"sample {size[0]}x{size[1]}", steps) as phase:
+        return pipe(
+            prompt,
+            width=size[0],
+            height=size[1],
+            num_inference_steps=steps,
+            generator=torch.Generator().manual_seed(seed),
+            callback_on_step_end=_advancing(phase.advance),
+            **preset.arguments,
+        ).images[0]
+
+
+def _refine(
+    refiner: DiffusionPipeline,
+    prompt: str,
+    image: Image.Image,
+    size: tuple[int, int],
+    preset: Preset,
+    refinement: Refinement,
+    seed: int,
+    timing: Timing,
+) -> Image.Image:
+    """Carries an image to a larger size: upscale, encode, noise, denoise, decode."""
+    label = f"{size[0]}x{size[1]}"
+    schedule = max(1, round(refinement.steps / refinement.strength))
+    steps = schedule - int(max(schedule - schedule * refinement.strength, 0))
+    tiles = tile_count(*size)
+    with (
+        timing.phase(f"encode {label}", tiles) as encode,
+        timing.phase(f"denoise {label}", steps) as denoise,
+        timing.phase(f"decode {label}", tiles) as decode,
+    ):
+        phases = {"encode": encode, "decode": decode}
+        with tiled(refiner.vae, lambda kind: phases[kind].advance()):
+            return refiner(
+                prompt,
+                image=image.resize(size, Image.Resampling.LANCZOS),
+                width=size[0],
+                height=size[1],
+                strength=refinement.strength,
+                num_inference_steps=schedule,
+                generator=torch.Generator().manual_seed(seed),
+                callback_on_step_end=_advancing(denoise.advance),
+                **{**preset.arguments, **preset.refine_arguments},
+            ).images[0]
+
+
+def _scheduler_for(pipe: DiffusionPipeline, size: tuple[int, int]) -> object:
+    """Copies the scheduler; a shift that grows with size stops at its largest trained value.
+
+    Flow models extrapolate the shift linearly in tokens; at 4096x4096 it would leave no step
+    below pure noise.
+    """
+    tokens = size[0] * size[1] // MULTIPLE**2
+    config = dict(pipe.scheduler.config)
+    if isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler):
+        config["max_image_seq_len"] = max(tokens, config["max_image_seq_len"])
+    return type(pipe.scheduler).from_config(config)
+
+
+def _advancing(advance: Callable[[], None]) -> Callable[..., dict[str, object]]:
+    """Wraps a progress callback in the signature that pipelines call after each step."""
+
+    def on_step_end(
+        _pipe: DiffusionPipeline, _step: int, _timestep: int, tensors: dict[str, object]
+    ) -> dict[str, object]:
+        advance()
+        return tensors
+
+    return on_step_end

@@ -1,0 +1,72 @@
+"""Loads pipelines: the embedded model, a diffusers folder, or a name on the model hub."""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+
+from diffaccel.errors import ModelError
+from diffaccel.pipelines.presets import SUPPORTED
+
+EMBEDDED_IMAGE = Path(__file__).parent / "embedded" / "image"
+
+
+def load_image_pipeline(
+    source: str | Path = EMBEDDED_IMAGE, *, device: str = "cpu", dtype: torch.dtype | None = None
+) -> DiffusionPipeline:
+    """Loads a text-to-image pipeline.
+
+    Args:
+        source: A diffusers folder (one that has a model_index.json) or a hub name.
+        device: Where the pipeline is put.
+        dtype: Of the weights; fp32 on the CPU and bf16 elsewhere by default.
+
+    Returns:
+        The stock pipeline, with its own progress bars silenced.
+
+    Raises:
+        ModelError: The folder cannot be read, or its pipeline is none of `SUPPORTED`.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        _check_folder(folder)
+    elif folder.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/")):
+        raise ModelError(
+            f"a model must be a diffusers folder or a hub name such as owner/name, "
+            f"got {str(source)!r}; check the path"
+        )
+    if dtype is None:
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    try:
+        pipe = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"a model must load as a diffusers pipeline, {str(source)!r} does not ({reason}); "
+            f"check that the download or the folder is complete"
+        ) from error
+    _check_supported(type(pipe).__name__, source)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuses a folder early, by its index, before any weight is read."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        name = index["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"a model folder must hold a readable model_index.json, got {str(folder)!r}; "
+            f"point at the folder that save_pretrained wrote"
+        ) from error
+    _check_supported(name, folder)
+
+
+def _check_supported(name: str, source: str | Path) -> None:
+    if name not in SUPPORTED:
+        raise ModelError(
+            f"the pipeline must be one of {', '.join(SUPPORTED)}, got {name} in "
+            f"{str(source)!r}; load it with diffusers and use set_attn_processor from Python"
+        )

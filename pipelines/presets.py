@@ -1,0 +1,105 @@
+"""How each pipeline family is called: native size, steps, guidance, refinement."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from diffusers import DiffusionPipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Refinement:
+    """How a picture is carried from one size to the next (SDEdit, Meng et al., 2021,
+    https://arxiv.org/abs/2108.01073): upscaled, noised part of the way, denoised.
+
+    Attributes:
+        steps: Denoising steps of each stage.
+        strength: Share of the noise schedule that is redone, in (0, 1]. More adds detail and
+            may change content.
+        max_upscale: Largest factor per stage and axis; larger jumps pass through sizes between.
+    """
+
+    steps: int
+    strength: float
+    max_upscale: float = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """Calling conventions of one pipeline family.
+
+    Attributes:
+        native: Side in pixels of the square picture that the model was trained on.
+        steps: Denoising steps at native size.
+        arguments: Further arguments of every call.
+        refine_arguments: What differs from `arguments` above native size.
+        refinement: How to go above native size.
+        drop: Share of the key blocks that the default method leaves out above native size.
+    """
+
+    native: int
+    steps: int
+    refinement: Refinement
+    arguments: dict[str, object] = field(default_factory=dict)
+    refine_arguments: dict[str, object] = field(default_factory=dict)
+    drop: float | None = None
+
+
+EMBEDDED = Preset(
+    native=256,
+    steps=20,
+    arguments={"negative_prompt": "", "true_cfg_scale": 4.0, "max_sequence_length": 32},
+    refine_arguments={"true_cfg_scale": 1.0},
+    refinement=Refinement(steps=4, strength=0.5),
+    drop=0.9,
+)
+BY_PIPELINE = {
+    "FluxPipeline": Preset(
+        native=1024,
+        steps=28,
+        arguments={"guidance_scale": 3.5},
+        refinement=Refinement(steps=12, strength=0.4, max_upscale=2.0),
+    ),
+    "StableDiffusion3Pipeline": Preset(
+        native=1024,
+        steps=28,
+        arguments={"guidance_scale": 5.0},
+        refinement=Refinement(steps=12, strength=0.4, max_upscale=2.0),
+    ),
+    "QwenImagePipeline": Preset(
+        native=1328,
+        steps=40,
+        arguments={"negative_prompt": " ", "true_cfg_scale": 4.0},
+        refinement=Refinement(steps=12, strength=0.4, max_upscale=2.0),
+    ),
+    "StableDiffusionXLPipeline": Preset(
+        native=1024,
+        steps=30,
+        arguments={"guidance_scale": 6.0},
+        refinement=Refinement(steps=12, strength=0.35, max_upscale=2.0),
+    ),
+    "StableDiffusionPipeline": Preset(
+        native=512,
+        steps=30,
+        arguments={"guidance_scale": 7.5},
+        refinement=Refinement(steps=12, strength=0.4, max_upscale=2.0),
+    ),
+}
+SUPPORTED = tuple(BY_PIPELINE)
+
+
+def preset_for(pipe: DiffusionPipeline, source: str | Path) -> Preset:
+    """Returns the preset of a loaded pipeline, native size taken from the model where it says it.
+
+    Args:
+        pipe: A pipeline whose class is in `SUPPORTED`.
+        source: What it was loaded from; the embedded model has a preset of its own.
+    """
+    from diffaccel.pipelines.loading import EMBEDDED_IMAGE
+
+    if Path(source) == EMBEDDED_IMAGE:
+        return EMBEDDED
+    preset = BY_PIPELINE[type(pipe).__name__]
+    declared = getattr(pipe, "default_sample_size", None)
+    if declared and type(pipe).__name__.startswith("StableDiffusion"):
+        return replace(preset, native=declared * pipe.vae_scale_factor)
+    return preset
