@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Grid = tuple[int, int, int]
+from diffaccel.hilbert import hilbert_curve
+from diffaccel.layout import Grid
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -159,112 +160,7 @@ def brick_size(grid: Grid, block: int) -> Grid:
 
 
 def _hilbert(grid: Grid, block: int) -> np.ndarray:
-    """A generalised Hilbert curve through a box of any size, all boxes of a level at once.
-
-    The idea is that of the Gilbert curve (Jakub Cerveny, "gilbert: Generalized Hilbert
-    space-filling curve for rectangular domains of arbitrary sizes", 2018,
-    https://github.com/jakubcerveny/gilbert): a box is split into boxes that the curve enters
-    and leaves at touching corners, until each box is a line. Instead of recursing, every round
-    here splits all boxes of the list in place, as array operations.
-    """
-    # A box: corner where the curve enters (3), then three edge vectors (3 x 3). The curve
-    # leaves at the far end of the first edge. The longest side comes first.
-    sides = sorted(range(3), key=lambda axis: -grid[axis])
-    boxes = np.zeros((1, 4, 3), dtype=np.int64)
-    for position, axis in enumerate(sides):
-        boxes[0, 1 + position, axis] = grid[axis]
-    while True:
-        size = np.abs(boxes[:, 1:]).sum(-1)
-        is_line = (size > 1).sum(1) <= 1
-        if is_line.all():
-            return _walk_lines(boxes, size, grid)
-        boxes = _split(boxes, size, is_line)
-
-
-def _walk_lines(boxes: np.ndarray, size: np.ndarray, grid: Grid) -> np.ndarray:
-    rows = np.arange(len(boxes))
-    longest = size.argmax(1)
-    steps = size[rows, longest]
-    direction = np.sign(boxes[rows, 1 + longest])
-    starts = np.cumsum(steps) - steps
-    offset = np.arange(steps.sum()) - np.repeat(starts, steps)
-    points = np.repeat(boxes[:, 0], steps, 0) + offset[:, None] * np.repeat(direction, steps, 0)
-    return np.ravel_multi_index(tuple(points.T), grid).astype(np.int64)
-
-
-def _split(boxes: np.ndarray, size: np.ndarray, is_line: np.ndarray) -> np.ndarray:
-    """Replaces every box by the two, three or five boxes it splits into, in curve order."""
-    half = size // 2
-    half += (half % 2 == 1) & (size > 2)  # an even half lets the curve leave at the right corner
-    unit = np.sign(boxes[:, 1:])
-    near = unit * half[..., None]
-    a, b, c = size.T
-    long_a = (2 * a > 3 * b) & (2 * a > 3 * c)
-    long_b = ~long_a & (3 * b > 4 * c)
-    long_c = ~long_a & ~long_b & (3 * c > 4 * b)
-    cases = (
-        (is_line, lambda *box: [box[:4]]),
-        (long_a & ~is_line, _split_along_a),
-        (long_b & ~is_line, _split_along_b),
-        (long_c & ~is_line, _split_along_c),
-        (~(long_a | long_b | long_c | is_line), _split_in_five),
-    )
-    children = np.zeros((len(boxes), 5, 4, 3), dtype=np.int64)
-    for chosen, rule in cases:
-        if chosen.any():
-            parts = rule(
-                *boxes[chosen].transpose(1, 0, 2),
-                *near[chosen].transpose(1, 0, 2),
-                *unit[chosen].transpose(1, 0, 2),
-            )
-            for position, part in enumerate(parts):
-                children[chosen, position] = np.stack(part, 1)
-    children = children.reshape(-1, 4, 3)
-    return children[np.abs(children[:, 1:]).sum(-1).min(1) > 0]
-
-
-# The rules take a box (corner p, edges a, b, c), the nearer halves of its edges and their unit
-# vectors, and return smaller boxes so that each begins beside the end of the one before.
-Box = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-Vector = np.ndarray
-
-
-def _split_along_a(
-    p: Vector, a: Vector, b: Vector, c: Vector, a1: Vector, *_: Vector
-) -> list[Box]:
-    return [(p, a1, b, c), (p + a1, a - a1, b, c)]
-
-
-def _split_along_b(
-    p: Vector, a: Vector, b: Vector, c: Vector,
-    a1: Vector, b1: Vector, c1: Vector, ua: Vector, ub: Vector, uc: Vector,
-) -> list[Box]:  # fmt: skip
-    turn = p + (a - ua) + (b1 - ub)
-    return [(p, b1, c, a1), (p + b1, a, b - b1, c), (turn, -b1, c, a1 - a)]
-
-
-def _split_along_c(
-    p: Vector, a: Vector, b: Vector, c: Vector,
-    a1: Vector, b1: Vector, c1: Vector, ua: Vector, ub: Vector, uc: Vector,
-) -> list[Box]:  # fmt: skip
-    turn = p + (a - ua) + (c1 - uc)
-    return [(p, c1, a1, b), (p + c1, a, b, c - c1), (turn, -c1, a1 - a, b)]
-
-
-def _split_in_five(
-    p: Vector, a: Vector, b: Vector, c: Vector,
-    a1: Vector, b1: Vector, c1: Vector, ua: Vector, ub: Vector, uc: Vector,
-) -> list[Box]:  # fmt: skip
-    over = p + (b1 - ub) + (c - uc)
-    back = p + (a - ua) + b1 + (c - uc)
-    home = p + (a - ua) + (b1 - ub)
-    return [
-        (p, b1, c1, a1),
-        (p + b1, c, a1, b - b1),
-        (over, a, -b1, c1 - c),
-        (back, -c, a1 - a, b - b1),
-        (home, -b1, c1, a1 - a),
-    ]
+    return hilbert_curve(grid)
 
 
 ORDERS: dict[str, Callable[[Grid, int], np.ndarray]] = {

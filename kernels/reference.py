@@ -95,8 +95,13 @@ def block_sparse_attention(
     """
     (batch, queries, heads, _), keys = query.shape, key.shape[1]
     mask = block_mask(
-        indices, counts, block_q=block_q, block_k=block_k, queries=queries, keys=keys
-    ).expand(batch, heads, queries, keys)
+        indices.expand(batch, heads, -1, -1),
+        counts.expand(batch, heads, -1),
+        block_q=block_q,
+        block_k=block_k,
+        queries=queries,
+        keys=keys,
+    )
     if key_padding_mask is not None:
         mask = mask & key_padding_mask[:, None, None, :]
     if extra_key is not None:

@@ -1,1 +1,54 @@
-"""Bindings: how each model family reaches a method."""
+"""Bindings: one per model family, and the table that finds them."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from diffaccel.bindings.base import (
+    AttentionLayer,
+    Binding,
+    LayoutUnknown,
+    ModelCall,
+    UnsupportedModelError,
+)
+from diffaccel.bindings.image import FluxBinding, QwenImageBinding, SD3Binding
+from diffaccel.bindings.unet import UNetBinding
+from diffaccel.bindings.video import (
+    CogVideoXBinding,
+    HunyuanVideoBinding,
+    LTXVideoBinding,
+    WanBinding,
+)
+
+__all__ = [
+    "BINDINGS",
+    "AttentionLayer",
+    "Binding",
+    "LayoutUnknown",
+    "ModelCall",
+    "UnsupportedModelError",
+    "binding_of",
+]
+
+BINDINGS: dict[str, Binding] = {
+    "FluxTransformer2DModel": FluxBinding(),
+    "SD3Transformer2DModel": SD3Binding(),
+    "QwenImageTransformer2DModel": QwenImageBinding(),
+    "WanTransformer3DModel": WanBinding(),
+    "HunyuanVideoTransformer3DModel": HunyuanVideoBinding(),
+    "CogVideoXTransformer3DModel": CogVideoXBinding(),
+    "LTXVideoTransformer3DModel": LTXVideoBinding(),
+    "UNet2DConditionModel": UNetBinding(),
+}
+"""Denoiser class name -> binding. Names, so that no model code is imported."""
+
+
+def binding_of(model: nn.Module) -> Binding:
+    """Returns the binding of a denoiser or of the first class it inherits from that has one."""
+    for model_class in type(model).__mro__:
+        if model_class.__name__ in BINDINGS:
+            return BINDINGS[model_class.__name__]
+    raise UnsupportedModelError(
+        f"no binding knows the attention of {type(model).__name__}; "
+        f"supported denoisers are {', '.join(BINDINGS)}"
+    )

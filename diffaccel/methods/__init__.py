@@ -1,1 +1,8 @@
 """Attention methods: what is computed, independent of any model."""
+
+from diffaccel.methods.base import Method
+from diffaccel.methods.full import FullAttn
+from diffaccel.methods.rectified import RectifiedSpaAttn
+from diffaccel.methods.sparse import SparseAttn
+
+__all__ = ["FullAttn", "Method", "RectifiedSpaAttn", "SparseAttn"]

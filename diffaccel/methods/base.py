@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import Tensor
@@ -97,6 +97,14 @@ class Method:
             scale=scale,
             key_padding_mask=key_padding_mask,
             scheduled_dense=self.runs_dense(layer, step),
+        )
+
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
+        """Refuses to be an attention processor, which `model.set_attn_processor` makes of it."""
+        raise TypeError(
+            f"{type(self).__name__} is a method, not an attention processor: instead of "
+            "model.set_attn_processor(method) write diffaccel.set_attn_processor(model, method) "
+            "or pipe.set_attn_processor(method), on a freshly loaded model"
         )
 
     def runs_dense(self, layer: int | None = None, step: int | None = None) -> bool:

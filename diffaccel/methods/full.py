@@ -26,7 +26,5 @@ class FullAttn(Method):
         key_padding_mask: Tensor | None,
         scheduled_dense: bool,
     ) -> tuple[Tensor, Tensor | float]:
-        output = dense_attention(
-            query, key, value, scale=scale, key_padding_mask=key_padding_mask
-        )
+        output = dense_attention(query, key, value, scale=scale, key_padding_mask=key_padding_mask)
         return output, 1.0

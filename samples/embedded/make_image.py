@@ -1,28 +1,98 @@
-"""Makes the embedded image model: fetches the data, trains, evaluates and writes the folder."""
+"""Makes the embedded image model: fetches the data, trains, evaluates and writes the folder.
+
+Every stage leaves a file in the work folder. A run that was interrupted goes on from there; a
+finished stage is not repeated.
+"""
 
 import argparse
 from pathlib import Path
 
 import torch
+from diffusers import FluxPipeline
+from evaluate import Call, evaluate
+from export_image import export, load_model
+from latents import draw_chunk
+from train_image import CLOSE_256, WHOLE_128, WHOLE_256, Stage, train_stage
 from train_vae import VaeTraining, train_vae
 from vocabulary import fetch_packages, load_vocabulary
+
+
+def stages(minutes: float, scale: int, learning_rate: float) -> tuple[Stage, ...]:
+    """Plans the diffusion training: a cheap stage at 128 px, then 256 px with close-ups.
+
+    Args:
+        minutes: Wall-clock length of both.
+        scale: Multiplies the number of pictures.
+        learning_rate: Peak rate of the first stage.
+    """
+    return (
+        Stage(
+            "stage-128",
+            minutes=0.43 * minutes,
+            learning_rate=learning_rate,
+            whole=WHOLE_128,
+            whole_chunks=14 * scale,
+            batch=32,
+            decay=0.35,
+        ),
+        Stage(
+            "stage-256",
+            minutes=0.57 * minutes,
+            learning_rate=0.75 * learning_rate,
+            whole=WHOLE_256,
+            whole_chunks=8 * scale,
+            batch=12,
+            close_ups=CLOSE_256,
+            close_up_chunks=4 * scale,
+            decay=0.75,
+            average=0.98,
+            seed=1,
+        ),
+    )
 
 
 def main() -> None:
     """Runs every stage that has not been finished in the work folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/embedded"))
+    parser.add_argument("--out", type=Path, help="pipeline folder; default: image in --work")
     parser.add_argument("--packages", type=Path, help="folder of the npm archives")
     parser.add_argument("--vocabulary", choices=("curated", "all"), default="curated")
-    parser.add_argument("--vae-minutes", type=float, default=22.0)
+    parser.add_argument("--vae-minutes", type=float, default=15.0)
+    parser.add_argument("--minutes", type=float, default=58.0, help="of diffusion training")
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--scale", type=int, default=1, help="multiplies the training pictures")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--draw-only", action="store_true", help="only draw pictures; may run beside training"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     packages = args.packages or args.work / "packages"
     fetch_packages(packages)
     vocabulary = load_vocabulary(packages, args.vocabulary)
     args.work.mkdir(parents=True, exist_ok=True)
-    train_vae(vocabulary, VaeTraining(minutes=args.vae_minutes), args.work)
+    plan = stages(args.minutes, args.scale, args.learning_rate)
+
+    vae = train_vae(vocabulary, VaeTraining(minutes=args.vae_minutes), args.work).eval()
+    if args.draw_only:
+        for stage in plan:
+            for kind, chunks in (
+                (stage.whole, stage.whole_chunks),
+                (stage.close_ups, stage.close_up_chunks),
+            ):
+                for index in range(chunks):
+                    draw_chunk(vocabulary, vae, kind, index, args.work)
+        return
+    weights: Path | None = None
+    for stage in plan:
+        weights = train_stage(vocabulary, vae, stage, args.work, weights)
+    model = load_model(vocabulary, weights)
+    folder = args.out or args.work / "image"
+    export(model, vae, folder)
+    pipe = FluxPipeline.from_pretrained(folder)
+    figures = evaluate(pipe, vocabulary, args.work / "evaluation", Call())
+    print(figures)
 
 
 if __name__ == "__main__":

@@ -107,9 +107,7 @@ def random_scene(rng: random.Random, things: int, single: float = 0.55) -> Scene
         ]
     else:
         size = rng.uniform(0.26, 0.32)
-        centres = [
-            (a + rng.gauss(0, 0.01), 0.5 + rng.gauss(0, 0.07)) for a in (0.175, 0.5, 0.825)
-        ]
+        centres = [(a + rng.gauss(0, 0.01), 0.5 + rng.gauss(0, 0.07)) for a in (0.175, 0.5, 0.825)]
     placed = []
     for thing, (x, y) in zip(chosen, centres, strict=True):
         own = size * rng.uniform(0.92, 1.0)

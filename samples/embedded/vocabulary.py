@@ -17,6 +17,7 @@ PACKAGES = {
     "emojibase-data-17.0.0.tgz": "emojibase-data@17.0.0",
 }
 CURATED = Path(__file__).with_name("vocabulary.json")
+TAGS = 2  # at most so many per object
 GROUPS_OF_OBJECTS = {0, 1, 3, 4, 5, 6, 7, 8}  # without skin tone components (2) and flags (9)
 
 
@@ -82,7 +83,7 @@ def load_vocabulary(packages: Path, which: str = "curated") -> tuple[Thing, ...]
     return tuple(
         Thing(
             names=names,
-            tags=tuple(tag for tag in tags if uses[tag] == 1 and tag not in names_taken),
+            tags=tuple(t for t in tags if uses[t] == 1 and t not in names_taken)[:TAGS],
             body=body,
         )
         for names, tags, body in chosen

@@ -1,0 +1,167 @@
+"""What a binding is: how the attention of one model family reaches a method."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffaccel.errors import ModelError
+from diffaccel.layout import TokenLayout
+
+
+class UnsupportedModelError(ModelError, NotImplementedError):
+    """A model or pipeline whose attention no binding knows."""
+
+
+class LayoutUnknown(ValueError):
+    """A model call that does not tell its token layout; its attention then runs dense."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionLayer:
+    """One attention module that a method may serve.
+
+    Args:
+        name: Path of the module inside the denoiser.
+        kind: "joint" (visual and text tokens in one sequence) or "self" (visual tokens only).
+        index: Position among the layers of its denoiser that a method serves.
+        level: Resolution level, for U-Nets: 0 is the input resolution, each further one halves it.
+    """
+
+    name: str
+    kind: str
+    index: int
+    level: int = 0
+
+    @property
+    def stream(self) -> tuple[str, int]:
+        """What decides about the layer's token layout within one model call."""
+        return self.kind, self.level
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """One call of a denoiser, as its forward pre-hook sees it.
+
+    Args:
+        arguments: Every argument of the call by name.
+        readings: What was read from tensor values so far, kept from call to call.
+    """
+
+    arguments: dict[str, Any]
+    readings: dict[int, tuple[Tensor, Any]]
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        args: tuple,
+        kwargs: dict[str, Any],
+        readings: dict[int, tuple[Tensor, Any]],
+    ) -> ModelCall:
+        """Gives the positional arguments of a call their names."""
+        bound = _forward_signature(type(model)).bind_partial(model, *args, **kwargs)
+        return cls(bound.arguments, readings)
+
+    def __getitem__(self, name: str) -> Any:
+        """Returns one argument; raises LayoutUnknown where the call lacks it."""
+        value = self.arguments.get(name)
+        if value is None:
+            raise LayoutUnknown(f"the model was called without {name}")
+        return value
+
+    def read(self, tensor: Tensor, reader: Callable[[Tensor], Any]) -> Any:
+        """Returns reader(tensor), computed once for each tensor object.
+
+        Reading values waits for the device; pipelines pass the same tensor at every step.
+        """
+        known = self.readings.get(id(tensor))
+        if known is None or known[0] is not tensor:
+            if len(self.readings) >= 8:
+                self.readings.clear()
+            # Keeping the tensor keeps its id from being given to another one.
+            known = self.readings[id(tensor)] = (tensor, reader(tensor))
+        return known[1]
+
+
+@functools.cache
+def _forward_signature(model_class: type) -> inspect.Signature:
+    return inspect.signature(model_class.forward)
+
+
+class Binding:
+    """How the attention of one model family reaches a method. Stateless.
+
+    A subclass says which layers a method may serve (`patterns`), what the tokens of a model call
+    are (`layout`) and whose published settings apply (`family`).
+    """
+
+    patterns: tuple[tuple[str, str], ...] = ()
+    """(regular expression over the module path, kind); the first full match counts."""
+
+    def family(self, model: nn.Module, pipe: Any) -> str:
+        """Returns the model family's name in `diffaccel.methods.published`.
+
+        Args:
+            model: The denoiser.
+            pipe: The pipeline that it belongs to, or None where only the model is known.
+        """
+        raise NotImplementedError
+
+    def layout(self, model: nn.Module, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
+        """Returns what the tokens of one layer are; raises LayoutUnknown if the call hides it.
+
+        Reads shapes and plain numbers; tensor values only through `call.read`.
+        """
+        raise NotImplementedError
+
+    def level(self, model: nn.Module, name: str) -> int:
+        """Returns the resolution level of a layer, 0 for models of one resolution."""
+        return 0
+
+    def layers(self, model: nn.Module) -> tuple[AttentionLayer, ...]:
+        """Returns the layers of self-attention over visual tokens, in the model's order."""
+        found = []
+        for name, _ in processor_modules(model):
+            kind = self._kind(name)
+            if kind is not None:
+                found.append(AttentionLayer(name, kind, len(found), self.level(model, name)))
+        return tuple(found)
+
+    def skipped(self, model: nn.Module) -> dict[str, str]:
+        """Returns the other attention layers of the model, with the reason to leave them alone."""
+        return {
+            name: self.skip_reason(name)
+            for name, _ in processor_modules(model)
+            if self._kind(name) is None
+        }
+
+    def skip_reason(self, name: str) -> str:
+        """Returns why a method does not serve a layer that no pattern matches."""
+        return "cross-attention" if name.endswith("attn2") else "not attention over visual tokens"
+
+    def _kind(self, name: str) -> str | None:
+        for pattern, kind in self.patterns:
+            if re.fullmatch(pattern, name):
+                return kind
+        return None
+
+
+def processor_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yields the path and the module of every attention layer that has a processor."""
+    for name, module in model.named_modules():
+        if hasattr(module, "processor") and hasattr(module, "set_processor"):
+            yield name, module
+
+
+def patched(size: int, patch: int) -> int:
+    """Returns how many tokens lie along an axis of `size` latent elements."""
+    if size < patch:
+        raise LayoutUnknown(f"the latent has {size} elements on an axis of patches of {patch}")
+    return size // patch

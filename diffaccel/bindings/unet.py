@@ -1,0 +1,42 @@
+"""Binding of the U-Nets of Stable Diffusion 1.x, 2.x and XL."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from diffaccel.bindings.base import AttentionLayer, Binding, ModelCall
+from diffaccel.layout import TokenLayout
+
+
+class UNetBinding(Binding):
+    """U-Nets: `attn1` is self-attention over the image at the resolution of its level."""
+
+    patterns = ((r".+\.attentions\.\d+\.transformer_blocks\.\d+\.attn1", "self"),)
+
+    def family(self, model: nn.Module, pipe: Any) -> str:
+        return "sdxl" if model.config.addition_embed_type == "text_time" else "sd15"
+
+    def layers(self, model: nn.Module) -> tuple[AttentionLayer, ...]:
+        # Down, middle, up: the order of a call, which is not the order of the modules.
+        places = ("down_blocks", "mid_block", "up_blocks")
+        found = sorted(
+            super().layers(model), key=lambda layer: places.index(layer.name.split(".")[0])
+        )
+        return tuple(replace(layer, index=index) for index, layer in enumerate(found))
+
+    def level(self, model: nn.Module, name: str) -> int:
+        place, number = name.split(".")[:2]
+        deepest = len(model.config.down_block_types) - 1
+        if place == "mid_block":
+            return deepest
+        return int(number) if place == "down_blocks" else deepest - int(number)
+
+    def layout(self, model: nn.Module, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
+        height, width = call["sample"].shape[-2:]
+        for _ in range(layer.level):
+            # Downsampling with padding 1 keeps the last row and column of odd sizes.
+            height, width = (height + 1) // 2, (width + 1) // 2
+        return TokenLayout.image(height, width)

@@ -1,0 +1,91 @@
+"""Bindings of video transformers: Wan, HunyuanVideo, CogVideoX and LTX-Video."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from diffaccel.bindings.base import AttentionLayer, Binding, ModelCall, patched
+from diffaccel.layout import TokenLayout
+
+
+class WanBinding(Binding):
+    """Wan 2.1 and 2.2: self-attention over the video alone; text is cross-attended.
+
+    Each transformer of Wan 2.2 A14B is a denoiser of its own.
+    """
+
+    patterns = ((r"blocks\.\d+\.attn1", "self"),)
+
+    def family(self, model: nn.Module, pipe: Any) -> str:
+        settings = getattr(pipe, "config", {})
+        config = model.config
+        if settings.get("expand_timesteps") or config.in_channels == config.out_channels == 48:
+            return "wan2.2-ti2v"
+        has_experts = getattr(pipe, "transformer_2", None) is not None
+        version = "wan2.2" if has_experts or settings.get("boundary_ratio") else "wan2.1"
+        # Image to video: the first frame comes as further input channels or as image tokens.
+        is_i2v = config.image_dim is not None or config.in_channels > config.out_channels
+        return f"{version}-{'i2v' if is_i2v else 't2v'}"
+
+    def layout(self, model: nn.Module, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
+        sizes = call["hidden_states"].shape[-3:]
+        return TokenLayout.video(*map(patched, sizes, model.config.patch_size))
+
+
+class HunyuanVideoBinding(Binding):
+    """HunyuanVideo: the video first, then text, whose padding the attention mask excludes."""
+
+    patterns = ((r"(single_)?transformer_blocks\.\d+\.attn", "joint"),)
+
+    def family(self, model: nn.Module, pipe: Any) -> str:
+        return "hunyuan"
+
+    def layout(self, model: nn.Module, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
+        frames, height, width = call["hidden_states"].shape[-3:]
+        patch, patch_t = model.config.patch_size, model.config.patch_size_t
+        return TokenLayout.video(
+            patched(frames, patch_t),
+            patched(height, patch),
+            patched(width, patch),
+            text_after=call["encoder_hidden_states"].shape[1],
+        )
+
+    def skip_reason(self, name: str) -> str:
+        return "text token refiner" if "token_refiner" in name else super().skip_reason(name)
+
+
+class CogVideoXBinding(Binding):
+    """CogVideoX 1.0 and 1.5: text first, then the video; latents are (B, F, C, H, W)."""
+
+    patterns = ((r"transformer_blocks\.\d+\.attn1", "joint"),)
+
+    def family(self, model: nn.Module, pipe: Any) -> str:
+        return "cogvideox"
+
+    def layout(self, model: nn.Module, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
+        _, frames, _, height, width = call["hidden_states"].shape
+        patch, patch_t = model.config.patch_size, model.config.patch_size_t or 1
+        return TokenLayout.video(
+            patched(frames, patch_t),
+            patched(height, patch),
+            patched(width, patch),
+            text_before=call["encoder_hidden_states"].shape[1],
+        )
+
+
+class LTXVideoBinding(Binding):
+    """LTX-Video: self-attention over the video alone, which arrives packed.
+
+    The pipelines pass the grid of tokens as numbers. A call with precomputed coordinates instead
+    (LTX condition pipeline) does not tell it and runs dense.
+    """
+
+    patterns = ((r"transformer_blocks\.\d+\.attn1", "self"),)
+
+    def family(self, model: nn.Module, pipe: Any) -> str:
+        return "ltx"
+
+    def layout(self, model: nn.Module, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
+        return TokenLayout.video(call["num_frames"], call["height"], call["width"])

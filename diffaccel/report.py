@@ -1,0 +1,174 @@
+"""Report of an attachment: which layers a method served, how sparsely, and what ran dense."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from diffaccel.layout import TokenLayout
+
+
+@dataclass(slots=True)
+class LayerLog:
+    """What one layer did so far in a run. Densities stay on the device until they are read."""
+
+    sparse_calls: int = 0
+    dense_calls: Counter[str] = field(default_factory=Counter)
+    pairs: int = 0
+    kept_pairs: Tensor | float = 0.0
+    layout: TokenLayout | None = None
+
+    def record(self, layout: TokenLayout | None, density: Tensor | float, reason: str) -> None:
+        """Adds one call.
+
+        Args:
+            layout: The tokens of the call, where known.
+            density: Share of the query-key pairs that were computed exactly.
+            reason: Why the call ran dense, "" if it was sparse.
+        """
+        if reason:
+            self.dense_calls[reason] += 1
+        else:
+            self.sparse_calls += 1
+        if layout is not None:
+            self.layout = layout
+            self.pairs += layout.length**2
+            self.kept_pairs = self.kept_pairs + density * layout.length**2
+
+    def density(self) -> float | None:
+        """Returns the mean density over all calls, dense ones included; waits for the device."""
+        return float(self.kept_pairs) / self.pairs if self.pairs else None
+
+
+@dataclass(slots=True)
+class StepLog:
+    """Calls of all layers in one denoising step."""
+
+    sparse_calls: int = 0
+    dense_calls: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """One layer that the method was attached to.
+
+    Args:
+        name: Path of the layer inside the denoiser.
+        kind: "joint" (visual and text tokens) or "self" (visual tokens).
+        layout: Its tokens at the last call, None before the first.
+        sparse_calls: Calls that the method answered sparsely.
+        dense_calls: Reason -> number of calls that ran dense for it.
+        density: Mean share of query-key pairs computed exactly, dense calls counted as 1.
+        pairs: Query-key pairs of all calls, the weight of this layer in an overall density.
+    """
+
+    name: str
+    kind: str
+    layout: TokenLayout | None
+    sparse_calls: int
+    dense_calls: dict[str, int]
+    density: float | None
+    pairs: int
+
+    def __str__(self) -> str:
+        if not self.sparse_calls and not self.dense_calls:
+            return f"{self.name} ({self.kind}): not called"
+        parts = [f"{self.name} ({self.kind}, {_describe(self.layout)})"]
+        if self.density is not None:
+            parts.append(f"density {self.density:.3f}")
+        parts.append(f"{self.sparse_calls} sparse")
+        parts += [f"{count} dense: {reason}" for reason, count in self.dense_calls.items()]
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class DenoiserReport:
+    """One denoiser that a method was attached to; numbers describe its latest run.
+
+    Args:
+        component: Name within the pipeline ("transformer"), "" for a bare model.
+        model: Class name.
+        family: Whose published settings filled the method's schedule.
+        method: repr of the method with its schedule filled in.
+        layers: The layers that the method serves.
+        skipped: Path of every other attention layer -> why it kept its own attention.
+        steps: Denoising steps seen.
+        dense_steps: Index of every step without a sparse call -> reason.
+    """
+
+    component: str
+    model: str
+    family: str
+    method: str
+    layers: tuple[LayerReport, ...]
+    skipped: dict[str, str]
+    steps: int
+    dense_steps: dict[int, str]
+
+    @property
+    def density(self) -> float | None:
+        """Mean density over all attached layers and steps, dense ones included."""
+        return _overall_density(self.layers)
+
+    def __str__(self) -> str:
+        name = f"{self.component} ({self.model})" if self.component else self.model
+        lines = [f"{name}: {self.method} on {len(self.layers)} layers, family {self.family}"]
+        if self.density is not None:
+            lines.append(f"  density {self.density:.3f}, steps {self.steps}")
+        lines += [f"  dense steps {span}: {reason}" for span, reason in self._dense_spans()]
+        lines += [f"  {layer}" for layer in self.layers]
+        skipped = Counter(self.skipped.values())
+        lines += [f"  not attached: {count} ({reason})" for reason, count in skipped.items()]
+        return "\n".join(lines)
+
+    def _dense_spans(self) -> list[tuple[str, str]]:
+        """Joins consecutive dense steps that share their reason: [("0-4", reason), ...]."""
+        spans: list[list[int]] = []
+        for step, reason in self.dense_steps.items():
+            if spans and self.dense_steps.get(step - 1) == reason:
+                spans[-1][1] = step
+            else:
+                spans.append([step, step])
+        return [
+            (str(first) if first == last else f"{first}-{last}", self.dense_steps[first])
+            for first, last in spans
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an attachment did in the latest run of each denoiser; str() gives a readable text."""
+
+    denoisers: tuple[DenoiserReport, ...]
+
+    @property
+    def layers(self) -> tuple[LayerReport, ...]:
+        """The attached layers of all denoisers."""
+        return tuple(layer for denoiser in self.denoisers for layer in denoiser.layers)
+
+    @property
+    def density(self) -> float | None:
+        """Mean density over all denoisers, weighted by their query-key pairs."""
+        return _overall_density(self.layers)
+
+    def __str__(self) -> str:
+        return "\n".join(str(denoiser) for denoiser in self.denoisers)
+
+
+def _overall_density(layers: Iterable[LayerReport]) -> float | None:
+    called = [layer for layer in layers if layer.density is not None]
+    pairs = sum(layer.pairs for layer in called)
+    return sum(layer.density * layer.pairs for layer in called) / pairs if pairs else None
+
+
+def _describe(layout: TokenLayout | None) -> str:
+    """Describes a layout in words, such as "text 512 + visual 1x64x48"."""
+    if layout is None:
+        return "layout unknown"
+    return " + ".join(
+        f"{part.kind} {part.length if part.grid is None else 'x'.join(map(str, part.grid))}"
+        for part in layout.segments
+    )

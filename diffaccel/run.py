@@ -1,0 +1,195 @@
+"""Run state of one attached denoiser: where it is in a run, and what its layers did."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from diffaccel.bindings import AttentionLayer, Binding, LayoutUnknown, ModelCall
+from diffaccel.layout import TokenLayout
+from diffaccel.report import DenoiserReport, LayerLog, LayerReport, StepLog
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+    from diffaccel.methods.base import Method
+    from diffaccel.schedule import StepClock
+
+
+class Run:
+    """The mutable state of one attachment to one denoiser.
+
+    `begin_call` is the denoiser's forward pre-hook; the layers' processors read the layout and
+    the step here and record what they did. Holds no module, so that a deep copy of the model
+    gets a complete state of its own.
+
+    Args:
+        method: What to compute, its schedule filled in.
+        binding: How the model's attention reaches the method.
+        layers: The layers that the method serves.
+        clock: Step position.
+        family: The model family, for the report.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        binding: Binding,
+        layers: tuple[AttentionLayer, ...],
+        clock: StepClock,
+        family: str,
+    ) -> None:
+        self.method = method
+        self.binding = binding
+        self.layers = layers
+        self.clock = clock
+        self.family = family
+        self.handle: RemovableHandle | None = None
+        self._readings: dict[int, tuple[Tensor, Any]] = {}
+        self._warned: set[str] = set()
+        self._forget_calls()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the latest run; the next model call begins a new one."""
+        self.clock.reset()
+        self._forget_run()
+
+    @torch.compiler.disable
+    def begin_call(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Reads step and layouts of one model call; runs before the model does."""
+        self._forget_calls()
+        call = ModelCall.of(model, args, kwargs, self._readings)
+        if self.clock.tick(call.arguments.get("timestep")):
+            self._forget_run()
+        for layer in self.layers:
+            if layer.stream not in self._layouts:
+                self._layouts[layer.stream] = self._read_layout(model, call, layer)
+
+    def layout(self, layer: AttentionLayer) -> TokenLayout | None:
+        """Returns the tokens of a layer in the current model call, None where unknown."""
+        found = self._layouts.get(layer.stream)
+        return found if isinstance(found, TokenLayout) else None
+
+    def why_no_layout(self, layer: AttentionLayer) -> str:
+        """Returns why the current model call does not tell the tokens of a layer."""
+        found = self._layouts.get(layer.stream)
+        return found if isinstance(found, str) else "the layer ran outside its model's forward"
+
+    def scheduled_dense(self, layer: AttentionLayer) -> str:
+        """Returns why the method's schedule makes this call dense, "" where it does not."""
+        step = self.clock.step
+        if not self.method.runs_dense(layer=layer.index, step=step):
+            return ""
+        knob = "dense_steps" if self.method.runs_dense(step=step) else "dense_layers"
+        return f"{knob}={getattr(self.method, knob)}"
+
+    def padding_mask(self, mask: Tensor, batch: int, length: int) -> Tensor | None:
+        """Returns an attention mask as a key-padding mask, None where it is anything else.
+
+        Converted once per mask and model call: all layers get the same one.
+
+        Args:
+            mask: As for SDPA: bool, or floats added to the logits.
+            batch: B.
+            length: N.
+
+        Returns:
+            (B, N) bool, True where a key may be attended.
+        """
+        known = self._masks.get(id(mask))
+        if known is None:
+            # Keeping the mask keeps its id from being given to another one.
+            known = self._masks[id(mask)] = (mask, _as_padding_mask(mask, batch, length))
+        return known[1]
+
+    def record(self, layer: AttentionLayer, density: Tensor | float, reason: str = "") -> None:
+        """Records one call of a layer; `reason` says why it ran dense, "" if it did not."""
+        self._logs[layer.name].record(self.layout(layer), density, reason)
+        if self.clock.step is None:
+            return
+        step = self._steps.setdefault(self.clock.step, StepLog())
+        if reason:
+            step.dense_calls[reason] += 1
+        else:
+            step.sparse_calls += 1
+
+    def warn_once(self, layer: AttentionLayer, reason: str) -> None:
+        """Warns that a layer ran dense unexpectedly, once for each reason."""
+        if reason not in self._warned:
+            self._warned.add(reason)
+            warnings.warn(
+                f"{type(self.method).__name__} ran dense in {layer.name}: {reason}", stacklevel=2
+            )
+
+    def report(self, component: str, model: nn.Module) -> DenoiserReport:
+        """Returns what happened in the latest run; waits for the device."""
+        return DenoiserReport(
+            component=component,
+            model=type(model).__name__,
+            family=self.family,
+            method=repr(self.method),
+            layers=tuple(self._layer_report(layer) for layer in self.layers),
+            skipped=self.binding.skipped(model),
+            steps=len(self._steps),
+            dense_steps={
+                step: ", ".join(log.dense_calls)
+                for step, log in sorted(self._steps.items())
+                if not log.sparse_calls
+            },
+        )
+
+    def _layer_report(self, layer: AttentionLayer) -> LayerReport:
+        log = self._logs[layer.name]
+        return LayerReport(
+            name=layer.name,
+            kind=layer.kind,
+            layout=log.layout,
+            sparse_calls=log.sparse_calls,
+            dense_calls=dict(log.dense_calls),
+            density=log.density(),
+            pairs=log.pairs,
+        )
+
+    def _read_layout(
+        self, model: nn.Module, call: ModelCall, layer: AttentionLayer
+    ) -> TokenLayout | str:
+        try:
+            return self.binding.layout(model, call, layer)
+        except LayoutUnknown as unknown:
+            return str(unknown)
+
+    def _forget_calls(self) -> None:
+        self._layouts: dict[tuple[str, int], TokenLayout | str] = {}
+        self._masks: dict[int, tuple[Tensor, Tensor | None]] = {}
+
+    def _forget_run(self) -> None:
+        self._logs = {layer.name: LayerLog() for layer in self.layers}
+        self._steps: dict[int, StepLog] = {}
+
+
+def run_of(model: nn.Module) -> Run | None:
+    """Returns the run state of an attached denoiser, found at its forward pre-hook."""
+    for hook in model._forward_pre_hooks.values():
+        owner = getattr(hook, "__self__", None)
+        if isinstance(owner, Run):
+            return owner
+    return None
+
+
+def _as_padding_mask(mask: Tensor, batch: int, length: int) -> Tensor | None:
+    *others, keys = mask.shape
+    rows = others[0] if len(others) == 3 else 1
+    per_query_or_head = others[1:] if len(others) == 3 else others
+    if keys != length or rows not in (1, batch) or any(size != 1 for size in per_query_or_head):
+        return None
+    mask = mask.reshape(rows, length).expand(batch, length)
+    if mask.dtype == torch.bool:
+        return mask
+    # Additive: padding is written as 0 and some large negative number; anything else is a bias.
+    is_open = mask == 0
+    is_padding_only = (is_open | (mask <= -1e4)).all()
+    return is_open if is_padding_only else None

@@ -1,0 +1,141 @@
+"""Selectors: which key blocks a query block computes exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffaccel.layout import Grid
+from diffaccel.order import first_frame_blocks, neighbor_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class TopBlocks:
+    """Keeps the blocks with the largest predicted attention.
+
+    Per row (batch, head, query block): the first `n` blocks in descending order, where `n` is
+    the larger of `top_k = int(keep * NB)` (at least 1) and the number of blocks that it takes
+    to exceed the mass `p_remain`. Text is always computed, so its mass counts first. Ties go to
+    the lowest block index, so that the choice is deterministic.
+
+    Args:
+        keep: Share of the NB key blocks, 0 to 1.
+        p_remain: Share of the attention mass that must be computed, 0 to 1; 0 leaves `keep`
+            alone in charge.
+    """
+
+    keep: float
+    p_remain: float = 0.0
+
+    def top_k(self, blocks: int) -> int:
+        """Number of blocks that `keep` alone asks for, out of `blocks`."""
+        # (1 - 0.8) * 10 is 1.9999999999999996 in floating point and means 2.
+        return min(blocks, max(1, int(self.keep * blocks + 1e-6)))
+
+    def max_count(self, blocks: int, forced: int) -> int:
+        """Upper bound of the number of kept blocks, known without looking at the data."""
+        return blocks if self.p_remain > 0 else min(blocks, self.top_k(blocks) + forced)
+
+    def select(self, probability: Tensor, forced: Tensor | None = None) -> Tensor:
+        """Chooses blocks.
+
+        Args:
+            probability: (B, H, R, NB + 1) fp32 from `block_attention`, the last entry is text.
+            forced: (R, NB) bool, blocks that are kept whatever their probability, or None.
+
+        Returns:
+            (B, H, R, NB) bool. Blocks of probability 0 (fully padded) are left out.
+        """
+        visual, text = probability[..., :-1], probability[..., -1:]
+        top_k = self.top_k(visual.shape[-1])
+        if self.p_remain > 0:
+            ranked = visual.sort(-1, descending=True).values
+            mass = ranked.cumsum(-1).add_(text)
+            needed = (mass <= self.p_remain).sum(-1, keepdim=True) + 1
+            needed = needed.clamp_(min=top_k, max=visual.shape[-1])
+            threshold = ranked.gather(-1, needed - 1)
+        else:
+            needed = top_k
+            threshold = visual.topk(top_k, dim=-1).values[..., -1:]
+        kept = visual > threshold
+        tied = visual == threshold
+        room = needed - kept.sum(-1, keepdim=True)
+        kept |= tied & (tied.cumsum(-1, dtype=torch.int32) <= room)
+        if forced is not None:
+            kept |= forced
+        return kept & (visual > 0)
+
+
+class ForcedBlocks(NamedTuple):
+    """Blocks that are kept whatever their probability.
+
+    Args:
+        mask: (NB, NB) bool, or None where nothing is forced.
+        largest: The largest count of a row.
+        is_everything: Whether every pair is forced.
+    """
+
+    mask: Tensor | None
+    largest: int
+    is_everything: bool
+
+
+@lru_cache(maxsize=32)
+def forced_blocks(
+    grid: Grid,
+    order: str,
+    block: int,
+    neighbors: bool,
+    first_frame: bool,
+    device: torch.device,
+) -> ForcedBlocks:
+    """Collects the blocks that are kept whatever their probability, cached.
+
+    Args:
+        grid: (frames, height, width).
+        order: Name of the token order.
+        block: Tokens per block.
+        neighbors: Whether a block keeps the blocks that touch it in the grid.
+        first_frame: Whether blocks that hold first-frame tokens keep each other. Ignored for an
+            image, where it would keep everything.
+        device: Where the mask goes.
+    """
+    forced = None
+    if neighbors:
+        forced = neighbor_blocks(grid, order, block)
+    if first_frame and grid[0] > 1:
+        holds = first_frame_blocks(grid, order, block)
+        pairs = holds[:, None] & holds[None, :]
+        forced = pairs if forced is None else forced | pairs
+    if forced is None:
+        return ForcedBlocks(None, 0, False)
+    largest, is_everything = int(forced.sum(-1).max()), bool(forced.all())
+    with torch.inference_mode(False):
+        return ForcedBlocks(forced.to(device), largest, is_everything)
+
+
+def block_lists(kept: Tensor, max_count: int) -> tuple[Tensor, Tensor]:
+    """Turns a choice of blocks into the lists that the attention kernels read.
+
+    Args:
+        kept: (B, H, R, NB) bool.
+        max_count: Width of the lists, at least the largest number of kept blocks.
+
+    Returns:
+        indices (B, H, R, max_count) int32, ascending, 0 beyond the count; counts (B, H, R)
+        int32. No host synchronisation.
+    """
+    blocks = kept.shape[-1]
+    position = kept.cumsum(-1, dtype=torch.int32)
+    counts = position[..., -1].contiguous()
+    # Blocks that are not kept all go to one surplus column, which is cut off.
+    column = torch.where(kept, position - 1, max_count).long()
+    ids = torch.arange(blocks, dtype=torch.int32, device=kept.device).expand_as(column)
+    indices = torch.zeros(
+        *kept.shape[:-1], max_count + 1, dtype=torch.int32, device=kept.device
+    ).scatter_(-1, column, ids)
+    return indices[..., :max_count].contiguous(), counts

@@ -1,0 +1,268 @@
+"""Trains text encoders and transformer together as a rectified flow on cached latents."""
+
+import copy
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from clock import Clock
+from diffusers import AutoencoderKL
+from image_model import ImageModel
+from latents import GROUP, Chunk, PoolKind, chunk_path, draw_chunk, load_chunk, token_positions
+from muon import Muon
+from scenes import BACKGROUNDS, CLOSE_UP_OPENINGS, OPENINGS, caption
+from torch import Tensor
+from vocabulary import Thing
+
+WHOLE_128 = PoolKind("whole-128", 128, close_ups=False, seed=1)
+WHOLE_256 = PoolKind("whole-256", 256, close_ups=False, seed=2)
+CLOSE_256 = PoolKind("close-256", 256, close_ups=True, seed=3)
+FUNCTION_WORDS = "a an and on to gradient background"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of training.
+
+    Attributes:
+        name: Name of its checkpoint.
+        minutes: Wall-clock length.
+        learning_rate: Peak rate of Muon; AdamW gets `adam_share` of it.
+        whole: Pool of whole scenes.
+        whole_chunks: Chunks of that pool.
+        batch: Whole scenes per step.
+        close_ups: Pool of close-ups, if any.
+        close_up_chunks: Chunks of that pool.
+        noise_mean: Mean of the logit of the noise level; above 0 trains layout more.
+        decay: Share of the stage over which the rate falls.
+        average: Decay of the moving average of the weights.
+        adam_share: Rate of AdamW in terms of that of Muon.
+        long_captions: Share of steps whose captions are padded to 512 words.
+        seed: Seed of noise, captions and initial weights.
+    """
+
+    name: str
+    minutes: float
+    learning_rate: float
+    whole: PoolKind
+    whole_chunks: int
+    batch: int
+    close_ups: PoolKind | None = None
+    close_up_chunks: int = 0
+    noise_mean: float = 0.2
+    decay: float = 0.6
+    average: float = 0.99
+    adam_share: float = 0.5
+    long_captions: float = 0.02
+    seed: int = 0
+
+
+def words_of(vocabulary: tuple[Thing, ...]) -> set[str]:
+    """Collects the words that captions may use."""
+    texts = [FUNCTION_WORDS, *BACKGROUNDS, *OPENINGS, *CLOSE_UP_OPENINGS]
+    for thing in vocabulary:
+        texts += [*thing.names, *thing.tags]
+    kept = "".join(c if c.isalnum() and c.isascii() else " " for c in " ".join(texts).lower())
+    return set(kept.split())
+
+
+class Pool:
+    """Chunks of latents in memory, served in random order without repetition.
+
+    Args:
+        chunks: What it holds.
+        group: Neighbours that are served together because they share a window.
+        rng: Source of chance.
+    """
+
+    def __init__(self, chunks: list[Chunk], group: int, rng: random.Random) -> None:
+        self.latents = torch.cat([chunk.latents for chunk in chunks])
+        self.scenes = [scene for chunk in chunks for scene in chunk.scenes]
+        self.windows = [window for chunk in chunks for window in chunk.windows]
+        self.group = group
+        self.rng = rng
+        self.order: list[int] = []
+
+    def next_indices(self, count: int) -> list[int]:
+        """Returns `count` indices, in whole groups."""
+        chosen: list[int] = []
+        while len(chosen) < count:
+            if not self.order:
+                self.order = list(range(0, len(self.scenes), self.group))
+                self.rng.shuffle(self.order)
+            first = self.order.pop()
+            chosen += range(first, first + self.group)
+        return chosen
+
+
+def flow_loss(
+    model: ImageModel,
+    clean: Tensor,
+    captions: list[str],
+    length: int,
+    positions: Tensor,
+    noise_mean: float,
+) -> Tensor:
+    """Mean squared error of the predicted velocity at random noise levels.
+
+    Args:
+        model: What is trained.
+        clean: Packed latents (B, N, 32).
+        captions: Their captions.
+        length: Words to which captions are padded.
+        positions: (N, 3) token positions.
+        noise_mean: Mean of the normal whose logistic is the noise level.
+    """
+    # Stratified over the batch, so that the loss of a step depends less on chance.
+    count = len(clean)
+    uniform = (torch.randperm(count) + torch.rand(count)) / count
+    sigma = torch.sigmoid(noise_mean + torch.special.ndtri(uniform.clamp(1e-4, 1 - 1e-4)))
+    noise = torch.randn_like(clean)
+    mixed = torch.lerp(clean, noise, sigma[:, None, None])
+    return (model(mixed, sigma, captions, length, positions) - (noise - clean)).square().mean()
+
+
+def train_stage(
+    vocabulary: tuple[Thing, ...],
+    vae: AutoencoderKL,
+    stage: Stage,
+    work: Path,
+    start: Path | None,
+) -> Path:
+    """Runs one stage, resuming from its checkpoint.
+
+    Args:
+        vocabulary: What the pictures show.
+        vae: The frozen autoencoder.
+        stage: How to train.
+        work: Folder of checkpoints and latents.
+        start: Averaged weights of the stage before, none for the first stage.
+
+    Returns:
+        File of the averaged weights.
+    """
+    finished = work / f"{stage.name}.pt"
+    if finished.exists():
+        return finished
+    checkpoint = work / f"{stage.name}-running.pt"
+    torch.manual_seed(stage.seed)
+    model = ImageModel(words_of(vocabulary))
+    if start is not None:
+        model.load_state_dict(torch.load(start, weights_only=True))
+    average = copy.deepcopy(model)
+    optimisers = _optimisers(model, stage)
+    spent_s, step = 0.0, 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        spent_s, step = state["spent_s"], state["step"]
+        torch.manual_seed(stage.seed + step)
+    rng = random.Random(stage.seed + step)
+    batches = _batches(vocabulary, vae, stage, work, rng)
+    clock = Clock(stage.minutes, spent_s, decay=stage.decay)
+    losses: dict[str, float] = {}
+    while clock.progress < 1:
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = group["peak"] * clock.rate()
+        length = 512 if rng.random() < stage.long_captions else rng.choice((24, 24, 32, 64))
+        parts = next(batches)
+        total = sum(len(captions) for _, _, captions, _ in parts)
+        model.zero_grad(set_to_none=True)
+        for name, clean, captions, positions in parts:
+            loss = flow_loss(model, clean, captions, length, positions, stage.noise_mean)
+            (loss * len(captions) / total).backward()
+            losses[name] = 0.98 * losses.get(name, loss.item()) + 0.02 * loss.item()
+        for optimiser in optimisers:
+            optimiser.step()
+        step += 1
+        with torch.no_grad():
+            decay = min(stage.average, step / (step + 10))
+            for old, new in zip(average.parameters(), model.parameters(), strict=True):
+                old.lerp_(new, 1 - decay)
+        if step % 20 == 0:
+            shown = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
+            print(f"{stage.name} step {step} {clock.spent_s / 60:.1f} min {shown}", flush=True)
+        if step % 100 == 0:
+            state = {
+                "model": model.state_dict(),
+                "average": average.state_dict(),
+                "optimisers": [optimiser.state_dict() for optimiser in optimisers],
+                "spent_s": clock.spent_s,
+                "step": step,
+            }
+            _save(state, checkpoint)
+    _save(average.state_dict(), finished)
+    return finished
+
+
+def _batches(
+    vocabulary: tuple[Thing, ...],
+    vae: AutoencoderKL,
+    stage: Stage,
+    work: Path,
+    rng: random.Random,
+) -> Iterator[list[tuple[str, Tensor, list[str], Tensor]]]:
+    """Yields what a step trains on: name, latents, captions and positions of one or two parts."""
+    whole = _pool(vocabulary, vae, stage.whole, stage.whole_chunks, 1, work, rng)
+    close = None
+    if stage.close_ups is not None:
+        close = _pool(vocabulary, vae, stage.close_ups, stage.close_up_chunks, GROUP, work, rng)
+    while True:
+        parts = []
+        for pool, kind, count in (
+            (whole, stage.whole, stage.batch),
+            (close, stage.close_ups, GROUP),
+        ):
+            if pool is None or kind is None:
+                continue
+            indices = pool.next_indices(count)
+            captions = [caption(rng, vocabulary, pool.scenes[i], pool.windows[i]) for i in indices]
+            positions = token_positions(kind.pixels, pool.windows[indices[0]])
+            parts.append((kind.name, pool.latents[indices].float(), captions, positions))
+        yield parts
+
+
+def _pool(
+    vocabulary: tuple[Thing, ...],
+    vae: AutoencoderKL,
+    kind: PoolKind,
+    chunks: int,
+    group: int,
+    work: Path,
+    rng: random.Random,
+) -> Pool:
+    """Loads the chunks of a kind, drawing those that are missing."""
+    for index in range(chunks):
+        if not chunk_path(work, kind, index).exists():
+            draw_chunk(vocabulary, vae, kind, index, work)
+    return Pool([load_chunk(work, kind, index) for index in range(chunks)], group, rng)
+
+
+def _optimisers(model: ImageModel, stage: Stage) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for ends, embeddings, norms and biases."""
+    inner, rest = [], []
+    for name, weight in model.named_parameters():
+        hidden = weight.ndim == 2 and ("block" in name or "layers" in name)
+        modulation = ".linear." in name or "relative_attention_bias" in name
+        (inner if hidden and not modulation else rest).append(weight)
+    peaks = (stage.learning_rate, stage.learning_rate * stage.adam_share)
+    optimisers = [
+        Muon(inner, peaks[0], weight_decay=0.02),
+        torch.optim.AdamW(rest, peaks[1], betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    for optimiser, peak in zip(optimisers, peaks, strict=True):
+        for group in optimiser.param_groups:
+            group["peak"] = peak
+    return optimisers
+
+
+def _save(content: object, path: Path) -> None:
+    """Writes a file beside and renames it."""
+    torch.save(content, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").rename(path)

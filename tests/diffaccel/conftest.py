@@ -1,0 +1,87 @@
+"""Tiny pipelines and a watching method for the tests of attaching, bindings and reports."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from diffaccel.layout import TokenLayout
+from diffaccel.methods.base import Method
+from diffaccel.methods.full import FullAttn
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One call that reached a watching method."""
+
+    layout: TokenLayout
+    shape: tuple[int, ...]
+    layer: int
+    step: int
+    key_padding_mask: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedAttn(Method):
+    """Dense attention that writes down what it gets."""
+
+    dense_steps: int | None = 0
+    dense_layers: tuple[int, ...] | int | None = 0
+    calls: list[Seen] = field(default_factory=list, repr=False, compare=False)
+
+    def attend_with_density(self, query, key, value, layout, **arguments: Any):
+        self.calls.append(
+            Seen(
+                layout,
+                tuple(query.shape),
+                arguments["layer"],
+                arguments["step"],
+                arguments["key_padding_mask"],
+            )
+        )
+        output, _ = FullAttn().attend_with_density(query, key, value, layout, **arguments)
+        return output, torch.ones(())
+
+
+@pytest.fixture(scope="session")
+def tiny_pipelines() -> ModuleType:
+    """The module of tiny pipelines."""
+    return _load("tiny_pipelines")
+
+
+@pytest.fixture
+def watched() -> WatchedAttn:
+    """A method that writes down what it gets; its schedule is empty."""
+    return WatchedAttn()
+
+
+@pytest.fixture
+def watched_class() -> type[WatchedAttn]:
+    """The class of the `watched` fixture."""
+    return WatchedAttn
+
+
+@pytest.fixture
+def one_thread():
+    """Tiny tensors on many threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

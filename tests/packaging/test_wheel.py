@@ -1,0 +1,87 @@
+"""The wheel holds one top-level package and everything that package needs."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """Builds the wheel as pip does, without a network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = ["-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", folder, ROOT]
+    subprocess.run([sys.executable, *command], check=True, cwd=folder, capture_output=True)
+    return zipfile.ZipFile(next(folder.glob("*.whl")))
+
+
+def test_every_path_is_inside_the_package(wheel):
+    tops = {name.split("/")[0].split("-")[0] for name in wheel.namelist()}
+    assert tops == {"diffaccel"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "diffaccel/py.typed",
+        "diffaccel/cli.py",
+        "diffaccel/commands/sample.py",
+        "diffaccel/bindings/__init__.py",
+        "diffaccel/methods/__init__.py",
+        "diffaccel/kernels/reference.py",
+        "diffaccel/pipelines/image.py",
+        "diffaccel/pipelines/embedded/image/model_index.json",
+        "diffaccel/pipelines/embedded/image/transformer/diffusion_pytorch_model.safetensors",
+        "diffaccel/pipelines/embedded/image/README.md",
+        "diffaccel/benchmarks/__init__.py",
+    ],
+)
+def test_wheel_holds(wheel, path):
+    assert path in wheel.namelist()
+
+
+def test_every_python_module_of_the_checkout_is_in_the_wheel(wheel):
+    """A new sub-package that is not listed in pyproject.toml would be left out silently."""
+    mapped = {"diffaccel": "diffaccel"} | {
+        name: f"diffaccel/{name}" for name in ("kernels", "pipelines", "benchmarks")
+    }
+    expected = {
+        f"{inside}/{path.relative_to(ROOT / folder).as_posix()}"
+        for folder, inside in mapped.items()
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert expected <= set(wheel.namelist())
+
+
+def test_embedded_model_stays_small():
+    files = [path for path in (ROOT / "pipelines/embedded/image").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 20e6
+    assert max(path.stat().st_size for path in files) <= 15e6
+
+
+def test_folder_names_do_not_shadow_other_packages(tmp_path):
+    """The checkout has a folder `kernels`, also the name of a package that diffusers probes."""
+    code = "import sys, diffaccel; print('kernels' in sys.modules)\nimport kernels"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "False"
+    assert "No module named 'kernels'" in done.stderr
+
+
+def test_import_is_light(tmp_path):
+    """Importing must not start CUDA, load Triton or any model code."""
+    code = (
+        "import sys, diffaccel, torch\n"
+        "assert not torch.cuda.is_initialized()\n"
+        "heavy = [m for m in sys.modules if m == 'triton' or '.models.transformers.' in m]\n"
+        "print(heavy)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
