@@ -54,4 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run() -> NoReturn:
     """Entry point of the console script."""
+    from diffaccel.environment import quiet_libraries
+
+    quiet_libraries()
     sys.exit(main())

@@ -1,6 +1,9 @@
 """Says what the toolkit runs on: versions of the packages and the device."""
 
+import logging
 import platform
+import warnings
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -25,6 +28,15 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def quiet_libraries() -> None:
+    """Silences progress bars and advice of the libraries below, in a process of our own."""
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="(diffusers|transformers)")
+    for library in ("diffusers", "transformers"):
+        import_module(f"{library}.utils.logging").disable_progress_bar()
 
 
 def best_device() -> str:

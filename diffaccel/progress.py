@@ -1,7 +1,7 @@
 """Progress of a long job: one bar a phase, with the time left."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -31,27 +31,33 @@ class Timing:
     bars: Progress | None = None
 
     @contextmanager
-    def phase(self, name: str, total: int) -> Iterator["RunningPhase"]:
-        """Times a phase of `total` parts and draws its bar."""
-        task = self.bars.add_task(name, total=total) if self.bars else None
+    def phases(self, totals: dict[str, int]) -> Iterator[Callable[[str], None]]:
+        """Times phases that follow one another, and draws a bar for each.
+
+        Args:
+            totals: Phase name to its number of parts, in the order they run.
+
+        Yields:
+            A function that is called with a phase's name whenever one of its parts is done.
+        """
+        bars = self.bars
+        tasks = {name: bars.add_task(name, total=n) for name, n in totals.items()} if bars else {}
+        ended = {}
         started = perf_counter()
-        yield RunningPhase(self.bars, task)
-        self.seconds[name] = round(perf_counter() - started, 3)
-        if self.bars:
-            self.bars.update(task, completed=total)
 
+        def advance(name: str) -> None:
+            ended[name] = perf_counter()
+            if bars:
+                bars.advance(tasks[name])
 
-@dataclass(frozen=True, slots=True)
-class RunningPhase:
-    """A phase that `Timing` has opened."""
-
-    bars: Progress | None
-    task: int | None
-
-    def advance(self) -> None:
-        """Reports one finished part."""
-        if self.bars:
-            self.bars.advance(self.task)
+        yield advance
+        ended[list(totals)[-1]] = perf_counter()
+        for name in totals:
+            end = ended.get(name, started)
+            self.seconds[name] = round(end - started, 3)
+            started = end
+            if bars:
+                bars.update(tasks[name], completed=totals[name])
 
 
 class ProgressBars:

@@ -146,14 +146,15 @@ def _sample_native(
     timing: Timing,
 ) -> Image.Image:
     """Samples the first stage with the stock attention."""
-    with timing.phase(f"sample {size[0]}x{size[1]}", steps) as phase:
+    name = f"sample {size[0]}x{size[1]}"
+    with timing.phases({name: steps}) as advance:
         return pipe(
             prompt,
             width=size[0],
             height=size[1],
             num_inference_steps=steps,
             generator=torch.Generator().manual_seed(seed),
-            callback_on_step_end=_advancing(phase.advance),
+            callback_on_step_end=_advancing(lambda: advance(name)),
             **preset.arguments,
         ).images[0]
 
@@ -173,13 +174,9 @@ def _refine(
     schedule = max(1, round(refinement.steps / refinement.strength))
     steps = schedule - int(max(schedule - schedule * refinement.strength, 0))
     tiles = tile_count(*size)
-    with (
-        timing.phase(f"encode {label}", tiles) as encode,
-        timing.phase(f"denoise {label}", steps) as denoise,
-        timing.phase(f"decode {label}", tiles) as decode,
-    ):
-        phases = {"encode": encode, "decode": decode}
-        with tiled(refiner.vae, lambda kind: phases[kind].advance()):
+    phases = {f"encode {label}": tiles, f"denoise {label}": steps, f"decode {label}": tiles}
+    with timing.phases(phases) as advance:
+        with tiled(refiner.vae, lambda kind: advance(f"{kind} {label}")):
             return refiner(
                 prompt,
                 image=image.resize(size, Image.Resampling.LANCZOS),
@@ -188,7 +185,7 @@ def _refine(
                 strength=refinement.strength,
                 num_inference_steps=schedule,
                 generator=torch.Generator().manual_seed(seed),
-                callback_on_step_end=_advancing(denoise.advance),
+                callback_on_step_end=_advancing(lambda: advance(f"denoise {label}")),
                 **{**preset.arguments, **preset.refine_arguments},
             ).images[0]
 

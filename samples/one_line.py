@@ -9,7 +9,7 @@ from diffusers import FluxPipeline
 import diffaccel
 from diffaccel.pipelines.loading import EMBEDDED_IMAGE
 
-pipe = FluxPipeline.from_pretrained(EMBEDDED_IMAGE, torch_dtype=torch.float32)
+pipe = FluxPipeline.from_pretrained(EMBEDDED_IMAGE, dtype=torch.float32)
 attachment = pipe.set_attn_processor(diffaccel.RectifiedSpaAttn(drop=0.75))
 image = pipe(
     "a red apple on a blue background",

@@ -105,7 +105,7 @@ def execute(arguments: argparse.Namespace) -> int:
                 seed=arguments.seed,
                 timing=timing,
             )
-            with timing.phase("write", 1):
+            with timing.phases({"write": 1}):
                 write_image(result.image, arguments.output)
     except UnsupportedModelError as error:
         raise InputError(str(error)) from error

@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", choices=("curated", "all"), default="curated")
     parser.add_argument("--vae-minutes", type=float, default=15.0)
     parser.add_argument("--minutes", type=float, default=58.0, help="of diffusion training")
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--scale", type=int, default=1, help="multiplies the training pictures")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(

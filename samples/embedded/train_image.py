@@ -54,7 +54,7 @@ class Stage:
     noise_mean: float = 0.2
     decay: float = 0.6
     average: float = 0.99
-    adam_share: float = 0.5
+    adam_share: float = 0.4
     long_captions: float = 0.02
     seed: int = 0
 

@@ -299,7 +299,8 @@ def test_saving_an_attached_pipeline_writes_a_stock_one(flux, tmp_path):
     stock = flux.sample()
     flux.pipe = loaded
     loaded.set_progress_bar_config(disable=True)
-    assert torch.equal(flux.sample(), stock)
+    # Loaded weights lie at other addresses, which alone can change the last bit.
+    torch.testing.assert_close(flux.sample(), stock, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import warnings
 import diffusers
 import pytest
 import torch
+from diffusers.hooks import apply_layer_skip
 from diffusers.hooks._helpers import AttentionProcessorRegistry
 from diffusers.models.attention_dispatch import (
     AttentionBackendName,
@@ -19,9 +20,9 @@ from diffusers.models.transformers.transformer_flux import (
 )
 
 from diffaccel.attach import restore_attn_processor, set_attn_processor
-from diffaccel.bindings import AttentionLayer, Binding
+from diffaccel.bindings import FluxBinding
 from diffaccel.layout import TokenLayout
-from diffaccel.processor import attached_class, stock_of
+from diffaccel.processor import AttentionCall, KernelSwap, attached_class, stock_of
 from diffaccel.run import _as_padding_mask
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -73,11 +74,11 @@ def test_backend_stays_with_the_stock_processor(flux, watched):
     assert _AttentionBackendRegistry.get_active_backend() == active
 
 
-def test_wrong_layout_runs_dense_and_says_so_once(flux, watched, monkeypatch):
+def test_wrong_layout_runs_dense_and_says_so_once(flux, watched):
     stock = flux.sample()
     attachment = set_attn_processor(flux.pipe, watched)
 
-    class Mistaken(type(BINDING_OF_FLUX())):
+    class Mistaken(FluxBinding):
         def layout(self, model, call, layer):
             return TokenLayout.image(8, 11, text_before=12)
 
@@ -164,26 +165,35 @@ def test_a_processor_without_sdpa_is_reported(tiny_pipelines, watched):
     assert attachment.report().density == 1.0
 
 
-def test_guider_that_skips_attention_scores_keeps_its_effect(flux, watched):
+def test_guider_that_skips_attention_scores_keeps_its_effect(tiny_pipelines, watched):
     """Perturbed attention replaces SDPA around the layer; a method must not undo it."""
-    model = flux.pipe.transformer
+    tiny = tiny_pipelines.qwen()
+    plain = tiny.sample()
+    set_attn_processor(tiny.pipe, watched)
     config = diffusers.LayerSkipConfig(
-        indices=[0], fqn="transformer_blocks", skip_attention=False, skip_attention_scores=True
+        indices=[0],
+        fqn="transformer_blocks",
+        skip_attention=False,
+        skip_attention_scores=True,
+        skip_ff=False,
     )
-    diffusers.hooks.apply_layer_skip(model, config)
-    stock = flux.sample()
-    set_attn_processor(model, watched)
+    # Applied to attached processors: diffusers finds them in its table by exact class.
+    apply_layer_skip(tiny.pipe.transformer, config)
     with pytest.warns(UserWarning, match="skips the attention scores"):
-        assert torch.equal(flux.sample(), stock)
-    assert {call.layer for call in watched.calls} == {1, 2, 3}
+        perturbed = tiny.sample()
+    assert {call.layer for call in watched.calls} == {1}
+    restore_attn_processor(tiny.pipe)
+    assert torch.equal(tiny.sample(), perturbed)
+    assert not torch.equal(perturbed, plain)
 
 
 def test_joint_sequences_run_dense_under_context_parallelism(flux, watched):
     """Sharding text and image apart changes the order of the joint sequence."""
     set_attn_processor(flux.pipe, watched)
-    swap = _swap_of(flux)
-    swap.link.stock._parallel_config = object()
-    call = _attention_call()
+    processor = flux.pipe.transformer.transformer_blocks[0].attn.processor
+    processor._parallel_config = object()
+    swap = KernelSwap(processor._diffaccel_link)
+    call = AttentionCall(*(torch.randn(1, 2, 108, 16) for _ in range(3)))
     assert "reorders" in swap._obstacle(call, TokenLayout.image(8, 12, text_before=12))
     assert swap._obstacle(call, TokenLayout.image(9, 12)) == ""
 
@@ -212,25 +222,3 @@ def test_no_warning_in_ordinary_runs(flux, watched):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         flux.sample()
-
-
-def BINDING_OF_FLUX() -> Binding:
-    from diffaccel.bindings import BINDINGS
-
-    return BINDINGS["FluxTransformer2DModel"]
-
-
-def _swap_of(flux):
-    from diffaccel.processor import KernelSwap
-
-    return KernelSwap(flux.pipe.transformer.transformer_blocks[0].attn.processor._diffaccel_link)
-
-
-def _attention_call():
-    from diffaccel.processor import AttentionCall
-
-    return AttentionCall(*(torch.randn(1, 2, 108, 16) for _ in range(3)))
-
-
-def test_layer_streams_tell_levels_apart():
-    assert AttentionLayer("a", "self", 0, 0).stream != AttentionLayer("b", "self", 1, 1).stream

@@ -31,9 +31,7 @@ def test_skipped_calls_do_not_shift_the_others():
     assert steps(StepClock(), [999, 750, 750, 250]) == [0, 1, 1, 2]
 
 
-@pytest.mark.parametrize(
-    "shape", [(), (3,), (3, 7)], ids=["scalar", "per-sample", "per-token"]
-)
+@pytest.mark.parametrize("shape", [(), (3,), (3, 7)], ids=["scalar", "per-sample", "per-token"])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bfloat16], ids=str)
 def test_timestep_shapes_and_dtypes(shape, dtype):
     timesteps = [torch.full(shape, value, dtype=dtype) for value in (900, 900, 100)]

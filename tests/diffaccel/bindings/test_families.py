@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
+import diffusers
 import pytest
 import torch
 
 from diffaccel.attach import restore_attn_processor, set_attn_processor
+from diffaccel.bindings.image import image_grids
 from diffaccel.methods import FullAttn, RectifiedSpaAttn
 
 FAMILIES = (
@@ -172,10 +174,8 @@ def test_flux_reference_image_is_a_condition(tiny_pipelines, watched):
     assert layout.grid == (1, 4, 6) and layout.segments[2].grid == (1, 2, 3)
 
 
-def test_flux_grid_survives_rounded_position_ids(tiny_pipelines):
+def test_flux_grid_survives_rounded_position_ids():
     """In bf16, ids beyond 256 are rounded: the largest id no longer tells the height."""
-    from diffaccel.bindings.image import image_grids
-
     assert image_grids(flux_ids(0, 3, 520).bfloat16()) == [(1, 3, 520)]
     assert image_grids(flux_ids(0, 520, 3).bfloat16()) == [(1, 520, 3)]
     assert image_grids(flux_ids(0, 1, 7)) == [(1, 1, 7)]
@@ -198,9 +198,8 @@ def test_qwen_images_to_edit_are_conditions(tiny_pipelines, watched):
 
 
 def test_cogvideox15_patches_frames(tiny_pipelines, watched):
-    import diffusers
-
     config = dict(tiny_pipelines.cogvideox().pipe.transformer.config)
+    del config["_use_default_values"]
     config.update(patch_size_t=2, patch_bias=False, max_text_seq_length=8)
     model = diffusers.CogVideoXTransformer3DModel.from_config(config).eval()
     rotary = (torch.ones(2 * 4 * 6, 16), torch.zeros(2 * 4 * 6, 16))
