@@ -39,7 +39,12 @@ class Attachment:
         Waits for the device.
         """
         return Report(
-            tuple(self._runs[name].report(name, model) for name, model in self._denoisers.items())
+            tuple(
+                run.report(name, model, _replaced_since(model, run))
+                for (name, model), run in zip(
+                    self._denoisers.items(), self._runs.values(), strict=True
+                )
+            )
         )
 
     def reset(self) -> None:
@@ -66,7 +71,8 @@ def set_attn_processor(target: Any, method: Method) -> Attachment:
 
     The models keep their own attention processors; only the attention kernel is replaced.
     Cross-attention, VAE, text encoders and controlnets stay as they are. A method that was set
-    before is replaced.
+    before is replaced. Under torch.compile the attached layers run eagerly between compiled
+    parts, so that fullgraph=True is not possible.
 
     Args:
         target: A diffusers pipeline, or a denoiser itself. A denoiser alone does not tell
@@ -169,6 +175,14 @@ def _detach(model: nn.Module) -> None:
         # A processor that the user has set since stays.
         if stock is not None:
             module.set_processor(stock)
+
+
+def _replaced_since(model: nn.Module, run: Run) -> list[str]:
+    """Returns the layers that got another processor after the method was attached."""
+    if run_of(model) is not run:
+        return []
+    names = [layer.name for layer in run.layers]
+    return [name for name in names if stock_of(model.get_submodule(name).processor) is None]
 
 
 def _uncompiled(model: nn.Module) -> nn.Module:

@@ -125,28 +125,32 @@ def _token_counts(tokens: int, block: int, valid: Tensor | None, device: torch.d
 def _summarize(
     tokens: Tensor, block: int, valid: Tensor | None, counts: Tensor, needs_spread: bool
 ) -> tuple[Tensor, Tensor | None]:
+    """Means and mean absolute deviations, (B, H, NB, D) fp32 each, some blocks at a time."""
     batch, length, heads, channels = tokens.shape
     means, spreads = [], []
     limit = _STEP_ELEMENTS_CPU if tokens.device.type == "cpu" else _STEP_ELEMENTS
     step = max(1, limit // (batch * block * heads * channels))
     for first, last, size in _runs(length, block, step):
         place = slice(first * block, first * block + (last - first) * size)
-        part = tokens[:, place].unflatten(1, (last - first, size)).float()
-        count = counts[:, first:last, None, None].clamp_min(1.0)
-        padded = None
-        if valid is not None:
-            padded = ~valid[:, place].unflatten(1, (last - first, size))[..., None, None]
-            part = part.masked_fill(padded, 0.0)
-        mean = part.sum(2) / count
+        part = tokens[:, place].unflatten(1, (last - first, size)).flatten(3).float()
+        # (B, blocks, 1, size): a product with these weights averages, twice as fast as a sum.
+        weights = (1.0 / counts[:, first:last].clamp_min(1.0))[..., None, None]
+        if valid is None:
+            weights = weights.expand(-1, -1, -1, size)
+        else:
+            is_real = valid[:, place].unflatten(1, (last - first, size))
+            part = part.masked_fill(~is_real[..., None], 0.0)  # may hold NaN, which 0 * x keeps
+            weights = weights * is_real[:, :, None]
+        mean = weights @ part
         means.append(mean)
         if needs_spread:
-            deviation = (part - mean[:, :, None]).abs_()
-            if padded is not None:
-                deviation.masked_fill_(padded, 0.0)
-            spreads.append(deviation.sum(2) / count)
-    mean = torch.cat(means, 1).transpose(1, 2).contiguous()
-    spread = torch.cat(spreads, 1).transpose(1, 2).contiguous() if needs_spread else None
-    return mean, spread
+            spreads.append(weights @ (part - mean).abs_())
+    return tuple(
+        torch.cat(parts, 1).reshape(batch, -1, heads, channels).transpose(1, 2).contiguous()
+        if parts
+        else None
+        for parts in (means, spreads)
+    )
 
 
 def _runs(length: int, block: int, step: int) -> Iterator[tuple[int, int, int]]:

@@ -59,11 +59,16 @@ def attached_class(stock_class: type) -> type:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return _call(self, stock_class, args, kwargs)
 
-    body = {"__call__": call, "__reduce__": _reduce, "__module__": __name__}
+    body = {
+        "__call__": call,
+        "__setattr__": _set_attribute,
+        "__reduce__": _reduce,
+        "__module__": __name__,
+    }
     if hasattr(stock_class, "_attention_backend"):
-        body["_attention_backend"] = property(_native_backend, _set_stock_backend)
+        body["_attention_backend"] = property(_native_backend)
     if hasattr(stock_class, "_parallel_config"):
-        body["_parallel_config"] = property(_stock_parallel_config, _set_stock_parallel_config)
+        body["_parallel_config"] = property(_stock_parallel_config)
     subclass = type(f"Attached{stock_class.__name__}", (stock_class,), body)
     _register_for_guiders(stock_class, subclass)
     return subclass
@@ -75,6 +80,10 @@ def _call(processor: Any, stock_class: type, args: tuple, kwargs: dict[str, Any]
     link: Link = getattr(processor, LINK)
     run, layer = link.run, link.layer
     reason = run.scheduled_dense(layer)
+    if not reason:
+        reason = _parallelism_obstacle(link.stock, layer)
+        if reason:
+            run.warn_once(layer, reason)
     if reason:
         run.record(layer, 1.0, reason)
         return link.stock(*args, **kwargs)
@@ -131,9 +140,6 @@ class KernelSwap(TorchFunctionMode):
             return f"an attention mask of shape {tuple(call.attn_mask.shape)} is not key padding"
         if _attention_scores_are_skipped():
             return "a guider skips the attention scores of this call"
-        is_joint = len(layout.segments) > 1
-        if is_joint and getattr(self.link.stock, "_parallel_config", None) is not None:
-            return "context parallelism reorders the tokens of joint sequences"
         return ""
 
     def _attend(self, call: AttentionCall, layout: TokenLayout) -> Tensor:
@@ -186,12 +192,16 @@ def _build(stock_class: type, attributes: dict[str, Any]) -> Any:
 
 def _reduce(processor: Any) -> tuple:
     # Generated classes cannot be found by name: copies and pickles name the stock class instead.
-    return _build, (attached_class_base(processor), dict(processor.__dict__))
+    return _build, (type(stock_of(processor)), dict(processor.__dict__))
 
 
-def attached_class_base(processor: Any) -> type:
-    """Returns the stock class of an attached processor."""
-    return type(processor).__mro__[1]
+def _set_attribute(processor: Any, name: str, value: Any) -> None:
+    """Sets an attribute (IP-Adapter scale, backend) on the stock processor as well."""
+    stock = stock_of(processor)
+    if stock is not None:
+        setattr(stock, name, value)
+    if not isinstance(getattr(type(processor), name, None), property):
+        super(type(processor), processor).__setattr__(name, value)
 
 
 def _native_backend(processor: Any) -> AttentionBackendName:
@@ -199,16 +209,8 @@ def _native_backend(processor: Any) -> AttentionBackendName:
     return AttentionBackendName.NATIVE
 
 
-def _set_stock_backend(processor: Any, backend: Any) -> None:
-    stock_of(processor)._attention_backend = backend
-
-
 def _stock_parallel_config(processor: Any) -> Any:
     return stock_of(processor)._parallel_config
-
-
-def _set_stock_parallel_config(processor: Any, config: Any) -> None:
-    stock_of(processor)._parallel_config = config
 
 
 def _register_for_guiders(stock_class: type, subclass: type) -> None:
@@ -224,3 +226,19 @@ def _attention_scores_are_skipped() -> bool:
     """Whether a guider (perturbed attention) replaces SDPA around this call."""
     stack = _get_current_function_mode_stack()
     return any(isinstance(mode, AttentionScoreSkipFunctionMode) for mode in stack)
+
+
+def _parallelism_obstacle(stock: Any, layer: AttentionLayer) -> str:
+    """Returns why context parallelism keeps the method from a layer, "" where it does not.
+
+    Ulysses hands a layer all tokens and a part of the heads, which suits every method.
+    """
+    config = getattr(stock, "_parallel_config", None)
+    context = getattr(config, "context_parallel_config", None)
+    if context is None:
+        return ""
+    if layer.kind == "joint":
+        return "context parallelism changes the token order of joint sequences"
+    if (context.ring_degree or 1) > 1:
+        return "ring parallelism shows a layer only a part of the keys at a time"
+    return ""

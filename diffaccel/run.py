@@ -125,15 +125,22 @@ class Run:
                 f"{type(self.method).__name__} ran dense in {layer.name}: {reason}", stacklevel=2
             )
 
-    def report(self, component: str, model: nn.Module) -> DenoiserReport:
-        """Returns what happened in the latest run; waits for the device."""
+    def report(self, component: str, model: nn.Module, replaced: list[str]) -> DenoiserReport:
+        """Returns what happened in the latest run; waits for the device.
+
+        Args:
+            component: Name of the denoiser within its pipeline, "" for a bare model.
+            model: The denoiser.
+            replaced: Layers whose processor somebody else has replaced since.
+        """
+        lost = dict.fromkeys(replaced, "its processor was replaced after the method was attached")
         return DenoiserReport(
             component=component,
             model=type(model).__name__,
             family=self.family,
             method=repr(self.method),
             layers=tuple(self._layer_report(layer) for layer in self.layers),
-            skipped=self.binding.skipped(model),
+            skipped=self.binding.skipped(model) | lost,
             steps=len(self._steps),
             dense_steps={
                 step: ", ".join(log.dense_calls)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 # scores and gathered blocks of one chunk: larger ones fall out of the shared cache, smaller ones
 # spend their time in the barriers of the thread pool
-_CHUNK_BYTES = 32 << 20
+_CHUNK_BYTES = 8 << 20
 # the rows of a chunk are padded to its longest, so a row shorter than this part opens a new one
 _MIN_FILL = 0.875
 # heads are computed together until they have this many rows, so that short rows fill a chunk

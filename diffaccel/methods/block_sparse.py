@@ -117,7 +117,8 @@ class BlockSparseMethod(Method):
         valid = None
         if key_padding_mask is not None:
             valid = key_padding_mask[:, visual].index_select(1, order.order)
-        plan = self._plan(query, key, value, valid, others, scale, layout)
+        with torch.autocast(query.device.type, enabled=False):  # the estimate stays fp32
+            plan = self._plan(query, key, value, valid, others, scale, layout)
         result = block_sparse_attention(
             query,
             key,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from dataclasses import replace
 
 import diffusers
@@ -182,13 +184,32 @@ def test_an_exception_inside_attention_leaves_no_trace(flux, watched_class):
 
 
 def test_a_processor_set_by_the_user_since_stays(flux):
-    set_attn_processor(flux.pipe, SPARSE)
+    attachment = set_attn_processor(flux.pipe, SPARSE)
     attention = flux.pipe.transformer.transformer_blocks[0].attn
     own = type(attention)._default_processor_cls()
     attention.set_processor(own)
+    (denoiser,) = attachment.report().denoisers
+    assert denoiser.skipped == {
+        "transformer_blocks.0.attn": "its processor was replaced after the method was attached"
+    }
     restore_attn_processor(flux.pipe)
     assert attention.processor is own
     assert is_stock(flux.pipe.transformer)
+
+
+def test_attaching_adds_no_reference_cycle(tiny_pipelines):
+    """A cycle would keep the weights on the GPU after `del`, until the collector runs."""
+    model = tiny_pipelines.wan21().pipe.transformer
+    set_attn_processor(model, SPARSE)
+    with torch.no_grad():
+        model(torch.randn(1, 16, 3, 8, 8), torch.tensor([5.0]), torch.randn(1, 16, 32))
+    gone = weakref.ref(model)
+    gc.disable()
+    try:
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 # Runs

@@ -353,6 +353,15 @@ def test_two_runs_are_bit_equal_and_the_inputs_stay_untouched(method):
     assert all(map(torch.equal, tokens, copies))
 
 
+def test_autocast_does_not_lower_the_precision_of_the_estimate():
+    layout = LAYOUTS["6+1x16x8"]
+    tokens = smooth_tokens(layout)
+    outside = METHODS[2].attend(*tokens, layout)[:, 6:]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = METHODS[2].attend(*tokens, layout)[:, 6:]
+    torch.testing.assert_close(inside.float(), outside, atol=2e-2, rtol=2e-2)
+
+
 def test_transposed_tensors_give_the_same_result():
     layout = LAYOUTS["6+1x16x8"]
     tokens = smooth_tokens(layout)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -22,7 +25,7 @@ from diffusers.models.transformers.transformer_flux import (
 from diffaccel.attach import restore_attn_processor, set_attn_processor
 from diffaccel.bindings import FluxBinding
 from diffaccel.layout import TokenLayout
-from diffaccel.processor import AttentionCall, KernelSwap, attached_class, stock_of
+from diffaccel.processor import _parallelism_obstacle, attached_class, stock_of
 from diffaccel.run import _as_padding_mask
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -146,9 +149,14 @@ def test_image_prompts_keep_their_own_attention(flux, watched):
         set_attn_processor(model, watched)
         output = model(**arguments).sample
         assert set(model.state_dict()) == names
+        for block in model.transformer_blocks:
+            block.attn.processor.scale = [0.5]
         restore_attn_processor(model)
         restored = model(**arguments).sample
-    assert torch.equal(output, stock) and torch.equal(restored, stock)
+    assert torch.equal(output, stock)
+    # A scale set meanwhile is the user's: it stays.
+    assert {tuple(block.attn.processor.scale) for block in model.transformer_blocks} == {(0.5,)}
+    assert not torch.equal(restored, stock)
     assert {call.shape[1] for call in watched.calls} == {108}
     assert set(model.state_dict()) == names
     assert type(model.transformer_blocks[0].attn.processor) is FluxIPAdapterAttnProcessor
@@ -187,15 +195,45 @@ def test_guider_that_skips_attention_scores_keeps_its_effect(tiny_pipelines, wat
     assert not torch.equal(perturbed, plain)
 
 
-def test_joint_sequences_run_dense_under_context_parallelism(flux, watched):
-    """Sharding text and image apart changes the order of the joint sequence."""
-    set_attn_processor(flux.pipe, watched)
-    processor = flux.pipe.transformer.transformer_blocks[0].attn.processor
-    processor._parallel_config = object()
-    swap = KernelSwap(processor._diffaccel_link)
-    call = AttentionCall(*(torch.randn(1, 2, 108, 16) for _ in range(3)))
-    assert "reorders" in swap._obstacle(call, TokenLayout.image(8, 12, text_before=12))
-    assert swap._obstacle(call, TokenLayout.image(9, 12)) == ""
+@pytest.mark.parametrize(
+    ("name", "degrees", "reason"),
+    [
+        ("flux", {"ulysses_degree": 2}, "token order of joint sequences"),
+        ("wan2.1", {"ring_degree": 2}, "a part of the keys"),
+        ("wan2.1", {"ulysses_degree": 2}, ""),
+    ],
+    ids=["joint", "ring", "ulysses"],
+)
+def test_context_parallelism_that_no_method_survives_runs_dense(
+    tiny_pipelines, watched, name, degrees, reason
+):
+    """FLUX shards text and image apart; a ring shows each rank a part of the keys at a time."""
+    model = tiny_pipelines.BUILDERS[name]().pipe.transformer
+    set_attn_processor(model, watched)
+    processor = next(part.processor for part in model.modules() if hasattr(part, "processor"))
+    processor._parallel_config = diffusers.ParallelConfig(
+        context_parallel_config=diffusers.ContextParallelConfig(**degrees)
+    )
+    link = processor._diffaccel_link
+    assert reason in _parallelism_obstacle(link.stock, link.layer)
+    assert bool(_parallelism_obstacle(link.stock, link.layer)) == bool(reason)
+
+
+def test_two_ranks_equal_one_process(tmp_path):
+    """Ulysses: all tokens, half of the heads on each rank; attached before or after, the same."""
+    script = Path(__file__).parent / "ulysses_ranks.py"
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank), str(tmp_path / "meeting")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        output, _ = rank.communicate(timeout=300)
+        assert rank.returncode == 0, output
 
 
 @pytest.mark.parametrize(
