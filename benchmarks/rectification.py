@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean
 
 import torch
@@ -25,10 +26,10 @@ from torch.overrides import TorchFunctionMode
 from diffaccel.environment import device_name, package_versions
 from diffaccel.layout import TokenLayout
 from diffaccel.methods import FullAttn, Method, RectifiedSpaAttn, SparseAttn
-from diffaccel.output import staged
+from diffaccel.output import replacing
 from diffaccel.pipelines.image import generate_image
 from diffaccel.pipelines.loading import EMBEDDED_IMAGE, load_image_pipeline
-from diffaccel.pipelines.presets import preset_for
+from diffaccel.pipelines.presets import Preset, preset_for
 
 PROMPTS = ("a red apple", "a cat", "a yellow house and a tree")
 PIXELS_PER_TOKEN = 16
@@ -85,7 +86,8 @@ class CaptureAttention(TorchFunctionMode):
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
         if func is torch.nn.functional.scaled_dot_product_attention:
-            self._keep(*args[:3], scale=(kwargs or {}).get("scale"))
+            named = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs or {})
+            self._keep(named["query"], named["key"], named["value"], named.get("scale"))
         return func(*args, **(kwargs or {}))
 
     def _keep(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> None:
@@ -102,7 +104,12 @@ class CaptureAttention(TorchFunctionMode):
 
 
 def capture(
-    pipe: DiffusionPipeline, prompt: str, size: int, steps: Sequence[int], seed: int = 0
+    pipe: DiffusionPipeline,
+    prompt: str,
+    size: int,
+    steps: Sequence[int],
+    preset: Preset,
+    seed: int = 0,
 ) -> list[Captured]:
     """Draws one picture of size x size pixels with dense attention and captures the last stage.
 
@@ -111,6 +118,7 @@ def capture(
         prompt: What to draw.
         size: In pixels, a multiple of 16, above the native size.
         steps: Which denoising steps of the last stage to capture, from 0.
+        preset: How the pipeline is called.
         seed: Of all noise.
     """
     denoiser = pipe.transformer
@@ -118,9 +126,7 @@ def capture(
     side = size // PIXELS_PER_TOKEN
     mode = CaptureAttention(prompt, (side, side), layers, steps)
     with mode, torch.inference_mode():
-        generate_image(
-            pipe, prompt, size, size, preset=preset_for(pipe), method=FullAttn(), seed=seed
-        )
+        generate_image(pipe, prompt, size, size, preset=preset, method=FullAttn(), seed=seed)
     return mode.captured
 
 
@@ -173,10 +179,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     device = options.device
     pipe = load_image_pipeline(options.model, device=device)
+    preset = preset_for(pipe, options.model)
     calls: list[Captured] = []
     for prompt in options.prompts:
         with _saying(f"capturing {prompt!r} at {options.size}x{options.size}"):
-            calls += capture(pipe, prompt, options.size, options.steps, options.seed)
+            calls += capture(pipe, prompt, options.size, options.steps, preset, options.seed)
     if not calls:
         print("no attention call was captured; pass a --size above native", file=sys.stderr)
         return 1
@@ -199,8 +206,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _write_csv(path: str, rows: Sequence[Row], facts: Mapping[str, str]) -> None:
-    with staged(path) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
+def _write_csv(path: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> None:
+    with (
+        replacing(path) as unfinished,
+        open(unfinished, "w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, [*asdict(rows[0]), *facts])
         writer.writeheader()
         writer.writerows({**asdict(row), **facts} for row in rows)
@@ -223,7 +233,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--p-remain", type=float, default=0.0, help="least mass computed exactly")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--csv", help="also write the table here")
+    parser.add_argument("--csv", type=Path, help="also write the table here")
     return parser
 
 

@@ -48,7 +48,7 @@ def block_sparse_attention(
             be 1.
         block_q: Queries per block, at least 1. Powers of two from 64 to 128 are fastest.
         block_k: Keys per block, at least 1.
-        scale: Factor on the scores; None for D ** -0.5.
+        scale: Factor on the scores, positive; None for D ** -0.5.
         key_padding_mask: (B, M) bool, True where the key may be attended. Padded keys and values
             may hold anything, NaN included.
         extra_key: (B, E, H, D), keys that every query attends beside its list (text).
@@ -69,8 +69,8 @@ def block_sparse_attention(
         TypeError: If a dtype does not fit.
     """
     backend = check_inputs(
-        query, key, value, indices, counts, block_q, block_k, key_padding_mask,
-        extra_key, extra_value, extra_padding_mask, row_scale, row_bias, backend,
+        query, key, value, indices, counts, block_q, block_k, scale,
+        key_padding_mask, extra_key, extra_value, extra_padding_mask, row_scale, row_bias, backend,
     )  # fmt: skip
     batch, _, heads, dim = query.shape
     output, lse = _block_sparse_attention(

@@ -16,6 +16,7 @@ def check_inputs(
     counts: Tensor,
     block_q: int,
     block_k: int,
+    scale: float | None,
     key_padding_mask: Tensor | None,
     extra_key: Tensor | None,
     extra_value: Tensor | None,
@@ -35,6 +36,10 @@ def check_inputs(
         raise ValueError(
             f"block_q and block_k must be at least 1, got {block_q=}, {block_k=}; "
             "pass the block sizes that the lists were built for, for example 128"
+        )
+    if scale is not None and not scale > 0:
+        raise ValueError(
+            f"scale must be positive, got {scale=}; pass None for D ** -0.5, or negate the query"
         )
     batch, queries, heads, dim = query.shape
     query_blocks = -(-queries // block_q)

@@ -24,12 +24,14 @@ class PoolKind:
         pixels: Side of the pictures.
         close_ups: Whether pictures are windows of scenes at up to 16 times the size.
         seed: Seed of the scenes.
+        variety: How far places and sizes of the objects vary, see `random_scene`.
     """
 
     name: str
     pixels: int
     close_ups: bool
     seed: int
+    variety: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ def draw_chunk(
     scenes, windows, encoded = [], [], []
     window = Window()
     for place in range(size):
-        scene = random_scene(rng, len(vocabulary), 0.75 if kind.close_ups else 0.55)
+        scene = random_scene(rng, len(vocabulary), variety=kind.variety)
         if kind.close_ups and place % GROUP == 0:
             window = random_window(rng, scene, rng.choice((2, 2, 3, 4, 4, 6, 8, 12, 16)))
         picture = to_tensor(render(vocabulary, scene, kind.pixels, window)[None])

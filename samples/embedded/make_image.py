@@ -31,19 +31,21 @@ def stages(minutes: float, scale: int, learning_rate: float) -> tuple[Stage, ...
             minutes=0.43 * minutes,
             learning_rate=learning_rate,
             whole=WHOLE_128,
-            whole_chunks=14 * scale,
+            whole_chunks=10 * scale,
             batch=32,
             decay=0.35,
+            lengths=(24,),
+            long_captions=0.0,
         ),
         Stage(
             "stage-256",
             minutes=0.57 * minutes,
             learning_rate=0.75 * learning_rate,
             whole=WHOLE_256,
-            whole_chunks=8 * scale,
+            whole_chunks=6 * scale,
             batch=12,
             close_ups=CLOSE_256,
-            close_up_chunks=4 * scale,
+            close_up_chunks=2 * scale,
             decay=0.75,
             average=0.98,
             seed=1,
@@ -62,6 +64,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=58.0, help="of diffusion training")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--scale", type=int, default=1, help="multiplies the training pictures")
+    parser.add_argument("--start", type=Path, help="averaged weights to start from")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--draw-only", action="store_true", help="only draw pictures; may run beside training"
@@ -84,7 +87,7 @@ def main() -> None:
                 for index in range(chunks):
                     draw_chunk(vocabulary, vae, kind, index, args.work)
         return
-    weights: Path | None = None
+    weights: Path | None = args.start
     for stage in plan:
         weights = train_stage(vocabulary, vae, stage, args.work, weights)
     model = load_model(vocabulary, weights)

@@ -83,36 +83,42 @@ class Window:
         )
 
 
-def random_scene(rng: random.Random, things: int, single: float = 0.55) -> Scene:
+def random_scene(
+    rng: random.Random, things: int, single: float = 0.7, variety: float = 1.0
+) -> Scene:
     """Draws a scene: mostly one object, else two or three that do not overlap.
 
     Args:
         rng: Source of chance.
         things: Size of the vocabulary.
         single: Share of scenes with one object.
+        variety: How far places and sizes vary; at 0 each number of objects has one arrangement,
+            which a model learns from far fewer pictures.
     """
     chance = rng.random()
     count = 1 if chance < single else 2 if chance < single + 0.7 * (1 - single) else 3
     chosen = rng.sample(range(things), count)
     if count == 1:
-        size = rng.uniform(0.5, 0.92)
-        centres = [(0.5 + rng.gauss(0, 0.06), 0.5 + rng.gauss(0, 0.06))]
+        size = 0.8 + variety * rng.uniform(-0.3, 0.12)
+        centres = [(0.5, 0.5)]
+        spread = (0.06, 0.06)
     elif count == 2:
-        size = rng.uniform(0.34, 0.47)
-        across = [0.26, 0.74] if rng.random() < 0.8 else [0.5, 0.5]
-        down = [0.5, 0.5] if across[0] != across[1] else [0.26, 0.74]
-        centres = [
-            (a + rng.gauss(0, 0.02), d + rng.gauss(0, 0.04))
-            for a, d in zip(across, down, strict=True)
-        ]
+        size = 0.45 + variety * rng.uniform(-0.11, 0.02)
+        centres = [(0.26, 0.5), (0.74, 0.5)]
+        spread = (0.02, 0.04)
+        if rng.random() < 0.2 * variety:
+            centres = [(0.5, 0.26), (0.5, 0.74)]
     else:
-        size = rng.uniform(0.26, 0.32)
-        centres = [(a + rng.gauss(0, 0.01), 0.5 + rng.gauss(0, 0.07)) for a in (0.175, 0.5, 0.825)]
+        size = 0.31 + variety * rng.uniform(-0.05, 0.01)
+        centres = [(0.175, 0.5), (0.5, 0.5), (0.825, 0.5)]
+        spread = (0.01, 0.07)
     placed = []
     for thing, (x, y) in zip(chosen, centres, strict=True):
-        own = size * rng.uniform(0.92, 1.0)
-        limit = max(0.0, 0.99 - own)
-        left, top = (min(max(c - own / 2, 0.01), limit) for c in (x, y))
+        own = size * (1 - variety * rng.uniform(0.0, 0.08))
+        left, top = (
+            min(max(centre + variety * rng.gauss(0, jitter) - own / 2, 0.01), 0.99 - own)
+            for centre, jitter in zip((x, y), spread, strict=True)
+        )
         placed.append(Placed(thing, left, top, own))
     return Scene(tuple(placed), random_background(rng))
 

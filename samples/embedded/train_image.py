@@ -16,9 +16,9 @@ from scenes import BACKGROUNDS, CLOSE_UP_OPENINGS, OPENINGS, caption
 from torch import Tensor
 from vocabulary import Thing
 
-WHOLE_128 = PoolKind("whole-128", 128, close_ups=False, seed=1)
-WHOLE_256 = PoolKind("whole-256", 256, close_ups=False, seed=2)
-CLOSE_256 = PoolKind("close-256", 256, close_ups=True, seed=3)
+WHOLE_128 = PoolKind("whole-128", 128, close_ups=False, seed=11, variety=0.0)
+WHOLE_256 = PoolKind("whole-256", 256, close_ups=False, seed=12, variety=0.0)
+CLOSE_256 = PoolKind("close-256", 256, close_ups=True, seed=13, variety=0.0)
 FUNCTION_WORDS = "a an and on to gradient background"
 
 
@@ -39,6 +39,7 @@ class Stage:
         decay: Share of the stage over which the rate falls.
         average: Decay of the moving average of the weights.
         adam_share: Rate of AdamW in terms of that of Muon.
+        lengths: Words to which captions are padded, drawn at random.
         long_captions: Share of steps whose captions are padded to 512 words.
         seed: Seed of noise, captions and initial weights.
     """
@@ -55,6 +56,7 @@ class Stage:
     decay: float = 0.6
     average: float = 0.99
     adam_share: float = 0.4
+    lengths: tuple[int, ...] = (24, 32)
     long_captions: float = 0.02
     seed: int = 0
 
@@ -170,7 +172,7 @@ def train_stage(
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * clock.rate()
-        length = 512 if rng.random() < stage.long_captions else rng.choice((24, 24, 32, 64))
+        length = 512 if rng.random() < stage.long_captions else rng.choice(stage.lengths)
         parts = next(batches)
         if length == 512:  # a few pictures do for these costly steps
             parts = [(name, x[:4], captions[:4], at) for name, x, captions, at in parts]

@@ -53,9 +53,9 @@ def test_hilbert_blocks_have_as_few_neighbors_as_measured_for_the_reference(grid
 
 
 def test_large_grids_are_ordered_in_well_below_a_second():
-    start = time.perf_counter()
+    start = time.process_time()
     hilbert_curve((32, 45, 80))
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 @pytest.mark.parametrize("name", sorted(ORDERS))

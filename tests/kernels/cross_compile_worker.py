@@ -15,7 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from diffaccel.kernels.block_sparse_triton import _block_sparse_fwd_kernel as kernel
+from diffaccel.kernels.block_sparse_kernel import block_sparse_fwd_kernel as kernel
 from diffaccel.kernels.block_sparse_triton import tile_config
 
 _TOOLS = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")

@@ -1,0 +1,204 @@
+"""The Triton kernel of block-sparse attention: one program walks the list of one query tile."""
+
+# ruff: noqa: ANN001, ANN201, ANN202 (annotations of a jit function mean tl.constexpr)
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def block_sparse_fwd_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    o_ptr,
+    lse_ptr,
+    indices_ptr,
+    counts_ptr,
+    key_mask_ptr,
+    extra_k_ptr,
+    extra_v_ptr,
+    extra_mask_ptr,
+    row_scale_ptr,
+    row_bias_ptr,
+    stride_qb,
+    stride_qn,
+    stride_qh,
+    stride_kb,
+    stride_kn,
+    stride_kh,
+    stride_vb,
+    stride_vn,
+    stride_vh,
+    stride_ib,
+    stride_ih,
+    stride_iq,
+    stride_cb,
+    stride_ch,
+    stride_cq,
+    stride_ekb,
+    stride_ekn,
+    stride_ekh,
+    stride_evb,
+    stride_evn,
+    stride_evh,
+    heads,
+    queries,
+    keys,
+    extra,
+    max_count,
+    scale_log2,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    HAS_KEY_MASK: tl.constexpr,
+    HAS_EXTRA: tl.constexpr,
+    HAS_EXTRA_MASK: tl.constexpr,
+    HAS_ROW_SCALE: tl.constexpr,
+    HAS_ROW_BIAS: tl.constexpr,
+    HAS_LSE: tl.constexpr,
+):
+    """One program computes BLOCK_M queries of one query block of one head."""
+    Q_TILES: tl.constexpr = (BLOCK_Q + BLOCK_M - 1) // BLOCK_M
+    K_TILES: tl.constexpr = (BLOCK_K + BLOCK_N - 1) // BLOCK_N
+    q_blocks = tl.cdiv(queries, BLOCK_Q)
+    key_blocks = tl.cdiv(keys, BLOCK_K)
+    pid = tl.program_id(0)
+    pid_tile = pid % (q_blocks * Q_TILES)
+    pid_head = pid // (q_blocks * Q_TILES)
+    block_q = pid_tile // Q_TILES
+    off_b = (pid_head // heads).to(tl.int64)
+    off_h = (pid_head % heads).to(tl.int64)
+
+    in_block = (pid_tile % Q_TILES) * BLOCK_M + tl.arange(0, BLOCK_M)
+    off_n = block_q.to(tl.int64) * BLOCK_Q + in_block
+    off_d = tl.arange(0, BLOCK_D)
+    mask_d = off_d < HEAD_DIM
+    mask_n = (in_block < BLOCK_Q) & (off_n < queries)
+    mask_nd = mask_n[:, None] & mask_d[None, :]
+
+    q_ptrs = q_ptr + off_b * stride_qb + off_h * stride_qh + off_n[:, None] * stride_qn
+    q = tl.load(q_ptrs + off_d[None, :], mask=mask_nd, other=0.0)
+    k_ptr += off_b * stride_kb + off_h * stride_kh
+    v_ptr += off_b * stride_vb + off_h * stride_vh
+    key_mask_ptr += off_b * keys
+    indices_ptr += off_b * stride_ib + off_h * stride_ih + block_q.to(tl.int64) * stride_iq
+    count = tl.load(counts_ptr + off_b * stride_cb + off_h * stride_ch + block_q * stride_cq)
+    count = tl.minimum(tl.maximum(count, 0), max_count)
+
+    acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
+    peak = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
+    total = tl.zeros([BLOCK_M], dtype=tl.float32)
+
+    # lists ascend, so only the last block of a row can be the short one
+    is_ragged = (BLOCK_K % BLOCK_N != 0) or HAS_KEY_MASK
+    plain = 0
+    if not is_ragged:
+        plain = count
+        if (keys % BLOCK_K != 0) & (count > 0):
+            last = tl.load(indices_ptr + count - 1)
+            plain = tl.where(last >= key_blocks - 1, count - 1, count)
+        for i in range(0, plain * K_TILES):
+            block = _clamp(tl.load(indices_ptr + i // K_TILES), key_blocks)
+            start = block.to(tl.int64) * BLOCK_K + (i % K_TILES) * BLOCK_N
+            in_tile = tl.arange(0, BLOCK_N)
+            acc, peak, total = _attend_tile(
+                acc, peak, total, q, k_ptr + start * stride_kn, v_ptr + start * stride_vn,
+                stride_kn, stride_vn, in_tile, in_tile >= 0, off_d, mask_d, scale_log2,
+                MASKED=False, EVEN_D=HEAD_DIM == BLOCK_D,
+            )  # fmt: skip
+    for i in range(plain * K_TILES, count * K_TILES):
+        block = _clamp(tl.load(indices_ptr + i // K_TILES), key_blocks)
+        in_tile = tl.arange(0, BLOCK_N)
+        start = block.to(tl.int64) * BLOCK_K + (i % K_TILES) * BLOCK_N
+        is_key = ((i % K_TILES) * BLOCK_N + in_tile < BLOCK_K) & (start + in_tile < keys)
+        if HAS_KEY_MASK:
+            is_key &= tl.load(key_mask_ptr + start + in_tile, mask=is_key, other=0) != 0
+        acc, peak, total = _attend_tile(
+            acc, peak, total, q, k_ptr + start * stride_kn, v_ptr + start * stride_vn,
+            stride_kn, stride_vn, in_tile, is_key, off_d, mask_d, scale_log2,
+            MASKED=True, EVEN_D=HEAD_DIM == BLOCK_D,
+        )  # fmt: skip
+    if HAS_EXTRA:
+        extra_k_ptr += off_b * stride_ekb + off_h * stride_ekh
+        extra_v_ptr += off_b * stride_evb + off_h * stride_evh
+        for begin in range(0, extra, BLOCK_N):
+            in_tile = tl.arange(0, BLOCK_N)
+            is_key = begin + in_tile < extra
+            if HAS_EXTRA_MASK:
+                mask_ptrs = extra_mask_ptr + off_b * extra + begin + in_tile
+                is_key &= tl.load(mask_ptrs, mask=is_key, other=0) != 0
+            acc, peak, total = _attend_tile(
+                acc, peak, total, q, extra_k_ptr, extra_v_ptr,
+                stride_ekn, stride_evn, in_tile, is_key, off_d, mask_d, scale_log2,
+                MASKED=True, EVEN_D=HEAD_DIM == BLOCK_D,
+            )  # fmt: skip
+            extra_k_ptr += BLOCK_N * stride_ekn
+            extra_v_ptr += BLOCK_N * stride_evn
+
+    divisor = tl.where(total > 0, total, 1.0)
+    acc = acc / divisor[:, None]
+    off_row = pid_head.to(tl.int64) * q_blocks + block_q
+    if HAS_ROW_SCALE:
+        acc = acc * tl.load(row_scale_ptr + off_row)
+    if HAS_ROW_BIAS:
+        bias_ptrs = row_bias_ptr + off_row * HEAD_DIM + off_d
+        acc = acc + tl.load(bias_ptrs, mask=mask_d, other=0.0)[None, :]
+    off_token = (off_b * queries + off_n) * heads + off_h
+    o_ptrs = o_ptr + off_token[:, None] * HEAD_DIM + off_d[None, :]
+    tl.store(o_ptrs, acc.to(o_ptr.dtype.element_ty), mask=mask_nd)
+    if HAS_LSE:
+        lse = tl.where(total > 0, (peak + tl.log2(divisor)) * 0.6931471805599453, float("-inf"))
+        tl.store(lse_ptr + off_token, lse, mask=mask_n)
+
+
+@triton.jit
+def _clamp(block, key_blocks):
+    return tl.minimum(tl.maximum(block, 0), key_blocks - 1)
+
+
+@triton.jit
+def _attend_tile(
+    acc,
+    peak,
+    total,
+    q,
+    k_ptr,
+    v_ptr,
+    stride_kn,
+    stride_vn,
+    in_tile,
+    is_key,
+    off_d,
+    mask_d,
+    scale_log2,
+    MASKED: tl.constexpr,
+    EVEN_D: tl.constexpr,
+):
+    """Adds BLOCK_N keys to the softmax state: acc (M, D), base-2 peak and total (M,)."""
+    k_ptrs = k_ptr + in_tile[None, :] * stride_kn + off_d[:, None]
+    v_ptrs = v_ptr + in_tile[:, None] * stride_vn + off_d[None, :]
+    if MASKED:
+        k = tl.load(k_ptrs, mask=is_key[None, :] & mask_d[:, None], other=0.0)
+        v = tl.load(v_ptrs, mask=is_key[:, None] & mask_d[None, :], other=0.0)
+    elif EVEN_D:
+        k = tl.load(k_ptrs)
+        v = tl.load(v_ptrs)
+    else:
+        k = tl.load(k_ptrs, mask=mask_d[:, None], other=0.0)
+        v = tl.load(v_ptrs, mask=mask_d[None, :], other=0.0)
+    scores = tl.dot(q, k, input_precision="ieee")
+    if MASKED:
+        scores = tl.where(is_key[None, :], scores, float("-inf"))
+    peak_new = tl.maximum(peak, tl.max(scores, 1) * scale_log2)
+    # a row without any key so far has peak = -inf, and -inf - -inf is NaN
+    pivot = tl.where(peak_new == float("-inf"), 0.0, peak_new)
+    p = tl.exp2(scores * scale_log2 - pivot[:, None])
+    alpha = tl.exp2(peak - pivot)
+    total = total * alpha + tl.sum(p, 1)
+    acc = acc * alpha[:, None]
+    acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee")
+    return acc, peak_new, total

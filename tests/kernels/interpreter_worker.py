@@ -1,0 +1,90 @@
+"""Runs the Triton kernel on CPU tensors under TRITON_INTERPRET=1 and checks it; silent when right.
+
+Runs in its own process: the variable is read when `@triton.jit` runs. bf16 is left out, because
+the interpreter computes on its bit patterns.
+"""
+
+import torch
+from problems import masked_sdpa, random_lists, random_tokens
+
+from diffaccel.kernels import block_sparse_attention, reference
+from diffaccel.kernels.block_sparse_triton import block_sparse_triton
+
+
+def check_lists(dtype, queries, keys, dim, block_q, block_k):
+    """Random lists without masks: the unmasked loop, ragged tails, uneven blocks."""
+    query, key, value = random_tokens(1, queries, keys, 2, dim, dtype)
+    fused = torch.stack([key, value], dim=1)
+    key, value = fused[:, 0], fused[:, 1]
+    key_blocks = -(-keys // block_k)
+    lists = random_lists(1, 2, -(-queries // block_q), key_blocks, min(3, key_blocks))
+    blocks = {"block_q": block_q, "block_k": block_k}
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    output, lse = block_sparse_attention(
+        query, key, value, *lists, **blocks, return_lse=True, backend="triton"
+    )
+    torch.use_deterministic_algorithms(False)
+    expected, expected_lse = reference.block_sparse_attention(query, key, value, *lists, **blocks)
+    mask = reference.block_mask(*lists, **blocks, queries=queries, keys=keys)
+    twin = masked_sdpa(query, key, value, mask)
+    error = (output.double() - expected).abs().max()
+    limit = 2 * (twin.double() - expected).abs().max() + (5e-7 if dtype.itemsize == 4 else 5e-4)
+    assert error <= limit, (dtype, dim, block_q, block_k, error, limit)
+    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-4, rtol=1e-4)
+
+
+def check_everything_at_once(dtype):
+    """Padding with NaN, text keys, shared lists, epilogue, a sample without any key."""
+    query, key, value = random_tokens(2, 40, 50, 2, 24, dtype)
+    _, text_key, text_value = random_tokens(2, 1, 20, 2, 24, dtype, seed=1)
+    is_key = torch.arange(50) < torch.tensor([[37], [0]])
+    is_text = torch.arange(20) < torch.tensor([[17], [0]])
+    for tensor, mask in ((key, is_key), (value, is_key), (text_key, is_text)):
+        tensor[~mask] = torch.nan
+    arguments = dict(
+        block_q=32,
+        block_k=16,
+        key_padding_mask=is_key,
+        extra_key=text_key,
+        extra_value=text_value,
+        extra_padding_mask=is_text,
+        row_scale=torch.rand(2, 2, 2),
+        row_bias=torch.randn(2, 2, 2, 24),
+    )
+    lists = random_lists(1, 1, 2, 4, 3, least=1)
+    tokens = query, key, value
+    output, lse = block_sparse_attention(
+        *tokens, *lists, **arguments, return_lse=True, backend="triton"
+    )
+    expected, expected_lse = reference.block_sparse_attention(*tokens, *lists, **arguments)
+    error = (output.double() - expected).abs().max()
+    assert error <= (1e-5 if dtype == torch.float32 else 4e-3), (dtype, error)
+    assert (expected_lse == -torch.inf).any()
+    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-4, rtol=1e-4)
+
+
+def check_junk_lists_stay_inside():
+    """Behind the door, as on CUDA: indices and counts that nobody checked are clamped."""
+    tokens = random_tokens(1, 16, 40, 1, 16)
+    absent = dict.fromkeys(
+        ("key_padding_mask", "extra_key", "extra_value", "extra_padding_mask")
+        + ("row_scale", "row_bias")
+    )
+    run = dict(block_q=16, block_k=16, scale=0.25, return_lse=False) | absent
+    junk = torch.tensor([-(2**31), 2**31 - 1], dtype=torch.int32).view(1, 1, 1, 2)
+    count = torch.full((1, 1, 1), 2**31 - 1, dtype=torch.int32)
+    output, _ = block_sparse_triton(*tokens, junk, count, **run)
+    clamped = torch.tensor([0, 2], dtype=torch.int32).view(1, 1, 1, 2)
+    expected, _ = block_sparse_triton(*tokens, clamped, torch.full_like(count, 2), **run)
+    assert torch.equal(output, expected)
+
+
+if __name__ == "__main__":
+    for dtype in (torch.float32, torch.float16):
+        check_lists(dtype, 63, 80, 64, 32, 32)
+        check_lists(dtype, 40, 50, 40, 20, 25)
+        check_everything_at_once(dtype)
+    check_lists(torch.float32, 130, 150, 72, 128, 64)
+    check_lists(torch.float32, 33, 48, 256, 16, 16)
+    check_junk_lists_stay_inside()

@@ -1,0 +1,186 @@
+"""Block-sparse attention on the CPU against the fp64 oracle, and the laws that it keeps."""
+
+import pytest
+import torch
+
+from diffaccel.kernels import block_sparse_attention, merge_attention, reference
+
+# lengths 63, 111 and 1000 leave ragged blocks; each head dim and dtype is in some case
+CASES = [
+    pytest.param(*case, id="B{}-N{}-M{}-H{}-D{}-{}x{}-{}".format(*case[:7], str(case[7])[6:]))
+    for case in [
+        (1, 63, 63, 1, 64, 16, 16, torch.float32),
+        (3, 111, 111, 2, 40, 16, 32, torch.float32),
+        (1, 1000, 1000, 2, 128, 128, 128, torch.float32),
+        (2, 111, 63, 3, 72, 32, 16, torch.bfloat16),
+        (1, 63, 111, 2, 80, 50, 37, torch.float16),
+        (1, 1000, 300, 1, 96, 64, 64, torch.bfloat16),
+        (2, 200, 333, 2, 256, 64, 32, torch.float32),
+    ]
+]
+
+
+@pytest.mark.parametrize("batch,queries,keys,heads,dim,block_q,block_k,dtype", CASES)
+def test_random_lists_match_the_oracle(
+    batch, queries, keys, heads, dim, block_q, block_k, dtype,
+    problems, assert_close_to_oracle, poisoned_empty,
+):  # fmt: skip
+    tokens = problems.random_tokens(batch, queries, keys, heads, dim, dtype)
+    key_blocks = -(-keys // block_k)
+    lists = problems.random_lists(
+        batch, heads, -(-queries // block_q), key_blocks, min(6, key_blocks)
+    )
+    blocks = {"block_q": block_q, "block_k": block_k}
+    output, lse = block_sparse_attention(*tokens, *lists, **blocks, return_lse=True)
+    expected, expected_lse = reference.block_sparse_attention(*tokens, *lists, **blocks)
+    mask = reference.block_mask(*lists, **blocks, queries=queries, keys=keys)
+    assert_close_to_oracle(output, expected, problems.masked_sdpa(*tokens, mask))
+    assert output.dtype == dtype and lse.dtype == torch.float32
+    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-5, rtol=1e-5)
+    assert (output[lse == -torch.inf] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_everything_at_once_matches_the_oracle(problems, assert_close_to_oracle, dtype):
+    """Three samples of different valid length, NaN in the padding, text keys, epilogue."""
+    batch, queries, keys, heads, dim, block = 3, 111, 150, 2, 72, 32
+    query, key, value = problems.random_tokens(batch, queries, keys, heads, dim, dtype)
+    _, text_key, text_value = problems.random_tokens(batch, 1, 9, heads, dim, dtype, seed=1)
+    is_key = torch.arange(keys) < torch.tensor([[150], [70], [3]])
+    is_text = torch.arange(9) < torch.tensor([[9], [0], [4]])
+    for tensor, mask in ((key, is_key), (value, is_key), (text_key, is_text)):
+        tensor[~mask] = torch.nan
+    lists = problems.random_lists(batch, heads, 4, 5, 4)
+    arguments = dict(
+        block_q=block,
+        block_k=block,
+        scale=0.3,
+        key_padding_mask=is_key,
+        extra_key=text_key,
+        extra_value=text_value,
+        extra_padding_mask=is_text,
+        row_scale=torch.rand(batch, heads, 4),
+        row_bias=torch.randn(batch, heads, 4, dim),
+    )
+    output, lse = block_sparse_attention(query, key, value, *lists, **arguments, return_lse=True)
+    expected, expected_lse = reference.block_sparse_attention(
+        query, key, value, *lists, **arguments
+    )
+    assert_close_to_oracle(output, expected)
+    assert (expected_lse == -torch.inf).any(), "the case must hold a row without keys"
+    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-5, rtol=1e-5)
+
+
+def test_full_list_is_dense(problems, assert_close_to_oracle):
+    tokens = problems.random_tokens(2, 111, 111, 2, 64)
+    lists = problems.full_lists(2, 2, 4, 4)
+    output = block_sparse_attention(*tokens, *lists, block_q=32, block_k=32)
+    expected, _ = reference.attention(*tokens)
+    twin = problems.masked_sdpa(*tokens, torch.ones(2, 2, 111, 111, dtype=torch.bool))
+    assert_close_to_oracle(output, expected, twin)
+
+
+def test_one_empty_row_is_zero_and_leaves_the_others_alone(problems):
+    tokens = problems.random_tokens(1, 64, 64, 2, 32)
+    indices, counts = problems.full_lists(1, 2, 4, 4)
+    full = block_sparse_attention(*tokens, indices, counts, block_q=16, block_k=16)
+    counts[0, 1, 2] = 0
+    output, lse = block_sparse_attention(
+        *tokens, indices, counts, block_q=16, block_k=16, return_lse=True
+    )
+    assert (output[0, 32:48, 1] == 0).all() and (lse[0, 32:48, 1] == -torch.inf).all()
+    assert torch.isfinite(lse).sum() == lse.numel() - 16
+    full[0, 32:48, 1] = 0
+    torch.testing.assert_close(output, full)
+
+
+def test_no_list_at_all_leaves_only_the_bias(problems):
+    tokens = problems.random_tokens(1, 20, 20, 1, 16)
+    bias = torch.randn(1, 1, 2, 16)
+    empty = torch.zeros(1, 1, 2, 0, dtype=torch.int32), torch.zeros(1, 1, 2, dtype=torch.int32)
+    output = block_sparse_attention(*tokens, *empty, block_q=16, block_k=16, row_bias=bias)
+    torch.testing.assert_close(output[0, :, 0], bias[0, 0].repeat_interleave(16, 0)[:20])
+
+
+@pytest.mark.parametrize("junk", [-1, 2**31 - 1])
+def test_unused_entries_are_never_read(problems, junk):
+    tokens = problems.random_tokens(1, 100, 100, 2, 32)
+    indices, counts = problems.random_lists(1, 2, 7, 7, 5)
+    expected = block_sparse_attention(*tokens, indices, counts, block_q=16, block_k=16)
+    poisoned = indices.masked_fill(torch.arange(5) >= counts.unsqueeze(-1), junk)
+    output = block_sparse_attention(*tokens, poisoned, counts, block_q=16, block_k=16)
+    assert torch.equal(output, expected)
+
+
+def test_constant_values_stay_constant(problems):
+    query, key, value = problems.random_tokens(1, 111, 111, 2, 40)
+    lists = problems.random_lists(1, 2, 4, 4, 3, least=1)
+    value = value[:, :1].expand_as(value)
+    output = block_sparse_attention(query, key, value, *lists, block_q=32, block_k=32)
+    torch.testing.assert_close(output, value, atol=1e-5, rtol=1e-5)
+
+
+def test_permuting_heads_and_samples_permutes_the_output(problems):
+    query, key, value = problems.random_tokens(2, 70, 70, 3, 32)
+    indices, counts = problems.random_lists(2, 3, 5, 5, 4)
+    output = block_sparse_attention(query, key, value, indices, counts, block_q=16, block_k=16)
+    heads, samples = torch.tensor([2, 0, 1]), torch.tensor([1, 0])
+    moved = [tensor[samples][:, :, heads] for tensor in (query, key, value)]
+    lists = indices[samples][:, heads], counts[samples][:, heads]
+    permuted = block_sparse_attention(*moved, *lists, block_q=16, block_k=16)
+    torch.testing.assert_close(permuted, output[samples][:, :, heads], atol=1e-6, rtol=1e-5)
+
+
+def test_split_lists_merge_to_one(problems):
+    tokens = problems.random_tokens(1, 111, 111, 2, 64)
+    indices, counts = problems.full_lists(1, 2, 4, 4)
+    blocks = {"block_q": 32, "block_k": 32, "return_lse": True}
+    whole, whole_lse = block_sparse_attention(*tokens, indices, counts, **blocks)
+    parts = [
+        block_sparse_attention(
+            *tokens, indices[..., part], torch.full_like(counts, size), **blocks
+        )
+        for part, size in ((slice(0, 1), 1), (slice(1, 4), 3))
+    ]
+    merged, lse = merge_attention(*zip(*parts, strict=True))
+    torch.testing.assert_close(merged, whole, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(lse, whole_lse, atol=1e-5, rtol=1e-5)
+
+
+def test_lists_broadcast_over_samples_and_heads(problems):
+    tokens = problems.random_tokens(2, 70, 70, 3, 32)
+    indices, counts = problems.random_lists(1, 1, 5, 5, 4)
+    blocks = {"block_q": 16, "block_k": 16}
+    shared = block_sparse_attention(*tokens, indices, counts, **blocks)
+    own = indices.repeat(2, 3, 1, 1), counts.repeat(2, 3, 1)
+    assert torch.equal(shared, block_sparse_attention(*tokens, *own, **blocks))
+
+
+def test_views_of_a_fused_projection_give_the_same(problems):
+    tokens = problems.random_tokens(2, 70, 70, 3, 32)
+    lists = problems.random_lists(2, 3, 5, 5, 4)
+    fused = torch.cat([tensor.flatten(2) for tensor in tokens], dim=2)
+    views = [part.unflatten(2, (3, 32)) for part in fused.chunk(3, dim=2)]
+    assert not views[0].is_contiguous()
+    blocks = {"block_q": 16, "block_k": 16}
+    output = block_sparse_attention(*views, *lists, **blocks)
+    assert torch.equal(output, block_sparse_attention(*tokens, *lists, **blocks))
+
+
+def test_inputs_stay_untouched(problems):
+    tokens = problems.random_tokens(1, 48, 48, 1, 32)
+    lists = problems.random_lists(1, 1, 3, 3, 2)
+    before = [tensor.clone() for tensor in (*tokens, *lists)]
+    block_sparse_attention(*tokens, *lists, block_q=16, block_k=16)
+    assert all(map(torch.equal, before, (*tokens, *lists)))
+
+
+def test_memory_follows_the_kept_blocks(problems):
+    """A dense score matrix of this size would be 1 GiB; 2 of 128 blocks keep it far below."""
+    resource = pytest.importorskip("resource", reason="peak memory needs a Unix resource module")
+    tokens = problems.random_tokens(1, 16384, 16384, 1, 16)
+    lists = problems.random_lists(1, 1, 128, 128, 2, least=2)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    block_sparse_attention(*tokens, *lists, block_q=128, block_k=128)
+    grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown_kib < 256 << 10
