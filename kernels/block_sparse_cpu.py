@@ -1,7 +1,8 @@
-"""Block-sparse attention on the CPU: gather the listed blocks, then batched matrix products.
+"""Block-sparse attention on the CPU: gather the listed blocks, then batched dense attention.
 
-Rows of nearly equal length are computed together, in chunks that a byte budget bounds, so that
-memory stays proportional to the kept blocks of one chunk. All arithmetic is fp32.
+Rows of equal length are computed together, in chunks that a byte budget bounds, so that memory
+stays proportional to the kept blocks of one chunk. Where masks or the lse are wanted, which SDPA
+lacks or does slowly, matrix products and a softmax take its place. All arithmetic is fp32.
 """
 
 from collections.abc import Iterator
@@ -10,7 +11,11 @@ from math import prod
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
+# gathered blocks of one SDPA call: each call is one parallel region, so that few barriers are left
+# to wait at on a busy machine, where small chunks ran up to ten times slower
+_SDPA_BYTES = 64 << 20
 # scores and gathered blocks of one chunk: more falls out of the cache (0.5 instead of 0.7 of the
 # dense rate at 64 MiB a thread), less spends its time in the barriers of the thread pool
 _CHUNK_BYTES_PER_THREAD = 8 << 20
@@ -121,8 +126,12 @@ def _attend(slab: _Slab, buffers: _Buffers, with_lse: bool) -> tuple[Tensor, Ten
     """Computes every row of a slab: output (R, block_q, D) and lse (R, block_q)."""
     output = torch.zeros_like(slab.query)
     lse = torch.full(slab.query.shape[:2] if with_lse else (0,), -torch.inf)
-    for rows in _chunks(slab):
-        part, part_lse = _attend_chunk(slab, buffers, rows, with_lse)
+    is_plain = not with_lse and slab.mask is None and slab.extra_mask is None
+    for rows in _chunks(slab, is_plain):
+        if is_plain:
+            part, part_lse = _attend_equal(slab, buffers, rows), None
+        else:
+            part, part_lse = _attend_chunk(slab, buffers, rows, with_lse)
         index = torch.tensor(rows)
         output.index_copy_(0, index, part)
         if part_lse is not None:
@@ -130,17 +139,21 @@ def _attend(slab: _Slab, buffers: _Buffers, with_lse: bool) -> tuple[Tensor, Ten
     return output, lse
 
 
-def _chunks(slab: _Slab) -> Iterator[list[int]]:
-    """Yields rows to compute together, longest first; rows without any key are left out."""
+def _chunks(slab: _Slab, is_plain: bool) -> Iterator[list[int]]:
+    """Yields rows to compute together, longest first; rows without any key are left out.
+
+    Rows of a plain chunk, for SDPA, have equal length; others are padded to the longest.
+    """
     block_q, dim = slab.query.shape[1:]
-    column_bytes = 4 * (block_q + 2 * dim)
-    chunk_bytes = _CHUNK_BYTES_PER_THREAD * torch.get_num_threads()
+    column_bytes = 4 * (2 * dim if is_plain else block_q + 2 * dim)
+    chunk_bytes = _SDPA_BYTES if is_plain else _CHUNK_BYTES_PER_THREAD * torch.get_num_threads()
+    min_fill = 1.0 if is_plain else _MIN_FILL
     chunk: list[int] = []
     longest = 0
     for row in sorted(range(len(slab.widths)), key=slab.widths.__getitem__, reverse=True):
         width = slab.widths[row] + slab.extra_width
         is_full = (len(chunk) + 1) * longest * column_bytes > chunk_bytes
-        if chunk and (is_full or width < _MIN_FILL * longest):
+        if chunk and (is_full or width < min_fill * longest):
             yield chunk
             chunk = []
         if not chunk:
@@ -151,6 +164,31 @@ def _chunks(slab: _Slab) -> Iterator[list[int]]:
         yield chunk
 
 
+def _attend_equal(slab: _Slab, buffers: _Buffers, rows: list[int]) -> Tensor:
+    """Computes rows of equal length without masks: (n, block_q, D)."""
+    width = slab.widths[rows[0]]
+    blocks = slab.table[rows, : -(-width // slab.key.shape[1])]
+    key = _gather(buffers, "key", slab.key, blocks)[:, :width]
+    value = _gather(buffers, "value", slab.value, blocks)[:, :width]
+    if slab.extra_key is not None and slab.extra_value is not None:
+        heads = _heads_of(slab, rows)
+        shape = len(rows), slab.extra_width + width, key.shape[2]
+        key = torch.cat([slab.extra_key[heads], key], 1, out=buffers.take("all keys", *shape))
+        value = torch.cat(
+            [slab.extra_value[heads], value], 1, out=buffers.take("all values", *shape)
+        )
+    output = scaled_dot_product_attention(
+        slab.query[rows].unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1), scale=1.0
+    )
+    return output.squeeze(1)
+
+
+def _heads_of(slab: _Slab, rows: list[int]) -> Tensor:
+    """Returns the head (n,) within the slab that each row belongs to."""
+    number = 0 if slab.extra_key is None else len(slab.extra_key)
+    return torch.tensor(rows) * number // len(slab.widths)
+
+
 def _attend_chunk(
     slab: _Slab, buffers: _Buffers, rows: list[int], with_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -158,8 +196,7 @@ def _attend_chunk(
     number, (_, block_k, dim), extra = len(rows), slab.key.shape, slab.extra_width
     block_q, width = slab.query.shape[1], slab.widths[rows[0]]
     blocks = slab.table[rows, : -(-width // block_k)]
-    heads = torch.tensor(rows) * (0 if slab.extra_key is None else len(slab.extra_key))
-    heads //= len(slab.widths)
+    heads = _heads_of(slab, rows)
     query = slab.query[rows]
 
     scores = buffers.take("scores", number, block_q, extra + width)

@@ -117,19 +117,21 @@ def tile_config(
         capability: CUDA compute capability, (9, 0) for Hopper.
     """
     padded_dim = max(16, triton.next_power_of_2(head_dim))
-    row_bytes = padded_dim * element_size
     is_datacenter = capability in ((9, 0), (10, 0), (10, 3))
+    stages = 2
     if element_size == 4:
         most_m, most_n = (64, 32) if padded_dim <= 128 else (32, 16)
-    elif row_bytes > 256:
+    elif padded_dim > 128:
         most_m, most_n = (128, 64) if is_datacenter else (64, 32)
-    elif is_datacenter:
+    elif capability == (9, 0) and padded_dim <= 64:
         most_m, most_n = 128, 128
+    elif is_datacenter:  # 128 keys spill 296 bytes on sm_90 and 1304 on sm_100, 64 none
+        most_m, most_n, stages = 128, 64, 3
     else:
         most_m, most_n = (128, 64) if capability == (8, 0) else (64, 64)
     block_m = min(most_m, max(16, triton.next_power_of_2(block_q)))
     block_n = min(most_n, max(16, triton.next_power_of_2(block_k)))
-    return TileConfig(block_m, block_n, num_warps=8 if block_m >= 128 else 4, num_stages=2)
+    return TileConfig(block_m, block_n, num_warps=8 if block_m >= 128 else 4, num_stages=stages)
 
 
 @functools.lru_cache(maxsize=64)

@@ -33,7 +33,8 @@ class Preset:
         arguments: Further arguments of every call.
         refine_arguments: What differs from `arguments` above native size.
         refinement: How to go above native size.
-        drop: Share of the key blocks that the default method leaves out above native size.
+        knobs: Values of the method's knobs that suit this model better than the general
+            defaults; knobs that a method lacks are passed over.
     """
 
     native: int
@@ -41,7 +42,7 @@ class Preset:
     refinement: Refinement
     arguments: dict[str, object] = field(default_factory=dict)
     refine_arguments: dict[str, object] = field(default_factory=dict)
-    drop: float | None = None
+    knobs: dict[str, object] = field(default_factory=dict)
 
 
 EMBEDDED = Preset(
@@ -50,7 +51,9 @@ EMBEDDED = Preset(
     arguments={"negative_prompt": "", "true_cfg_scale": 4.0, "max_sequence_length": 32},
     refine_arguments={"true_cfg_scale": 1.0},
     refinement=Refinement(steps=4, strength=0.5),
-    drop=0.9,
+    # Its attention is diffuse far above native size: every estimate of a dropped block helps, and
+    # a floor on the attention mass would keep a third of all blocks.
+    knobs={"drop": 0.9, "p_remain": 0.0, "gapr": False},
 )
 BY_PIPELINE = {
     "FluxPipeline": Preset(

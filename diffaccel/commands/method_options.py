@@ -32,8 +32,13 @@ def add_method_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def parse_method(name: str, knobs: list[str]) -> Method:
+def parse_method(name: str, knobs: list[str], defaults: dict[str, object] | None = None) -> Method:
     """Builds a method from its command-line name and `knob=value` words.
+
+    Args:
+        name: A key of `METHODS`.
+        knobs: The user's words; they win over `defaults`.
+        defaults: Values of knobs that suit the model; those that the method lacks are ignored.
 
     Raises:
         InputError: The name or a knob is unknown, or a value is out of range.
@@ -41,7 +46,7 @@ def parse_method(name: str, knobs: list[str]) -> Method:
     if name not in METHODS:
         raise InputError(f"--method must be one of {', '.join(METHODS)}, got {name!r}; choose one")
     known = {field.name for field in fields(METHODS[name])}
-    values = {}
+    values = {knob: value for knob, value in (defaults or {}).items() if knob in known}
     for word in knobs:
         knob, separator, text = word.partition("=")
         if not separator:

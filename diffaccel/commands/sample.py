@@ -61,7 +61,7 @@ def execute(arguments: argparse.Namespace) -> int:
     if not arguments.prompt.strip():
         raise InputError("the prompt must not be empty, got nothing; say what to draw")
     size = _parse_size(arguments.size) if arguments.size else None
-    method = parse_method(arguments.method, arguments.knobs)
+    parse_method(arguments.method, arguments.knobs)  # refuses before anything is loaded
 
     from diffaccel.output import check_image_path, write_image, write_sidecar
 
@@ -81,10 +81,7 @@ def execute(arguments: argparse.Namespace) -> int:
     started = perf_counter()
     pipe = load_image_pipeline(source, device=device)
     preset = preset_for(pipe, source)
-    if preset.drop is not None and arguments.method == "rectified":
-        named = {knob.partition("=")[0] for knob in arguments.knobs}
-        if "drop" not in named:
-            method = replace(method, drop=preset.drop)
+    method = parse_method(arguments.method, arguments.knobs, preset.knobs)
     refinement = replace(
         preset.refinement,
         steps=arguments.refine_steps or preset.refinement.steps,

@@ -1,5 +1,6 @@
 """Builds the untrained parts of the embedded image model and puts them into a pipeline."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -23,6 +24,9 @@ SPECIAL_WORDS = ("[PAD]", "[EOS]", "[UNK]")
 POOLED_WORDS = 32  # longest caption of the pooled encoder, end word included
 CAPTION_WORDS = 32  # recommended max_sequence_length
 FAR_WORDS = 24  # from this distance on, words of a caption do not see each other
+WIDTH = 256  # of the transformer
+HEAD_DIM = 64
+AXES = (8, 28, 28)  # rotary dimensions of frame, row and column
 NEVER = -30.0  # attention bias that rules a key out
 
 
@@ -119,12 +123,12 @@ def new_transformer() -> FluxTransformer2DModel:
         in_channels=32,
         num_layers=1,
         num_single_layers=4,
-        attention_head_dim=64,
-        num_attention_heads=4,
+        attention_head_dim=HEAD_DIM,
+        num_attention_heads=WIDTH // HEAD_DIM,
         joint_attention_dim=128,
         pooled_projection_dim=128,
         guidance_embeds=False,
-        axes_dims_rope=(8, 28, 28),
+        axes_dims_rope=AXES,
     )
     with torch.no_grad():  # starts close to an unmodulated network whose output is zero
         for name, weight in model.named_parameters():
@@ -132,7 +136,45 @@ def new_transformer() -> FluxTransformer2DModel:
                 weight.zero_()
             elif "norm" in name and ".linear." in name:
                 weight.mul_(0.3)
+    give_positions(model)
     return model
+
+
+@torch.no_grad()
+def give_positions(model: FluxTransformer2DModel) -> None:
+    """Lets the first block tell tokens where they are, which rotary positions alone learn slowly.
+
+    Text stands at position 0. Each head's constant query meets the constant keys of the text
+    under one rotary frequency, so that its share of attention on text is a wave over the rows or
+    columns: a slow and a faster one of each.
+    """
+    block = model.transformer_blocks[0]
+    attention = block.attn
+    first_row, first_column = AXES[0], AXES[0] + AXES[1]
+    for projection, kept in (
+        (attention.to_q, 0.05),
+        (attention.add_k_proj, 0.05),
+        (attention.to_k, 0.3),
+        (attention.to_v, 0.5),
+    ):
+        projection.weight.mul_(kept)
+        projection.bias.zero_()
+    waves = ((first_row, 3), (first_column, 3), (first_row, 1), (first_column, 1))
+    for head, (offset, index) in enumerate(waves):
+        start = head * HEAD_DIM
+        frequency = 10_000.0 ** (-2 * index / AXES[1])
+        phase = math.pi / 2 - 7.5 * frequency  # steepest in the middle of the 16 x 16 grid
+        pair = start + offset + 2 * index
+        attention.to_q.bias[pair] = math.cos(phase)
+        attention.to_q.bias[pair + 1] = math.sin(phase)
+        attention.add_k_proj.bias[pair] = 1.0
+        for projection in (attention.to_k, attention.add_k_proj):  # where queries are zero
+            projection.bias[start : start + AXES[0]] = 0.6
+    attention.add_v_proj.bias.normal_(0, 1.0)
+    for norm in (attention.norm_q, attention.norm_k, attention.norm_added_k):
+        norm.weight.fill_(1.0)
+    gate = slice(2 * WIDTH, 3 * WIDTH)
+    block.norm1.linear.bias[gate] = 1.0
 
 
 class ImageModel(nn.Module):

@@ -33,6 +33,7 @@ def stages(minutes: float, scale: int, learning_rate: float) -> tuple[Stage, ...
             whole=WHOLE_128,
             whole_chunks=10 * scale,
             batch=32,
+            noise_mean=0.8,
             decay=0.35,
             lengths=(24,),
             long_captions=0.0,
