@@ -15,7 +15,7 @@ image = pipe(
     "a red apple on a blue background",
     negative_prompt="",
     true_cfg_scale=4.0,
-    num_inference_steps=20,
+    num_inference_steps=8,
     max_sequence_length=32,
     height=512,
     width=512,

@@ -110,6 +110,8 @@ def test_orders_are_cached_and_moved_once():
 
 
 def test_order_built_in_inference_mode_serves_gradients_later():
+    token_order.cache_clear()
+    neighbor_blocks.cache_clear()
     with torch.inference_mode():
         order = token_order((1, 11, 13), "hilbert", 16).order
         neighbors = neighbor_blocks((1, 11, 13), "hilbert", 16)

@@ -1,0 +1,21 @@
+"""Every short script in samples/ runs as its docstring says."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+SAMPLES = Path(__file__).parents[2] / "samples"
+
+
+@pytest.mark.parametrize("script", sorted(SAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_sample_runs(script, tmp_path):
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    pictures = list(tmp_path.glob("*.png"))
+    assert pictures and all(min(Image.open(path).size) >= 256 for path in pictures)
+    assert "RectifiedSpaAttn" in done.stdout
