@@ -1,6 +1,7 @@
 """Trains text encoders and transformer together as a rectified flow on cached latents."""
 
 import copy
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class Stage:
         batch: Whole scenes per step.
         close_ups: Pool of close-ups, if any.
         close_up_chunks: Chunks of that pool.
+        close_up_every: Steps from one batch of close-ups to the next.
         noise_mean: Mean of the logit of the noise level; above 0 trains layout more.
         decay: Share of the stage over which the rate falls.
         average: Decay of the moving average of the weights.
@@ -52,6 +54,7 @@ class Stage:
     batch: int
     close_ups: PoolKind | None = None
     close_up_chunks: int = 0
+    close_up_every: int = 3
     noise_mean: float = 0.2
     decay: float = 0.6
     average: float = 0.99
@@ -217,13 +220,13 @@ def _batches(
     close = None
     if stage.close_ups is not None:
         close = _pool(vocabulary, vae, stage.close_ups, stage.close_up_chunks, GROUP, work, rng)
-    while True:
+    for step in itertools.count():
         parts = []
         for pool, kind, count in (
             (whole, stage.whole, stage.batch),
             (close, stage.close_ups, GROUP),
         ):
-            if pool is None or kind is None:
+            if pool is None or kind is None or (pool is close and step % stage.close_up_every):
                 continue
             indices = pool.next_indices(count)
             captions = [caption(rng, vocabulary, pool.scenes[i], pool.windows[i]) for i in indices]

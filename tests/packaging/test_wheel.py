@@ -1,5 +1,6 @@
 """The wheel holds one top-level package and everything that package needs."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,9 +13,12 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
-    """Builds the wheel as pip does, without a network."""
+    """Builds the wheel as pip does, from a copy because building leaves files behind."""
     folder = tmp_path_factory.mktemp("wheel")
-    command = ["-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", folder, ROOT]
+    source = folder / "source"
+    unwanted = shutil.ignore_patterns(".*", "build", "outputs", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=unwanted)
+    command = ["-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", folder, source]
     subprocess.run([sys.executable, *command], check=True, cwd=folder, capture_output=True)
     return zipfile.ZipFile(next(folder.glob("*.whl")))
 
