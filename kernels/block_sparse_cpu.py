@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 # gathered blocks of one SDPA call: each call is one parallel region, so that few barriers are left
-# to wait at on a busy machine, where small chunks ran up to ten times slower
+# to wait at on a busy machine, where the products of small chunks took four times as long
 _SDPA_BYTES = 64 << 20
 # scores and gathered blocks of one chunk: more falls out of the cache (0.5 instead of 0.7 of the
 # dense rate at 64 MiB a thread), less spends its time in the barriers of the thread pool
