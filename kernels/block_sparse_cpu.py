@@ -25,6 +25,7 @@ _MIN_FILL = 0.875
 _SLAB_ROWS = 64
 
 
+@torch.autocast("cpu", enabled=False)
 def block_sparse_cpu(
     query: Tensor,
     key: Tensor,
