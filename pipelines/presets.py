@@ -48,12 +48,12 @@ class Preset:
 EMBEDDED = Preset(
     native=256,
     steps=20,
-    arguments={"negative_prompt": "", "true_cfg_scale": 4.0, "max_sequence_length": 32},
+    arguments={"negative_prompt": "", "true_cfg_scale": 3.0, "max_sequence_length": 32},
     refine_arguments={"true_cfg_scale": 1.0},
-    refinement=Refinement(steps=4, strength=0.5),
-    # Its attention is diffuse far above native size: every estimate of a dropped block helps, and
-    # a floor on the attention mass would keep a third of all blocks.
-    knobs={"drop": 0.9, "p_remain": 0.0, "gapr": False},
+    refinement=Refinement(steps=4, strength=0.25),
+    # Its attention is diffuse far above native size: a floor on the attention mass would keep a
+    # third of all blocks.
+    knobs={"drop": 0.9, "p_remain": 0.0},
 )
 BY_PIPELINE = {
     "FluxPipeline": Preset(
