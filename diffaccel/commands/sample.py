@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -138,7 +139,7 @@ def _parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _at_least(least: int) -> "type[int]":
+def _at_least(least: int) -> Callable[[str], int]:
     """Returns an argument type for integers of at least `least`."""
 
     def parse(text: str) -> int:

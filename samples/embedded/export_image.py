@@ -32,6 +32,7 @@ def export(model: ImageModel, vae: AutoencoderKL, folder: Path) -> None:
         vae: The autoencoder.
         folder: Where the pipeline goes; files of an earlier export are replaced.
     """
+    vae.register_to_config(_name_or_path="")  # else the folder names a path of this machine
     model.pipeline(vae, SHIFT).to(torch.float16).save_pretrained(folder)
     for part in PARTS:
         _edit(folder / part / "config.json", {"dtype": "float32"})
