@@ -3,9 +3,14 @@
 import math
 import time
 
+LONGEST_STEP_S = 60.0
+
 
 class Clock:
     """Counts the minutes that a run has trained and derives the learning rate from them.
+
+    Time passes at `tick`, once per step. A step counts for a minute at most, so that a paused
+    process or a sleeping laptop does not use up the schedule.
 
     Args:
         minutes: Length of the whole run.
@@ -18,14 +23,16 @@ class Clock:
         self, minutes: float, spent_s: float = 0.0, warm_up: float = 0.02, decay: float = 0.6
     ) -> None:
         self.total_s = minutes * 60
-        self.started = time.monotonic() - spent_s
+        self.spent_s = spent_s
+        self.last = time.monotonic()
         self.warm_up = warm_up
         self.decay = decay
 
-    @property
-    def spent_s(self) -> float:
-        """Seconds trained so far."""
-        return time.monotonic() - self.started
+    def tick(self) -> None:
+        """Adds the time since the last tick."""
+        now = time.monotonic()
+        self.spent_s += min(now - self.last, LONGEST_STEP_S)
+        self.last = now
 
     @property
     def progress(self) -> float:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from diffusers import (
@@ -193,6 +194,23 @@ class ImageModel(nn.Module):
         self.text_encoder = new_pooled_encoder(len(self.tokenizer))
         self.text_encoder_2 = new_sequence_encoder(len(self.tokenizer_2))
         self.transformer = new_transformer()
+
+    @torch.no_grad()
+    def adopt(self, folder: Path) -> None:
+        """Takes over the weights of a pipeline folder; words that it does not know stay new."""
+        old = FluxPipeline.from_pretrained(folder, vae=None)
+        self.transformer.load_state_dict(old.transformer.state_dict())
+        for name in ("text_encoder", "text_encoder_2"):
+            mine, theirs = getattr(self, name), getattr(old, name)
+            tokenizer = name.replace("text_encoder", "tokenizer")
+            known = getattr(old, tokenizer).get_vocab()
+            table = mine.get_input_embeddings().weight
+            rows = table.clone()
+            for word, index in getattr(self, tokenizer).get_vocab().items():
+                if word in known:
+                    rows[index] = theirs.get_input_embeddings().weight[known[word]]
+            for weight, source in zip(mine.parameters(), theirs.parameters(), strict=True):
+                weight.copy_(rows if weight is table else source)
 
     def encode(self, captions: list[str], length: int) -> tuple[Tensor, Tensor]:
         """Encodes captions as FluxPipeline does, without an attention mask.

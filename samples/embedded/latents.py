@@ -1,7 +1,9 @@
 """Draws scenes, encodes them with the frozen autoencoder and keeps the latents on disk."""
 
+import multiprocessing
 import os
 import random
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,6 +118,22 @@ def draw_chunk(
     content = {"latents": torch.cat(encoded), "scenes": scenes, "windows": windows}
     torch.save(content, partial)
     partial.rename(path)
+
+
+def draw_chunks(
+    vocabulary: tuple[Thing, ...], vae: AutoencoderKL, kind: PoolKind, count: int, work: Path
+) -> None:
+    """Draws those of the first `count` chunks that are missing, one per processor core."""
+    missing = [index for index in range(count) if not chunk_path(work, kind, index).exists()]
+    if not missing:
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        torch.get_num_threads(), context, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        tasks = [pool.submit(draw_chunk, vocabulary, vae, kind, i, work) for i in missing]
+        for task in tasks:
+            task.result()
 
 
 def load_chunk(work: Path, kind: PoolKind, index: int) -> Chunk:

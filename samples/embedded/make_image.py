@@ -11,7 +11,7 @@ import torch
 from diffusers import FluxPipeline
 from evaluate import Call, evaluate
 from export_image import export, load_model
-from latents import draw_chunk
+from latents import draw_chunks
 from train_image import CLOSE_256, WHOLE_128, WHOLE_256, Stage, train_stage
 from train_vae import VaeTraining, train_vae
 from vocabulary import fetch_packages, load_vocabulary
@@ -28,10 +28,10 @@ def stages(minutes: float, scale: int, learning_rate: float) -> tuple[Stage, ...
     return (
         Stage(
             "stage-128",
-            minutes=0.43 * minutes,
+            minutes=0.35 * minutes,
             learning_rate=learning_rate,
             whole=WHOLE_128,
-            whole_chunks=10 * scale,
+            whole_chunks=20 * scale,
             batch=32,
             noise_mean=0.8,
             decay=0.35,
@@ -40,13 +40,13 @@ def stages(minutes: float, scale: int, learning_rate: float) -> tuple[Stage, ...
         ),
         Stage(
             "stage-256",
-            minutes=0.57 * minutes,
+            minutes=0.65 * minutes,
             learning_rate=0.75 * learning_rate,
             whole=WHOLE_256,
-            whole_chunks=4 * scale,
+            whole_chunks=12 * scale,
             batch=16,
             close_ups=CLOSE_256,
-            close_up_chunks=scale,
+            close_up_chunks=4 * scale,
             noise_mean=0.6,
             decay=0.75,
             average=0.98,
@@ -63,10 +63,10 @@ def main() -> None:
     parser.add_argument("--packages", type=Path, help="folder of the npm archives")
     parser.add_argument("--vocabulary", choices=("curated", "all"), default="curated")
     parser.add_argument("--vae-minutes", type=float, default=15.0)
-    parser.add_argument("--minutes", type=float, default=58.0, help="of diffusion training")
+    parser.add_argument("--minutes", type=float, default=100.0, help="of diffusion training")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--scale", type=int, default=1, help="multiplies the training pictures")
-    parser.add_argument("--start", type=Path, help="averaged weights to start from")
+    parser.add_argument("--start", type=Path, help="weights or pipeline folder to start from")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--draw-only", action="store_true", help="only draw pictures; may run beside training"
@@ -82,12 +82,9 @@ def main() -> None:
     vae = train_vae(vocabulary, VaeTraining(minutes=args.vae_minutes), args.work).eval()
     if args.draw_only:
         for stage in plan:
-            for kind, chunks in (
-                (stage.whole, stage.whole_chunks),
-                (stage.close_ups, stage.close_up_chunks),
-            ):
-                for index in range(chunks):
-                    draw_chunk(vocabulary, vae, kind, index, args.work)
+            draw_chunks(vocabulary, vae, stage.whole, stage.whole_chunks, args.work)
+            if stage.close_ups is not None:
+                draw_chunks(vocabulary, vae, stage.close_ups, stage.close_up_chunks, args.work)
         return
     weights: Path | None = args.start
     for stage in plan:

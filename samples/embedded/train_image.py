@@ -11,15 +11,16 @@ import torch
 from clock import Clock
 from diffusers import AutoencoderKL
 from image_model import ImageModel
-from latents import GROUP, Chunk, PoolKind, chunk_path, draw_chunk, load_chunk, token_positions
+from latents import GROUP, Chunk, PoolKind, draw_chunks, load_chunk, token_positions
 from muon import Muon
 from scenes import BACKGROUNDS, CLOSE_UP_OPENINGS, OPENINGS, caption
 from torch import Tensor
 from vocabulary import Thing
 
-WHOLE_128 = PoolKind("whole-128", 128, close_ups=False, seed=11, variety=0.0)
-WHOLE_256 = PoolKind("whole-256", 256, close_ups=False, seed=12, variety=0.0)
-CLOSE_256 = PoolKind("close-256", 256, close_ups=True, seed=13, variety=0.0)
+VARIETY = 0.5  # at 0, half of the pictures suffice; at 1, twice as many are needed
+WHOLE_128 = PoolKind("whole-128", 128, close_ups=False, seed=11, variety=VARIETY)
+WHOLE_256 = PoolKind("whole-256", 256, close_ups=False, seed=12, variety=VARIETY)
+CLOSE_256 = PoolKind("close-256", 256, close_ups=True, seed=13, variety=VARIETY)
 FUNCTION_WORDS = "a an and on to gradient background"
 
 
@@ -143,7 +144,8 @@ def train_stage(
         vae: The frozen autoencoder.
         stage: How to train.
         work: Folder of checkpoints and latents.
-        start: Averaged weights of the stage before, none for the first stage.
+        start: Averaged weights of the stage before, or the folder of a finished pipeline, whose
+            vocabulary may differ; none to start untrained.
 
     Returns:
         File of the averaged weights.
@@ -154,7 +156,9 @@ def train_stage(
     checkpoint = work / f"{stage.name}-running.pt"
     torch.manual_seed(stage.seed)
     model = ImageModel(words_of(vocabulary))
-    if start is not None:
+    if start is not None and start.is_dir():
+        model.adopt(start)
+    elif start is not None:
         model.load_state_dict(torch.load(start, weights_only=True))
     average = copy.deepcopy(model)
     optimisers = _optimisers(model, stage)
@@ -172,6 +176,7 @@ def train_stage(
     clock = Clock(stage.minutes, spent_s, decay=stage.decay)
     losses: dict[str, float] = {}
     while clock.progress < 1:
+        clock.tick()
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * clock.rate()
@@ -245,9 +250,7 @@ def _pool(
     rng: random.Random,
 ) -> Pool:
     """Loads the chunks of a kind, drawing those that are missing."""
-    for index in range(chunks):
-        if not chunk_path(work, kind, index).exists():
-            draw_chunk(vocabulary, vae, kind, index, work)
+    draw_chunks(vocabulary, vae, kind, chunks, work)
     return Pool([load_chunk(work, kind, index) for index in range(chunks)], group, rng)
 
 

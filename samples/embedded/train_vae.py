@@ -164,6 +164,7 @@ def train_vae(vocabulary: tuple[Thing, ...], settings: VaeTraining, work: Path) 
     pool = np.stack([random_picture(rng, vocabulary) for _ in range(settings.pool)])
     clock = Clock(settings.minutes, spent_s)
     while clock.progress < 1:
+        clock.tick()
         pool[step % settings.pool] = random_picture(rng, vocabulary)
         target = to_tensor(_random_crops(rng, pool, settings.pixels_per_step))
         for optimiser in optimisers:
