@@ -131,12 +131,15 @@ def capture(
 
 
 def compared(drop: float, block: int, p_remain: float) -> dict[str, Method]:
-    """Three methods that select the same blocks and differ in what they do about the rest."""
+    """Methods that select the same blocks and differ in what they do about the rest."""
     shared = {"block": block, "p_remain": p_remain, "neighbors": True}
     return {
         "SparseAttn": SparseAttn(keep=1.0 - drop, **shared),
         "RectifiedSpaAttn(gapr=True)": RectifiedSpaAttn(drop, gapr=True, **shared),
         "RectifiedSpaAttn(gapr=False)": RectifiedSpaAttn(drop, gapr=False, **shared),
+        'RectifiedSpaAttn(correction="centroids")': RectifiedSpaAttn(
+            drop, correction="centroids", **shared
+        ),
     }
 
 

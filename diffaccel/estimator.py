@@ -29,6 +29,7 @@ class BlockStatistics:
         value_mean: (B, H, NB, D) fp32, or None where not asked for.
         query_spread: (B, H, NB, D) fp32, mean absolute deviation per channel, or None.
         key_spread: (B, H, NB, D) fp32, or None.
+        key_variance: (B, H, NB, D) fp32, variance per channel, or None.
         counts: (B or 1, NB) fp32, valid tokens of each block; 0 for a fully padded one.
     """
 
@@ -37,6 +38,7 @@ class BlockStatistics:
     value_mean: Tensor | None
     query_spread: Tensor | None
     key_spread: Tensor | None
+    key_variance: Tensor | None
     counts: Tensor
 
     @property
@@ -54,6 +56,7 @@ def block_statistics(
     *,
     needs_value: bool = True,
     needs_spread: bool = True,
+    needs_variance: bool = False,
 ) -> BlockStatistics:
     """Summarises runs of `block` tokens; the last run may be shorter.
 
@@ -65,12 +68,17 @@ def block_statistics(
         valid: (B, N) bool, True for real tokens. Padded tokens may hold NaN.
         needs_value: Whether to compute value means.
         needs_spread: Whether to compute the deviations of query and key.
+        needs_variance: Whether to compute the variance of key.
     """
     counts = _token_counts(query.shape[1], block, valid, query.device)
-    query_mean, query_spread = _summarize(query, block, valid, counts, needs_spread)
-    key_mean, key_spread = _summarize(key, block, valid, counts, needs_spread)
-    value_mean = _summarize(value, block, valid, counts, False)[0] if needs_value else None
-    return BlockStatistics(query_mean, key_mean, value_mean, query_spread, key_spread, counts)
+    query_mean, query_spread, _ = _summarize(query, block, valid, counts, needs_spread)
+    key_mean, key_spread, key_variance = _summarize(
+        key, block, valid, counts, needs_spread, needs_variance
+    )
+    value_mean = _summarize(value, block, valid, counts)[0] if needs_value else None
+    return BlockStatistics(
+        query_mean, key_mean, value_mean, query_spread, key_spread, key_variance, counts
+    )
 
 
 def block_attention(
@@ -123,11 +131,19 @@ def _token_counts(tokens: int, block: int, valid: Tensor | None, device: torch.d
 
 
 def _summarize(
-    tokens: Tensor, block: int, valid: Tensor | None, counts: Tensor, needs_spread: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Means and mean absolute deviations, (B, H, NB, D) fp32 each, some blocks at a time."""
+    tokens: Tensor,
+    block: int,
+    valid: Tensor | None,
+    counts: Tensor,
+    needs_spread: bool = False,
+    needs_variance: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Means, mean absolute deviations and variances, (B, H, NB, D) fp32 each.
+
+    Works on some blocks at a time.
+    """
     batch, length, heads, channels = tokens.shape
-    means, spreads = [], []
+    means, spreads, variances = [], [], []
     limit = _STEP_ELEMENTS_CPU if tokens.device.type == "cpu" else _STEP_ELEMENTS
     step = max(1, limit // (batch * block * heads * channels))
     for first, last, size in _runs(length, block, step):
@@ -145,11 +161,13 @@ def _summarize(
         means.append(mean)
         if needs_spread:
             spreads.append(weights @ (part - mean).abs_())
+        if needs_variance:
+            variances.append(weights @ (part - mean).square_())
     return tuple(
         torch.cat(parts, 1).reshape(batch, -1, heads, channels).transpose(1, 2).contiguous()
         if parts
         else None
-        for parts in (means, spreads)
+        for parts in (means, spreads, variances)
     )
 
 

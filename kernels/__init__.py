@@ -1,7 +1,8 @@
 """Attention ops: tensors in, tensors out."""
 
 from diffaccel.kernels.block_sparse import block_sparse_attention
+from diffaccel.kernels.centroids import Centroids
 from diffaccel.kernels.dense import dense_attention
 from diffaccel.kernels.merge import merge_attention
 
-__all__ = ["block_sparse_attention", "dense_attention", "merge_attention"]
+__all__ = ["Centroids", "block_sparse_attention", "dense_attention", "merge_attention"]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from diffaccel.kernels.block_sparse_cpu import block_sparse_cpu
 from diffaccel.kernels.block_sparse_inputs import check_entries, check_inputs
+from diffaccel.kernels.centroids import Centroids
 
 
 def block_sparse_attention(
@@ -25,14 +26,16 @@ def block_sparse_attention(
     extra_padding_mask: Tensor | None = None,
     row_scale: Tensor | None = None,
     row_bias: Tensor | None = None,
+    centroids: Centroids | None = None,
     return_lse: bool = False,
     backend: Literal["cpu", "triton"] | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Computes attention of each query block over the key blocks in its list.
 
-    Exact over the listed keys: softmax runs over the union of the listed blocks and the extra
-    keys. With NQ = ceil(N / block_q) and NK = ceil(M / block_k), the last block of either side
-    may be shorter than the others. Inference only: there is no backward.
+    Exact over the listed keys: softmax runs over the union of the listed blocks, the extra keys
+    and, if given, the centroids of the blocks that are not listed. With NQ = ceil(N / block_q)
+    and NK = ceil(M / block_k), the last block of either side may be shorter than the others.
+    Inference only: there is no backward.
 
         o = softmax(scale * q @ k_kept.T) @ v_kept
         output = row_scale * o + row_bias
@@ -56,6 +59,8 @@ def block_sparse_attention(
         extra_padding_mask: (B, E) bool, True where the extra key may be attended.
         row_scale: (B, H, NQ) fp32, factor on the output of each query block; None for 1.
         row_bias: (B, H, NQ, D) fp32, added to each output row of a query block; None for 0.
+        centroids: Summaries of all NK key blocks. A query attends those of the blocks that its
+            list leaves out; see `Centroids` for what this approximates.
         return_lse: Whether to return the lse too.
         backend: "cpu", "triton", or None for the one that fits the device.
 
@@ -70,7 +75,8 @@ def block_sparse_attention(
     """
     backend = check_inputs(
         query, key, value, indices, counts, block_q, block_k, scale,
-        key_padding_mask, extra_key, extra_value, extra_padding_mask, row_scale, row_bias, backend,
+        key_padding_mask, extra_key, extra_value, extra_padding_mask, row_scale, row_bias,
+        centroids, backend,
     )  # fmt: skip
     batch, _, heads, dim = query.shape
     output, lse = _block_sparse_attention(
@@ -88,6 +94,7 @@ def block_sparse_attention(
         extra_padding_mask,
         row_scale,
         row_bias,
+        *(centroids or (None, None, None, None)),
         return_lse,
         backend,
     )
@@ -110,6 +117,10 @@ def _block_sparse_attention(
     extra_padding_mask: Tensor | None,
     row_scale: Tensor | None,
     row_bias: Tensor | None,
+    centroid_key: Tensor | None,
+    centroid_value: Tensor | None,
+    centroid_log_count: Tensor | None,
+    centroid_variance: Tensor | None,
     return_lse: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
@@ -135,6 +146,9 @@ def _block_sparse_attention(
         extra_padding_mask=extra_padding_mask,
         row_scale=row_scale,
         row_bias=row_bias,
+        centroids=Centroids.packed(
+            centroid_key, centroid_value, centroid_log_count, centroid_variance
+        ),
         return_lse=return_lse,
     )
 
@@ -155,6 +169,10 @@ def _(
     extra_padding_mask: Tensor | None,
     row_scale: Tensor | None,
     row_bias: Tensor | None,
+    centroid_key: Tensor | None,
+    centroid_value: Tensor | None,
+    centroid_log_count: Tensor | None,
+    centroid_variance: Tensor | None,
     return_lse: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,8 @@ import os
 import torch
 from torch import Tensor
 
+from diffaccel.kernels.centroids import Centroids
+
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -23,6 +25,7 @@ def check_inputs(
     extra_padding_mask: Tensor | None,
     row_scale: Tensor | None,
     row_bias: Tensor | None,
+    centroids: Centroids | None,
     backend: str | None,
 ) -> str:
     """Checks everything that needs no tensor value, and names the backend to run.
@@ -46,8 +49,16 @@ def check_inputs(
     _check_lists(indices, counts, (batch, heads, query_blocks), block_q)
     _check_mask("key_padding_mask", key_padding_mask, (batch, key.shape[1]))
     _check_extra(query, extra_key, extra_value, extra_padding_mask)
-    _check_epilogue("row_scale", row_scale, (batch, heads, query_blocks))
-    _check_epilogue("row_bias", row_bias, (batch, heads, query_blocks, dim))
+    _check_statistic("row_scale", row_scale, (batch, heads, query_blocks))
+    _check_statistic("row_bias", row_bias, (batch, heads, query_blocks, dim))
+    statistics = {
+        f"centroids.{k}": x for k, x in (centroids._asdict() if centroids else {}).items()
+    }
+    key_blocks = -(-key.shape[1] // block_k)
+    for name, tensor in statistics.items():
+        is_count = name == "centroids.log_count"
+        per_block = (batch, key_blocks) if is_count else (batch, heads, key_blocks, dim)
+        _check_statistic(name, tensor, per_block)
     _check_devices(
         query=query,
         key=key,
@@ -60,6 +71,7 @@ def check_inputs(
         extra_padding_mask=extra_padding_mask,
         row_scale=row_scale,
         row_bias=row_bias,
+        **statistics,
     )
     return _resolve_backend(backend, query)
 
@@ -173,15 +185,15 @@ def _check_extra(
     _check_mask("extra_padding_mask", mask, shape[:2])
 
 
-def _check_epilogue(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
+def _check_statistic(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
     if tensor is None:
         return
     if tensor.dtype != torch.float32:
         raise TypeError(f"{name} must be fp32, got {tensor.dtype}; call .float()")
     if tuple(tensor.shape) != shape:
         raise ValueError(
-            f"{name} must be {shape}, one entry per query block, got {tuple(tensor.shape)}; "
-            "build it for this query and block_q"
+            f"{name} must be {shape}, one entry per block, got {tuple(tensor.shape)}; "
+            "build it for these tokens and this block size"
         )
 
 

@@ -21,6 +21,11 @@ def block_sparse_fwd_kernel(
     extra_mask_ptr,
     row_scale_ptr,
     row_bias_ptr,
+    centroid_k_ptr,
+    centroid_v_ptr,
+    centroid_var_ptr,
+    centroid_bias_ptr,
+    listed_ptr,
     stride_qb,
     stride_qn,
     stride_qh,
@@ -54,11 +59,14 @@ def block_sparse_fwd_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
     HAS_KEY_MASK: tl.constexpr,
     HAS_EXTRA: tl.constexpr,
     HAS_EXTRA_MASK: tl.constexpr,
     HAS_ROW_SCALE: tl.constexpr,
     HAS_ROW_BIAS: tl.constexpr,
+    HAS_CENTROIDS: tl.constexpr,
+    HAS_VARIANCE: tl.constexpr,
     HAS_LSE: tl.constexpr,
 ):
     """One program computes BLOCK_M queries of one query block of one head."""
@@ -139,6 +147,31 @@ def block_sparse_fwd_kernel(
             extra_k_ptr += BLOCK_N * stride_ekn
             extra_v_ptr += BLOCK_N * stride_evn
 
+    if HAS_CENTROIDS:
+        off_block = pid_head.to(tl.int64) * key_blocks
+        listed_ptr += (pid_head.to(tl.int64) * q_blocks + block_q) * key_blocks
+        q_squared = q
+        if HAS_VARIANCE:  # scaled first, since a square may overflow fp16
+            scaled = q.to(tl.float32) * (scale_log2 * 0.6931471805599453)
+            q_squared = (0.5 * scaled * scaled).to(q.dtype)
+        for begin in range(0, key_blocks, BLOCK_C):
+            in_tile = begin + tl.arange(0, BLOCK_C)
+            is_block = in_tile < key_blocks
+            bias_ptrs = centroid_bias_ptr + off_b * key_blocks + in_tile
+            bias = tl.load(bias_ptrs, mask=is_block, other=float("-inf"))
+            is_listed = tl.load(listed_ptr + in_tile, mask=is_block, other=1) != 0
+            bias = tl.where(is_listed, float("-inf"), bias) * 1.4426950408889634
+            rows = (off_block + in_tile)[:, None] * HEAD_DIM + off_d[None, :]
+            inside = is_block[:, None] & mask_d[None, :]
+            k = tl.load(centroid_k_ptr + rows, mask=inside, other=0.0)
+            v = tl.load(centroid_v_ptr + rows, mask=inside, other=0.0)
+            scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+            if HAS_VARIANCE:
+                variance = tl.load(centroid_var_ptr + rows, mask=inside, other=0.0)
+                second = tl.dot(q_squared, tl.trans(variance), input_precision="ieee")
+                scores += second * 1.4426950408889634
+            acc, peak, total = _add_scores(acc, peak, total, scores + bias[None, :], v)
+
     divisor = tl.where(total > 0, total, 1.0)
     acc = acc / divisor[:, None]
     off_row = pid_head.to(tl.int64) * q_blocks + block_q
@@ -153,6 +186,18 @@ def block_sparse_fwd_kernel(
     if HAS_LSE:
         lse = tl.where(total > 0, (peak + tl.log2(divisor)) * 0.6931471805599453, float("-inf"))
         tl.store(lse_ptr + off_token, lse, mask=mask_n)
+
+
+@triton.jit
+def _add_scores(acc, peak, total, scores, v):
+    """Adds keys whose base-2 scores (M, N) are known to the softmax state."""
+    peak_new = tl.maximum(peak, tl.max(scores, 1))
+    pivot = tl.where(peak_new == float("-inf"), 0.0, peak_new)
+    p = tl.exp2(scores - pivot[:, None])
+    alpha = tl.exp2(peak - pivot)
+    total = total * alpha + tl.sum(p, 1)
+    acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision="ieee")
+    return acc, peak_new, total
 
 
 @triton.jit

@@ -8,6 +8,7 @@ import triton
 from torch import Tensor
 
 from diffaccel.kernels.block_sparse_kernel import block_sparse_fwd_kernel
+from diffaccel.kernels.centroids import Centroids
 
 
 def block_sparse_triton(
@@ -26,6 +27,7 @@ def block_sparse_triton(
     extra_padding_mask: Tensor | None,
     row_scale: Tensor | None,
     row_bias: Tensor | None,
+    centroids: Centroids | None,
     return_lse: bool,
 ) -> tuple[Tensor, Tensor]:
     """Computes `diffaccel.kernels.block_sparse_attention`, whose arguments these are, checked.
@@ -45,6 +47,9 @@ def block_sparse_triton(
     # an absent tensor is stood for by the query, which its constexpr flag keeps from being read
     extra_key = _with_unit_stride(extra_key if extra else query)
     extra_value = _with_unit_stride(extra_value if extra else query)
+    summaries = (query,) * 5
+    if centroids is not None:
+        summaries = _summaries(centroids, indices, counts, query.dtype)
     config = tile_config(block_q, block_k, dim, query.element_size(), _capability(query.device))
     q_tiles = triton.cdiv(block_q, config.block_m)
 
@@ -63,6 +68,7 @@ def block_sparse_triton(
             _flags(extra_padding_mask, query),
             query if row_scale is None else row_scale.contiguous(),
             query if row_bias is None else row_bias.contiguous(),
+            *summaries,
             *query.stride()[:3],
             *key.stride()[:3],
             *value.stride()[:3],
@@ -82,11 +88,14 @@ def block_sparse_triton(
             BLOCK_K=block_k,
             BLOCK_M=config.block_m,
             BLOCK_N=config.block_n,
+            BLOCK_C=config.block_c,
             HAS_KEY_MASK=key_padding_mask is not None,
             HAS_EXTRA=extra > 0,
             HAS_EXTRA_MASK=extra > 0 and extra_padding_mask is not None,
             HAS_ROW_SCALE=row_scale is not None,
             HAS_ROW_BIAS=row_bias is not None,
+            HAS_CENTROIDS=centroids is not None,
+            HAS_VARIANCE=centroids is not None and centroids.variance is not None,
             HAS_LSE=return_lse,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
@@ -96,10 +105,11 @@ def block_sparse_triton(
 
 @dataclass(frozen=True, slots=True)
 class TileConfig:
-    """How the kernel is launched: inner tile of queries and keys, warps, pipeline stages."""
+    """How the kernel is launched: tiles of queries, keys and centroids, warps, stages."""
 
     block_m: int
     block_n: int
+    block_c: int
     num_warps: int
     num_stages: int
 
@@ -131,13 +141,32 @@ def tile_config(
         most_m, most_n = (128, 64) if capability == (8, 0) else (64, 64)
     block_m = min(most_m, max(16, triton.next_power_of_2(block_q)))
     block_n = min(most_n, max(16, triton.next_power_of_2(block_k)))
-    return TileConfig(block_m, block_n, num_warps=8 if block_m >= 128 else 4, num_stages=stages)
+    warps = 8 if block_m >= 128 else 4
+    return TileConfig(block_m, block_n, min(block_n, 32), num_warps=warps, num_stages=stages)
 
 
 @functools.lru_cache(maxsize=64)
 def _capability(device: torch.device) -> tuple[int, int]:
     """Returns the compute capability; the interpreter, which has none, counts as (8, 0)."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
+
+
+def _summaries(
+    centroids: Centroids, indices: Tensor, counts: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """Returns key, value, variance, log count, and which blocks are listed (B, H, NQ, NK) uint8.
+
+    The products run in the dtype of the query, for the matrix units.
+    """
+    key, value, log_count, variance = centroids
+    blocks = key.shape[2]
+    is_entry = torch.arange(indices.shape[3], device=key.device) < counts.unsqueeze(-1)
+    column = indices.clamp(0, blocks - 1).long().masked_fill(~is_entry, blocks)
+    listed = torch.zeros(*counts.shape, blocks + 1, dtype=torch.uint8, device=key.device)
+    listed = listed.scatter_(3, column, 1)[..., :blocks].contiguous()
+    key, value = (x.to(dtype).contiguous() for x in (key, value))
+    variance = key if variance is None else variance.to(dtype).contiguous()
+    return key, value, variance, log_count.contiguous(), listed
 
 
 def _with_unit_stride(tensor: Tensor) -> Tensor:

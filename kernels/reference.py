@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from diffaccel.kernels.centroids import Centroids
+
 
 def attention(
     query: Tensor,
@@ -85,13 +87,15 @@ def block_sparse_attention(
     extra_padding_mask: Tensor | None = None,
     row_scale: Tensor | None = None,
     row_bias: Tensor | None = None,
+    centroids: Centroids | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Computes `diffaccel.kernels.block_sparse_attention` in fp64 with a dense mask.
 
     Args and meaning are those of the op.
 
     Returns:
-        The output (B, N, H, D) and the lse (B, N, H) of the exact part, both fp64.
+        The output (B, N, H, D) and the lse (B, N, H) before `row_scale` and `row_bias`, both
+        fp64.
     """
     (batch, queries, heads, _), keys = query.shape, key.shape[1]
     mask = block_mask(
@@ -111,6 +115,14 @@ def block_sparse_attention(
             extra_mask = extra_mask & extra_padding_mask[:, None, None, :]
         mask = torch.cat([extra_mask, mask], dim=3)
     output, lse = attention(query, key, value, mask, scale)
+    if centroids is not None:
+        counts = counts.expand(batch, heads, -1)
+        every_block = block_mask(
+            indices.expand(batch, heads, -1, -1), counts,
+            block_q=block_q, block_k=1, queries=queries, keys=centroids.key.shape[2],
+        )  # fmt: skip
+        part = centroid_attention(query, ~every_block, centroids, scale)
+        output, lse = merge_attention([output, part[0]], [lse, part[1]])
 
     if row_scale is not None:
         per_query = row_scale.double().repeat_interleave(block_q, dim=2)[:, :, :queries]
@@ -119,6 +131,33 @@ def block_sparse_attention(
         per_query = row_bias.double().repeat_interleave(block_q, dim=2)[:, :, :queries]
         output = output + per_query.transpose(1, 2)
     return output, lse
+
+
+def centroid_attention(
+    query: Tensor, mask: Tensor, centroids: Centroids, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attends block summaries alone, in fp64.
+
+    Args:
+        query: (B, N, H, D), any float dtype.
+        mask: (B, H, N, NK) bool, True where the summary is attended.
+        centroids: The NK summaries.
+        scale: Factor on the scores; None for D ** -0.5.
+
+    Returns:
+        The output (B, N, H, D) and the natural-log lse (B, N, H), both fp64.
+    """
+    query = query.double()
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = scale * torch.einsum("bnhd,bhmd->bhnm", query, centroids.key.double())
+    scores = scores + centroids.log_count.double()[:, None, None]
+    if centroids.variance is not None:
+        second = torch.einsum("bnhd,bhmd->bhnm", query.square(), centroids.variance.double())
+        scores = scores + scale**2 / 2 * second
+    scores = scores.masked_fill(~mask, -torch.inf)
+    lse = torch.logsumexp(scores, dim=-1)
+    weights = torch.exp(scores - lse.unsqueeze(-1)).nan_to_num(nan=0.0)
+    return torch.einsum("bhnm,bhmd->bnhd", weights, centroids.value.double()), lse.transpose(1, 2)
 
 
 def merge_attention(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

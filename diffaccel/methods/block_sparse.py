@@ -8,15 +8,13 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from diffaccel.correctors import NoCorrection, PooledReallocation
+from diffaccel.correctors import NoCorrection, Selected
 from diffaccel.estimator import BlockStatistics, block_attention, block_statistics, row_steps
-from diffaccel.kernels import block_sparse_attention, dense_attention
+from diffaccel.kernels import Centroids, block_sparse_attention, dense_attention
 from diffaccel.layout import TokenLayout
 from diffaccel.methods.base import DenseLayers, Method, check_schedule
 from diffaccel.order import ORDERS, TokenOrder, token_order
 from diffaccel.selectors import ForcedBlocks, TopBlocks, block_lists, forced_blocks
-
-Corrector = NoCorrection | PooledReallocation
 
 
 class SharedKnobs(Protocol):
@@ -32,12 +30,13 @@ class SharedKnobs(Protocol):
 
 
 class BlockPlan(NamedTuple):
-    """What the kernel is told: block lists, and the correction of each query block."""
+    """What the kernel is told: block lists, and the correction of the blocks left out."""
 
     indices: Tensor
     counts: Tensor
     row_scale: Tensor | None
     row_bias: Tensor | None
+    centroids: Centroids | None = None
 
 
 class OtherKeys(NamedTuple):
@@ -61,7 +60,7 @@ class BlockSparseMethod(Method):
         """Which key blocks are computed exactly."""
         raise NotImplementedError(f"{type(self).__name__} does not implement selector")
 
-    def corrector(self) -> Corrector:
+    def corrector(self) -> NoCorrection:
         """What is done about the others."""
         raise NotImplementedError(f"{type(self).__name__} does not implement corrector")
 
@@ -134,6 +133,7 @@ class BlockSparseMethod(Method):
             extra_padding_mask=others.valid if layout.other_slices else None,
             row_scale=plan.row_scale,
             row_bias=plan.row_bias,
+            centroids=plan.centroids,
         )
         output[:, visual].index_copy_(1, order.order, result)
         return plan.counts
@@ -158,15 +158,18 @@ class BlockSparseMethod(Method):
             valid,
             needs_value=corrector.needs_value,
             needs_spread=corrector.needs_spread,
+            needs_variance=corrector.needs_variance,
         )
         forced = self._forced(layout, query.device)
         parts = [
             self._plan_rows(statistics, others, scale, forced, rows)
             for rows in row_steps(statistics, others.key.shape[1])
         ]
-        return (
-            parts[0] if len(parts) == 1 else BlockPlan(*map(_join_rows, zip(*parts, strict=True)))
+        plan = BlockPlan(*map(_join_rows, zip(*parts, strict=True)))
+        selected = Selected(
+            query, key, valid, *others[::2], plan.indices, plan.counts, self.block, scale
         )
+        return plan._replace(centroids=corrector.centroids(statistics, selected))
 
     def _plan_rows(
         self,
@@ -236,7 +239,9 @@ def _other_keys(
 
 
 def _join_rows(parts: tuple[Tensor | None, ...]) -> Tensor | None:
-    return None if parts[0] is None else torch.cat(parts, 2)
+    if len(parts) == 1 or parts[0] is None:
+        return parts[0]
+    return torch.cat(parts, 2)
 
 
 def _density(counts: Tensor, layout: TokenLayout, block: int) -> Tensor:

@@ -1,8 +1,18 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from diffaccel.correctors import NoCorrection, PooledReallocation, is_gain
+from diffaccel.correctors import (
+    CalibratedCentroids,
+    NoCorrection,
+    PooledReallocation,
+    Selected,
+    calibrated_damping,
+    is_gain,
+)
 from diffaccel.estimator import block_attention, block_statistics
+from diffaccel.kernels import block_sparse_attention
 from diffaccel.selectors import TopBlocks, block_lists
 
 ALL = slice(None)
@@ -28,14 +38,7 @@ def setting(spread=1.0, tokens=111, seed=0):
 def test_scale_and_weights_are_shares_that_sum_to_one(spread, gapr):
     statistics, probability, kept = setting(spread)
     ones = statistics.value_mean.new_ones(statistics.value_mean.shape)
-    as_ones = type(statistics)(
-        statistics.query_mean,
-        statistics.key_mean,
-        ones,
-        statistics.query_spread,
-        statistics.key_spread,
-        statistics.counts,
-    )
+    as_ones = replace(statistics, value_mean=ones)
     scale, bias = PooledReallocation(gapr).correct(as_ones, probability, kept, ALL)
     assert ((scale >= 0) & (scale <= 1)).all() and (bias >= 0).all()
     total = scale[..., None] + bias
@@ -115,7 +118,7 @@ def test_rows_can_be_corrected_in_parts():
 def test_no_correction_says_nothing_and_needs_nothing():
     statistics, probability, kept = setting()
     assert NoCorrection().correct(statistics, probability, kept, ALL) is None
-    assert not NoCorrection.needs_value and not NoCorrection.needs_spread
+    assert not NoCorrection().needs_value and not NoCorrection().needs_spread
 
 
 def test_everything_is_decided_without_waiting_for_the_device():
@@ -132,3 +135,50 @@ def test_everything_is_decided_without_waiting_for_the_device():
     scale, bias = PooledReallocation(True).correct(statistics, weights, kept, ALL)
     assert indices.shape == (2, 3, 63, 63) and counts.shape == (2, 3, 63)
     assert scale.shape == (2, 3, 63) and bias.shape == (2, 3, 63, 64)
+
+
+def selected_blocks(spread, keep=0.3, text=5):
+    generator = torch.Generator().manual_seed(1)
+    centers = torch.randn(2, 7, 2, 32, generator=generator).repeat_interleave(16, 1)
+    query, key = (
+        (centers + spread * torch.randn(2, 112, 2, 32, generator=generator))[:, :111]
+        for _ in range(2)
+    )
+    statistics = block_statistics(query, key, key, 16, needs_variance=True)
+    text_key = torch.randn(2, text, 2, 32, generator=generator)
+    probability = block_attention(statistics, text_key, None, 0.3)
+    indices, counts = block_lists(TopBlocks(keep).select(probability), 7)
+    return statistics, Selected(query, key, None, text_key, None, indices, counts, 16, 0.3)
+
+
+@pytest.mark.parametrize("spread", [0.2, 0.7])
+def test_calibration_gives_sampled_rows_the_right_normaliser(spread):
+    """Over exactly those rows, the lse of the kernel with centroids is right on average."""
+    statistics, selected = selected_blocks(spread)
+    centroids = CalibratedCentroids().centroids(statistics, selected)
+    lses = []
+    for summaries in (centroids, centroids._replace(variance=None)):
+        _, lse = block_sparse_attention(
+            selected.query, selected.key, selected.key, selected.indices, selected.counts,
+            block_q=16, block_k=16, scale=0.3, extra_key=selected.text_key,
+            extra_value=selected.text_key, centroids=summaries, return_lse=True,
+        )  # fmt: skip
+        lses.append(lse)
+    everything = torch.cat([selected.key, selected.text_key], 1)
+    exact = (0.3 * torch.einsum("bnhd,bmhd->bnhm", selected.query, everything)).logsumexp(-1)
+    rows = ((torch.arange(32) + 0.5) * 111 / 32).long()
+    calibrated, undamped = ((lse - exact)[:, rows].mean(1) for lse in lses)
+    assert calibrated.abs().max() < 2e-3
+    assert undamped.abs().min() > 5 * calibrated.abs().max()
+
+
+def test_without_anything_left_out_the_centroids_have_no_influence():
+    statistics, selected = selected_blocks(0.5, keep=1.0)
+    damping = calibrated_damping(statistics, selected)
+    assert damping.isfinite().all() and (damping >= 0).all()
+    arguments = dict(block_q=16, block_k=16, scale=0.3)
+    tokens = selected.query, selected.key, selected.key, selected.indices, selected.counts
+    plain = block_sparse_attention(*tokens, **arguments)
+    centroids = CalibratedCentroids().centroids(statistics, selected)
+    output = block_sparse_attention(*tokens, **arguments, centroids=centroids)
+    torch.testing.assert_close(output, plain, atol=1e-6, rtol=1e-6)

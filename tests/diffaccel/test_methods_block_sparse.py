@@ -1,5 +1,7 @@
 """What SparseAttn and RectifiedSpaAttn compute, against fp64 formulas written from the paper."""
 
+import math
+
 import pytest
 import torch
 
@@ -13,8 +15,9 @@ METHODS = (
     SparseAttn(0.25, block=16, p_remain=0.3, neighbors=True, order="brick"),
     RectifiedSpaAttn(0.75, block=16),
     RectifiedSpaAttn(0.75, block=16, gapr=False, order="raster"),
+    RectifiedSpaAttn(0.75, block=16, correction="centroids"),
 )
-NAMES = ("sparse", "sparse-top-p-brick", "rectified", "accept-all-raster")
+NAMES = ("sparse", "sparse-top-p-brick", "rectified", "accept-all-raster", "centroids")
 
 LAYOUTS = {
     "1x11x13": TokenLayout.image(11, 13),
@@ -65,18 +68,53 @@ def oracle(query, key, value, layout, method, mask=None):
         valid = [run[mask[b, run]] for run in runs]
         text = others[mask[b, others]]
         for h in range(heads):
-            for n, rows in enumerate(runs):
-                if len(valid[n]):
-                    at = (query[b, :, h], key[b, :, h], value[b, :, h])
-                    output[b, rows, h] = _oracle_block(at, rows, valid, text, forced, n, method)
+            at = (query[b, :, h], key[b, :, h], value[b, :, h])
+            kept = {
+                n: _oracle_kept(at, valid, text, forced, n, method)
+                for n in range(len(runs))
+                if len(valid[n])
+            }
+            damping = 0.0
+            if getattr(method, "correction", "") == "centroids":
+                is_real = [mask[b, i].item() for i in order.tolist()]
+                damping = _oracle_damping(at, order, is_real, valid, text, kept, method.block)
+            for n in kept:
+                output[b, runs[n], h] = _oracle_block(
+                    at, runs[n], valid, text, *kept[n], n, method, damping
+                )
     return output
 
 
-def _oracle_block(at, rows, valid, text, forced, n, method):
-    query, key, value = at
+def _oracle_damping(at, order, is_real, valid, text, kept, block):
+    """Bisects until 32 rows have the right normaliser on average, in plain fp64."""
+    query, key, _ = at
+    scale, count = query.shape[-1] ** -0.5, min(32, len(order))
+    cases = []
+    for i in range(count):
+        place = int((i + 0.5) * len(order) / count)
+        if is_real[place]:
+            n, row = place // block, scale * query[order[place]]
+            exact = torch.cat([key[run] for run in valid] + [key[text]]) @ row
+            seen = torch.cat([key[valid[m]] for m in kept[n][0]] + [key[text]]) @ row
+            left = [run for m, run in enumerate(valid) if m not in kept[n][0] and len(run)]
+            first = [key[run].mean(0) @ row + math.log(len(run)) for run in left]
+            second = [key[run].var(0, correction=0) @ row**2 / 2 for run in left]
+            cases.append((exact.logsumexp(0), seen, first, second))
+    low, high = 0.0, 2.0
+    for _ in range(12):
+        middle, excess = (low + high) / 2, 0.0
+        for exact, seen, first, second in cases:
+            estimate = [a + middle * b for a, b in zip(first, second, strict=True)]
+            excess += torch.cat([seen, torch.tensor(estimate).double()]).logsumexp(0) - exact
+        low, high = (low, middle) if excess > 0 else (middle, high)
+    return (low + high) / 2
+
+
+def _oracle_kept(at, valid, text, forced, n, method):
+    """Which blocks a query block keeps, and the predicted share of every block."""
+    query, key, _ = at
     scale = query.shape[-1] ** -0.5
     mean_query = query[valid[n]].mean(0)
-    spread_query = (query[valid[n]] - mean_query).abs().mean(0)
     pieces = [scale * key[run].mean(0).expand(len(run), -1) @ mean_query for run in valid]
     expanded = torch.cat([*pieces, scale * key[text] @ mean_query]).softmax(0)
     *shares, text_share = expanded.split([*map(len, valid), len(text)])
@@ -92,13 +130,21 @@ def _oracle_block(at, rows, valid, text, forced, n, method):
     if method.p_remain > 0:
         count = max(count, covered + 1)
     kept = {*ranked[:count], *forced[n].nonzero().flatten().tolist()}
-    kept = sorted(m for m in kept if len(valid[m]))
+    return sorted(m for m in kept if len(valid[m])), shares
 
+
+def _oracle_block(at, rows, valid, text, kept, shares, n, method, damping):
+    query, key, value = at
+    scale = query.shape[-1] ** -0.5
     keys = torch.cat([*(valid[m] for m in kept), text])
     weights = (scale * query[rows] @ key[keys].T).softmax(-1)
     exact = weights @ value[keys]
     if isinstance(method, SparseAttn):
         return exact
+    if method.correction == "centroids":
+        return _oracle_centroids(at, rows, valid, keys, kept, damping)
+    mean_query = query[valid[n]].mean(0)
+    spread_query = (query[valid[n]] - mean_query).abs().mean(0)
     returned, pooled = 1.0, torch.zeros(value.shape[-1]).double()
     for m, run in enumerate(valid):
         if m in kept or not len(run):
@@ -111,6 +157,20 @@ def _oracle_block(at, rows, valid, text, forced, n, method):
         returned -= shares[m]
         pooled += shares[m] * value[run].mean(0)
     return returned * exact + pooled
+
+
+def _oracle_centroids(at, rows, valid, keys, kept, damping):
+    """One softmax over the kept keys and one stand-in for every block left out."""
+    query, key, value = at
+    scaled = query[rows] * query.shape[-1] ** -0.5
+    scores, values = [scaled @ key[keys].T], [value[keys]]
+    for m, run in enumerate(valid):
+        if m not in kept and len(run):
+            second = (scaled**2 @ key[run].var(0, correction=0)) / 2
+            scores.append(scaled @ key[run].mean(0) + math.log(len(run)) + damping * second)
+            values.append(value[run].mean(0))
+    scores = torch.cat([scores[0], *(x[:, None] for x in scores[1:])], 1)
+    return scores.softmax(-1) @ torch.cat([values[0], *(x[None] for x in values[1:])])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -249,10 +309,11 @@ def test_constant_values_stay_constant(method):
     torch.testing.assert_close(output, constant, atol=1e-5, rtol=1e-5)
 
 
-def test_blocks_of_equal_tokens_are_estimated_exactly():
+@pytest.mark.parametrize("correction", ["pooled", "centroids"])
+def test_blocks_of_equal_tokens_are_estimated_exactly(correction):
     layout = LAYOUTS["6+1x16x8"]
     query, key, value = smooth_tokens(layout)
-    method = RectifiedSpaAttn(0.8, block=16, gapr=False, neighbors=False)
+    method = RectifiedSpaAttn(0.8, block=16, gapr=False, neighbors=False, correction=correction)
     order = 6 + token_order(layout.grid, "hilbert", 16).order
     for tokens in (query, key, value):
         tokens[:, order] = tokens[:, order[::16]].repeat_interleave(16, 1)
@@ -291,10 +352,10 @@ def test_permuting_keys_inside_a_block_changes_nothing():
         torch.testing.assert_close(before[:, moved], rows, atol=1e-5, rtol=1e-5)
 
 
-def test_one_vector_added_to_all_keys_leaves_the_rectification_unchanged():
+@pytest.mark.parametrize("method", [METHODS[3], METHODS[4]], ids=["pooled", "centroids"])
+def test_one_vector_added_to_all_keys_leaves_the_rectification_unchanged(method):
     layout = LAYOUTS["1x7x23+9"]
     query, key, value = smooth_tokens(layout)
-    method = RectifiedSpaAttn(0.75, block=16, gapr=False)
     shift = torch.randn(1, 1, 2, 32, generator=torch.Generator().manual_seed(2))
     before = method.attend(query, key, value, layout)
     after = method.attend(query, key + shift, value, layout)
@@ -327,7 +388,9 @@ def test_correcting_beats_ignoring_on_smooth_tokens():
         return ((method.attend(*tokens, layout) - dense).norm() / dense.norm()).item()
 
     plain = error(SparseAttn(0.1, **knobs))
-    assert error(RectifiedSpaAttn(0.9, **knobs)) < 0.9 * plain
+    pooled = error(RectifiedSpaAttn(0.9, **knobs))
+    assert pooled < 0.9 * plain
+    assert error(RectifiedSpaAttn(0.9, correction="centroids", **knobs)) < 0.6 * pooled
     assert error(RectifiedSpaAttn(0.9, gapr=False, **knobs)) < 0.7 * plain
 
 

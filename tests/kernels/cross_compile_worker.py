@@ -33,13 +33,19 @@ _POINTERS = {
     "extra_mask_ptr": "*u8",
     "row_scale_ptr": "*fp32",
     "row_bias_ptr": "*fp32",
+    "centroid_k_ptr": "*bf16",
+    "centroid_v_ptr": "*bf16",
+    "centroid_var_ptr": "*bf16",
+    "centroid_bias_ptr": "*fp32",
+    "listed_ptr": "*u8",
 }
 
 
-def compile_kernel(capability: int, head_dim: int) -> dict[str, object]:
+def compile_kernel(capability: int, head_dim: int, has_centroids: bool) -> dict[str, object]:
     config = tile_config(128, 128, head_dim, 2, divmod(capability, 10))
     flags = {name: True for name in kernel.arg_names if name.startswith("HAS_")}
     flags.update(HAS_KEY_MASK=False, HAS_EXTRA_MASK=False)
+    flags.update(HAS_CENTROIDS=has_centroids, HAS_VARIANCE=has_centroids)
     constants = flags | {
         "HEAD_DIM": head_dim,
         "BLOCK_D": max(16, triton.next_power_of_2(head_dim)),
@@ -47,6 +53,7 @@ def compile_kernel(capability: int, head_dim: int) -> dict[str, object]:
         "BLOCK_K": 128,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
+        "BLOCK_C": config.block_c,
     }
     signature, attributes = {}, {}
     for i, name in enumerate(kernel.arg_names):
@@ -66,6 +73,7 @@ def compile_kernel(capability: int, head_dim: int) -> dict[str, object]:
     return {
         "capability": capability,
         "head_dim": head_dim,
+        "has_centroids": has_centroids,
         "config": str(config),
         "shared": compiled.metadata.shared,
         "spill_bytes": _spill_bytes(compiled.asm["ptx"], capability),
@@ -98,4 +106,5 @@ def _spill_bytes(ptx: str, capability: int) -> int:
 if __name__ == "__main__":
     numbers = [int(word) for word in sys.argv[1:]]
     for capability, head_dim in zip(numbers[::2], numbers[1::2], strict=True):
-        print(json.dumps(compile_kernel(capability, head_dim)), flush=True)
+        for has_centroids in (False, True):
+            print(json.dumps(compile_kernel(capability, head_dim, has_centroids)), flush=True)

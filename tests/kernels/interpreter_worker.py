@@ -7,7 +7,7 @@ the interpreter computes on its bit patterns.
 import torch
 from problems import masked_sdpa, random_lists, random_tokens
 
-from diffaccel.kernels import block_sparse_attention, reference
+from diffaccel.kernels import Centroids, block_sparse_attention, reference
 from diffaccel.kernels.block_sparse_triton import block_sparse_triton
 
 
@@ -64,12 +64,40 @@ def check_everything_at_once(dtype):
     torch.testing.assert_close(lse.double(), expected_lse, atol=1e-4, rtol=1e-4)
 
 
+def check_centroids(dtype, with_variance):
+    """Block summaries in the same softmax; one sample lists every block of some rows."""
+    query, key, value = random_tokens(2, 40, 50, 2, 24, dtype)
+    lists = random_lists(2, 2, 2, 4, 4)
+    log_count = torch.tensor([2.0, 1.0, 0.0, -torch.inf]).expand(2, 4)
+    drawn = (
+        random_tokens(2, 1, 4, 2, 24, dtype, seed=2)[1:]
+        + random_tokens(2, 4, 1, 2, 24, dtype, seed=3)[:1]
+    )
+    centroid_key, centroid_value, spread = (x.float().transpose(1, 2) for x in drawn)
+    variance = spread.square().to(dtype).float() if with_variance else None
+    arguments = dict(
+        block_q=32,
+        block_k=16,
+        centroids=Centroids(centroid_key, centroid_value, log_count, variance),
+    )
+    output, lse = block_sparse_attention(
+        query, key, value, *lists, **arguments, return_lse=True, backend="triton"
+    )
+    expected, expected_lse = reference.block_sparse_attention(
+        query, key, value, *lists, **arguments
+    )
+    error = (output.double() - expected).abs().max()
+    assert error <= (1e-5 if dtype == torch.float32 else 4e-3), (dtype, error)
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-3
+    torch.testing.assert_close(lse.double(), expected_lse, atol=tolerance, rtol=tolerance)
+
+
 def check_junk_lists_stay_inside():
     """Behind the door, as on CUDA: indices and counts that nobody checked are clamped."""
     tokens = random_tokens(1, 16, 40, 1, 16)
     absent = dict.fromkeys(
         ("key_padding_mask", "extra_key", "extra_value", "extra_padding_mask")
-        + ("row_scale", "row_bias")
+        + ("row_scale", "row_bias", "centroids")
     )
     run = dict(block_q=16, block_k=16, scale=0.25, return_lse=False) | absent
     junk = torch.tensor([-(2**31), 2**31 - 1], dtype=torch.int32).view(1, 1, 1, 2)
@@ -85,6 +113,8 @@ if __name__ == "__main__":
         check_lists(dtype, 63, 80, 64, 32, 32)
         check_lists(dtype, 40, 50, 40, 20, 25)
         check_everything_at_once(dtype)
+        check_centroids(dtype, with_variance=False)
+        check_centroids(dtype, with_variance=True)
     check_lists(torch.float32, 130, 150, 72, 128, 64)
     check_lists(torch.float32, 33, 48, 256, 16, 16)
     check_junk_lists_stay_inside()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffaccel.kernels import block_sparse_attention, merge_attention, reference
+from diffaccel.kernels import Centroids, block_sparse_attention, merge_attention, reference
 
 # lengths 63, 111 and 1000 leave ragged blocks; each head dim and dtype is in some case
 CASES = [
@@ -68,6 +68,40 @@ def test_everything_at_once_matches_the_oracle(problems, assert_close_to_oracle,
     )
     assert_close_to_oracle(output, expected)
     assert (expected_lse == -torch.inf).any(), "the case must hold a row without keys"
+    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("with_variance", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_centroids_of_the_blocks_left_out_match_the_oracle(
+    problems, assert_close_to_oracle, dtype, with_variance
+):
+    """Summaries beside masks, text and empty rows; the last sample has neither keys nor text."""
+    batch, tokens, heads, dim, block = 3, 111, 2, 40, 16
+    query, key, value = problems.random_tokens(batch, tokens, tokens, heads, dim, dtype)
+    _, text_key, text_value = problems.random_tokens(batch, 1, 9, heads, dim, dtype, seed=1)
+    is_key = torch.arange(tokens) < torch.tensor([[111], [70], [0]])
+    is_text = torch.arange(9) < torch.tensor([[9], [0], [0]])
+    generator = torch.Generator().manual_seed(4)
+    drawn = torch.randn(3, batch, heads, 7, dim, generator=generator)
+    log_count = torch.randn(batch, 7, generator=generator)
+    log_count[1, 5:] = log_count[2] = -torch.inf
+    arguments = dict(
+        block_q=block,
+        block_k=block,
+        key_padding_mask=is_key,
+        extra_key=text_key,
+        extra_value=text_value,
+        extra_padding_mask=is_text,
+        centroids=Centroids(*drawn[:2], log_count, drawn[2].square() if with_variance else None),
+    )
+    lists = problems.random_lists(batch, heads, 7, 7, 7)
+    output, lse = block_sparse_attention(query, key, value, *lists, **arguments, return_lse=True)
+    expected, expected_lse = reference.block_sparse_attention(
+        query, key, value, *lists, **arguments
+    )
+    assert_close_to_oracle(output, expected)
+    assert (expected_lse[2] == -torch.inf).all() and expected_lse[:2].isfinite().all()
     torch.testing.assert_close(lse.double(), expected_lse, atol=1e-5, rtol=1e-5)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffaccel.kernels import block_sparse_attention, reference
+from diffaccel.kernels import Centroids, block_sparse_attention, reference
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA GPU, torch sees none"
@@ -45,6 +45,25 @@ def test_masks_text_and_epilogue_match_the_oracle(problems, assert_close_to_orac
     lists = problems.random_lists(3, 2, 5, 5, 4, device="cuda")
     output = block_sparse_attention(query, key, value, *lists, **arguments)
     expected, _ = reference.block_sparse_attention(query, key, value, *lists, **arguments)
+    assert_close_to_oracle(output, expected)
+
+
+@pytest.mark.parametrize("with_variance", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "fp16", "bf16"])
+def test_centroids_match_the_oracle(problems, assert_close_to_oracle, dtype, with_variance):
+    tokens = problems.random_tokens(3, 300, 300, 2, 64, dtype, device="cuda")
+    # the summaries are rounded to the dtype of the query, so they are drawn in it
+    drawn = torch.randn(3, 3, 2, 5, 64, device="cuda").to(dtype)
+    variance = drawn[2].square().float() if with_variance else None
+    log_count = torch.tensor([4.0, 3.0, 2.0, 1.0, -torch.inf], device="cuda").repeat(3, 1)
+    arguments = dict(
+        block_q=64,
+        block_k=64,
+        centroids=Centroids(drawn[0].float(), drawn[1].float(), log_count, variance),
+    )
+    lists = problems.random_lists(3, 2, 5, 5, 5, device="cuda")
+    output = block_sparse_attention(*tokens, *lists, **arguments)
+    expected, _ = reference.block_sparse_attention(*tokens, *lists, **arguments)
     assert_close_to_oracle(output, expected)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffaccel.kernels import block_sparse_attention
+from diffaccel.kernels import Centroids, block_sparse_attention
 
 
 def _arguments():
@@ -49,7 +49,9 @@ BAD = {
     "extra dtype": ({n: torch.zeros(2, 3, 2, 16).half() for n in ("extra_key", "extra_value")},
                     TypeError, "dtype of query"),
     "row_scale dtype": ({"row_scale": torch.ones(2, 2, 3).half()}, TypeError, "fp32"),
-    "row_bias shape": ({"row_bias": torch.ones(2, 2, 3, 8)}, ValueError, "per query block"),
+    "row_bias shape": ({"row_bias": torch.ones(2, 2, 3, 8)}, ValueError, "per block"),
+    "centroid shape": ({"centroids": Centroids(torch.zeros(2, 2, 3, 16), torch.zeros(2, 2, 3, 16),
+                        torch.zeros(2, 2))}, ValueError, r"centroids.log_count must be \(2, 3\)"),
     "device": ({"counts": torch.ones(2, 2, 3, dtype=torch.int32, device="meta")},
                ValueError, "device of query"),
     "backend": ({"backend": "cuda"}, ValueError, "'cpu' or 'triton'"),
@@ -72,7 +74,9 @@ def test_triton_on_the_cpu_is_refused_outside_the_interpreter(monkeypatch):
 def test_opcheck(return_lse):
     arguments = _arguments()
     positional = (*arguments.values(), 0.25, torch.ones(2, 40) > 0)
-    rest = (None, None, None, torch.ones(2, 2, 3), None, return_lse, "cpu")
+    summaries = torch.randn(2, 2, 2, 3, 16)
+    centroids = (*summaries, torch.zeros(2, 3), None)
+    rest = (None, None, None, torch.ones(2, 2, 3), None, *centroids, return_lse, "cpu")
     torch.library.opcheck(torch.ops.diffaccel.block_sparse_attention.default, (*positional, *rest))
 
 

@@ -1,0 +1,41 @@
+"""Centroids: key blocks summarised, so that queries attend a block without reading its tokens."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Centroids(NamedTuple):
+    """One summary per key block, attended by the queries whose list leaves the block out.
+
+    A block enters the softmax of a query q as one key with the score
+
+        scale * q . key + log_count + scale**2 / 2 * sum_d(q_d**2 * variance_d)
+
+    and the value `value`. The first two terms are exact where all keys of the block are equal;
+    the third is the second order of the log of the mean exponential (cumulant expansion, exact
+    for keys that are normally distributed within the block).
+
+    Args:
+        key: (B, H, NK, D) fp32, mean key of each block.
+        value: (B, H, NK, D) fp32, mean value of each block.
+        log_count: (B, NK) fp32, natural log of the number of keys; -inf for an empty block.
+        variance: (B, H, NK, D) fp32, variance of the keys per channel, or None for 0. A factor
+            below 1 damps the third term.
+    """
+
+    key: Tensor
+    value: Tensor
+    log_count: Tensor
+    variance: Tensor | None = None
+
+    @classmethod
+    def packed(
+        cls,
+        key: Tensor | None,
+        value: Tensor | None,
+        log_count: Tensor | None,
+        variance: Tensor | None,
+    ) -> "Centroids | None":
+        """Collects what crossed the flat signature of the custom op."""
+        return None if key is None else cls(key, value, log_count, variance)
