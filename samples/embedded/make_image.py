@@ -47,6 +47,8 @@ def stages(minutes: float, scale: int, learning_rate: float) -> tuple[Stage, ...
             batch=16,
             close_ups=CLOSE_256,
             close_up_chunks=4 * scale,
+            close_up_groups=2,
+            close_up_every=2,
             noise_mean=0.6,
             decay=0.75,
             average=0.98,

@@ -37,8 +37,10 @@ class Stage:
         batch: Whole scenes per step.
         close_ups: Pool of close-ups, if any.
         close_up_chunks: Chunks of that pool.
+        close_up_groups: Windows per batch of close-ups, `GROUP` pictures each.
         close_up_every: Steps from one batch of close-ups to the next.
         noise_mean: Mean of the logit of the noise level; above 0 trains layout more.
+        close_up_noise_mean: The same for close-ups; refinement starts from little noise.
         decay: Share of the stage over which the rate falls.
         average: Decay of the moving average of the weights.
         adam_share: Rate of AdamW in terms of that of Muon.
@@ -55,8 +57,10 @@ class Stage:
     batch: int
     close_ups: PoolKind | None = None
     close_up_chunks: int = 0
+    close_up_groups: int = 1
     close_up_every: int = 3
     noise_mean: float = 0.2
+    close_up_noise_mean: float = -0.6
     decay: float = 0.6
     average: float = 0.99
     adam_share: float = 0.4
@@ -187,7 +191,8 @@ def train_stage(
         total = sum(len(captions) for _, _, captions, _ in parts)
         model.zero_grad(set_to_none=True)
         for name, clean, captions, positions in parts:
-            loss = flow_loss(model, clean, captions, length, positions, stage.noise_mean)
+            mean = stage.noise_mean if name == stage.whole.name else stage.close_up_noise_mean
+            loss = flow_loss(model, clean, captions, length, positions, mean)
             (loss * len(captions) / total).backward()
             losses[name] = 0.98 * losses.get(name, loss.item()) + 0.02 * loss.item()
         for optimiser in optimisers:
@@ -226,13 +231,11 @@ def _batches(
     if stage.close_ups is not None:
         close = _pool(vocabulary, vae, stage.close_ups, stage.close_up_chunks, GROUP, work, rng)
     for step in itertools.count():
+        wanted = [(whole, stage.whole, stage.batch)]
+        if close is not None and step % stage.close_up_every == 0:
+            wanted += [(close, stage.close_ups, GROUP)] * stage.close_up_groups
         parts = []
-        for pool, kind, count in (
-            (whole, stage.whole, stage.batch),
-            (close, stage.close_ups, GROUP),
-        ):
-            if pool is None or kind is None or (pool is close and step % stage.close_up_every):
-                continue
+        for pool, kind, count in wanted:
             indices = pool.next_indices(count)
             captions = [caption(rng, vocabulary, pool.scenes[i], pool.windows[i]) for i in indices]
             positions = token_positions(kind.pixels, pool.windows[indices[0]])
