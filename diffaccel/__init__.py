@@ -12,10 +12,11 @@ from diffaccel.attach import (
     set_attn_processor,
 )
 from diffaccel.layout import TokenLayout
-from diffaccel.methods import FullAttn, RectifiedSpaAttn, SparseAttn
+from diffaccel.methods import FullAttn, NeighborhoodAttn, RectifiedSpaAttn, SparseAttn
 
 __all__ = [
     "FullAttn",
+    "NeighborhoodAttn",
     "RectifiedSpaAttn",
     "SparseAttn",
     "TokenLayout",

@@ -25,6 +25,7 @@ def neighborhood_attention(
     dilation: PerAxis = 1,
     is_causal: bool | Sequence[bool] = False,
     scale: float | None = None,
+    key_padding_mask: Tensor | None = None,
     extra_key: Tensor | None = None,
     extra_value: Tensor | None = None,
     extra_padding_mask: Tensor | None = None,
@@ -49,6 +50,8 @@ def neighborhood_attention(
         dilation: Distance between the keys of a window, per axis.
         is_causal: Whether queries see no later key, per axis.
         scale: Factor on the scores; None for D ** -0.5.
+        key_padding_mask: Bool, shaped like query without heads and head dim, True where the key
+            may be attended. Padded keys and values may hold anything, NaN included.
         extra_key: (B, E, G, D), keys that every query attends beside its window.
         extra_value: The values of `extra_key`.
         extra_padding_mask: (B, E) bool, True where the extra key may be attended.
@@ -57,7 +60,7 @@ def neighborhood_attention(
     Returns:
         The output, shaped like query with the head dim of value, in the dtype of query. With
         `return_lse` also the natural-log normaliser of the scaled scores, shaped like query
-        without its last dim, fp32.
+        without its last dim, fp32. A query without any key has output 0 and lse -inf.
 
     Raises:
         ValueError: If a shape or window does not fit.
@@ -70,13 +73,18 @@ def neighborhood_attention(
     if scale is not None and scale < 0:
         raise ValueError(f"scale must not be negative, got {scale=}; negate the query instead")
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    if key_padding_mask is not None:
+        _check_mask("key_padding_mask", key_padding_mask, tuple(query.shape[:-2]))
+        key_padding_mask = key_padding_mask.flatten(1)
     query, key, value = (x.flatten(1, -3) for x in (query, key, value))
-    is_plain_dense = all(axis.is_dense for axis in axes) and not return_lse and extra_key is None
+    is_plain_dense = all(axis.is_dense for axis in axes) and not return_lse
+    is_plain_dense &= extra_key is None and key_padding_mask is None
     if is_plain_dense and query.shape == key.shape == value.shape:
         return dense_attention(query, key, value, scale=scale).unflatten(1, grid)
     output, lse = neighborhood_gather(
-        query, key, value, axes, scale, extra_key, extra_value, extra_padding_mask, return_lse
-    )
+        query, key, value, axes, scale, key_padding_mask, extra_key, extra_value,
+        extra_padding_mask, return_lse,
+    )  # fmt: skip
     output = output.unflatten(1, grid)
     return (output, lse.unflatten(1, grid)) if return_lse else output
 
@@ -176,8 +184,13 @@ def _check_extra(
                 f"device of {name.removeprefix('extra_')} {tuple(like.shape)} {like.dtype}, got "
                 f"{tuple(extra.shape)} {extra.dtype}"
             )
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != extra_key.shape[:2]):
+    if mask is not None:
+        _check_mask("extra_padding_mask", mask, tuple(extra_key.shape[:2]))
+
+
+def _check_mask(name: str, mask: Tensor, shape: tuple[int, ...]) -> None:
+    if mask.dtype != torch.bool or tuple(mask.shape) != shape:
         raise ValueError(
-            f"extra_padding_mask must be bool {tuple(extra_key.shape[:2])}, got {mask.dtype} "
-            f"{tuple(mask.shape)}; pass one row per sample, True = attended"
+            f"{name} must be bool {shape}, got {mask.dtype} {tuple(mask.shape)}; pass one row "
+            "per sample, True = attended"
         )

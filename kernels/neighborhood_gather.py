@@ -37,6 +37,7 @@ def neighborhood_gather(
     value: Tensor,
     axes: tuple[Axis, ...],
     scale: float,
+    key_padding_mask: Tensor | None,
     extra_key: Tensor | None,
     extra_value: Tensor | None,
     extra_padding_mask: Tensor | None,
@@ -56,6 +57,10 @@ def neighborhood_gather(
         one = slice(sample, sample + 1)
         q = _heads_first(query[one], heads).mul_(scale)
         k, v = _heads_first(key[one], heads), _heads_first(value[one], heads)
+        valid = None if key_padding_mask is None else key_padding_mask[sample]
+        if valid is not None:  # padding may hold NaN, which a weight of 0 would not remove
+            k.masked_fill_(~valid[:, None], 0.0)
+            v.masked_fill_(~valid[:, None], 0.0)
         extra = None
         if extra_key is not None and extra_value is not None:
             real = slice(None) if extra_padding_mask is None else extra_padding_mask[sample]
@@ -66,7 +71,7 @@ def neighborhood_gather(
         for tiles in groups:
             for part in _chunks(tiles, heads, q.shape[-1] + v.shape[-1], extra):
                 rows = part.queries.flatten()
-                result, normaliser = _attend(q, k, v, part, extra, return_lse)
+                result, normaliser = _attend(q, k, v, valid, part, extra, return_lse)
                 output[sample, rows] = result.transpose(0, 1).to(output.dtype)
                 if return_lse:
                     lse[sample, rows] = normaliser.transpose(0, 1)
@@ -141,6 +146,7 @@ def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    valid: Tensor | None,
     tiles: Tiles,
     extra: tuple[Tensor, Tensor] | None,
     with_lse: bool,
@@ -153,11 +159,16 @@ def _attend(
     torch.bmm(q, _gather(key, tiles.keys).mT, out=scores[..., first:])
     if tiles.mask is not None:
         scores[..., first:].masked_fill_(~tiles.mask, -torch.inf)
+    if valid is not None:
+        is_real = valid[tiles.keys].repeat(heads, 1)[:, None]
+        scores[..., first:].masked_fill_(~is_real, -torch.inf)
     if extra is not None:
         each = extra[0].repeat_interleave(count, 0)
         torch.bmm(q, each.mT, out=scores[..., :first])
     peak = scores.amax(-1) if with_lse else None
     weights = torch.softmax(scores, -1, out=scores)
+    if valid is not None:  # only padding can leave a row without any key
+        weights.nan_to_num_(nan=0.0)
     output = weights[..., first:] @ _gather(value, tiles.keys)
     if extra is not None:
         output.baddbmm_(weights[..., :first], extra[1].repeat_interleave(count, 0))
@@ -165,7 +176,8 @@ def _attend(
     if peak is None:
         return output, None
     # the largest weight of a row is 1 / sum(exp(score - peak))
-    return output, (peak - weights.amax(-1).log_()).view(heads, count * most)
+    lse = (peak - weights.amax(-1).log_()).masked_fill_(peak == -torch.inf, -torch.inf)
+    return output, lse.view(heads, count * most)
 
 
 def _gather(tokens: Tensor, numbers: Tensor) -> Tensor:

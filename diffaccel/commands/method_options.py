@@ -5,12 +5,13 @@ import ast
 from dataclasses import fields
 
 from diffaccel.errors import InputError
-from diffaccel.methods import FullAttn, Method, RectifiedSpaAttn, SparseAttn
+from diffaccel.methods import FullAttn, Method, NeighborhoodAttn, RectifiedSpaAttn, SparseAttn
 
 METHODS: dict[str, type[Method]] = {
     "full": FullAttn,
     "sparse": SparseAttn,
     "rectified": RectifiedSpaAttn,
+    "neighborhood": NeighborhoodAttn,
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from typing import Self
 
 DenseLayers = tuple[int, ...] | int | None
+
+
+class OtherKeys(NamedTuple):
+    """Text and condition tokens (T of them), which every query sees exactly."""
+
+    key: Tensor
+    value: Tensor
+    valid: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +163,19 @@ class Method:
         scheduled_dense: bool,
     ) -> tuple[Tensor, Tensor | float]:
         raise NotImplementedError(f"{type(self).__name__} does not implement _attend")
+
+
+def other_keys(
+    key: Tensor, value: Tensor, key_padding_mask: Tensor | None, layout: TokenLayout
+) -> OtherKeys:
+    """Collects the tokens of a sequence that are not visual."""
+
+    def collect(tokens: Tensor) -> Tensor:
+        parts = [tokens[:, part] for part in layout.other_slices]
+        return torch.cat(parts, 1) if parts else tokens[:, :0]
+
+    valid = None if key_padding_mask is None else collect(key_padding_mask)
+    return OtherKeys(collect(key), collect(value), valid)
 
 
 def check_inputs(

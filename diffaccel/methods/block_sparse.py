@@ -12,7 +12,7 @@ from diffaccel.correctors import NoCorrection, Selected
 from diffaccel.estimator import BlockStatistics, block_attention, block_statistics, row_steps
 from diffaccel.kernels import Centroids, block_sparse_attention, dense_attention
 from diffaccel.layout import TokenLayout
-from diffaccel.methods.base import DenseLayers, Method, check_schedule
+from diffaccel.methods.base import DenseLayers, Method, OtherKeys, check_schedule, other_keys
 from diffaccel.order import ORDERS, TokenOrder, token_order
 from diffaccel.selectors import ForcedBlocks, TopBlocks, block_lists, forced_blocks
 
@@ -37,14 +37,6 @@ class BlockPlan(NamedTuple):
     row_scale: Tensor | None
     row_bias: Tensor | None
     centroids: Centroids | None = None
-
-
-class OtherKeys(NamedTuple):
-    """Text and condition tokens (T of them), which every query sees exactly."""
-
-    key: Tensor
-    value: Tensor
-    valid: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +103,7 @@ class BlockSparseMethod(Method):
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         visual = layout.visual_slice
         order = token_order(layout.grid, self.order, self.block).to(query.device)
-        others = _other_keys(key, value, key_padding_mask, layout)
+        others = other_keys(key, value, key_padding_mask, layout)
         query, key, value = (into_order(x[:, visual], order) for x in (query, key, value))
         valid = None
         if key_padding_mask is not None:
@@ -225,17 +217,6 @@ def check_knobs(method: SharedKnobs) -> None:
             f"first_frame must be None, True or False, got first_frame={method.first_frame!r}"
         )
     check_schedule(method.dense_steps, method.dense_layers)
-
-
-def _other_keys(
-    key: Tensor, value: Tensor, key_padding_mask: Tensor | None, layout: TokenLayout
-) -> OtherKeys:
-    def collect(tokens: Tensor) -> Tensor:
-        parts = [tokens[:, part] for part in layout.other_slices]
-        return torch.cat(parts, 1) if parts else tokens[:, :0]
-
-    valid = None if key_padding_mask is None else collect(key_padding_mask)
-    return OtherKeys(collect(key), collect(value), valid)
 
 
 def _join_rows(parts: tuple[Tensor | None, ...]) -> Tensor | None:

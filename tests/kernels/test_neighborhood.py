@@ -170,6 +170,21 @@ def test_padded_text_of_any_length_has_no_influence(problems):
         torch.testing.assert_close(lse[one].double(), expected_lse, atol=1e-5, rtol=1e-5)
 
 
+def test_padded_keys_have_no_influence_and_a_window_of_padding_gives_zero(problems):
+    query, key, value = problems.random_tokens(2, 40, 40, 2, 16)
+    is_key = torch.ones(2, 40, dtype=torch.bool)
+    is_key[0, 10:25] = False
+    poisoned = [x.masked_fill(~is_key[..., None, None], torch.nan) for x in (key, value)]
+    output, lse = neighborhood_attention(
+        query, *poisoned, 5, key_padding_mask=is_key, return_lse=True
+    )
+    mask = reference.neighborhood_mask(40, 5) & is_key[:, None, None]
+    expected, expected_lse = reference.attention(query, key, value, mask)
+    torch.testing.assert_close(output.double(), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-5, rtol=1e-5)
+    assert (lse == -torch.inf).sum() == 2 * 11
+
+
 def test_views_of_a_fused_projection_and_untouched_inputs(problems):
     tokens = problems.random_tokens(2, 35, 35, 3, 16)
     fused = torch.cat([x.flatten(2) for x in tokens], 2)
