@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
-from diffaccel.commands.method_options import add_method_options, parse_method
+from diffaccel.commands.method_options import add_method_options, check_knob_names, parse_method
 from diffaccel.errors import InputError
 
 
@@ -62,7 +62,10 @@ def execute(arguments: argparse.Namespace) -> int:
     if not arguments.prompt.strip():
         raise InputError("the prompt must not be empty, got nothing; say what to draw")
     size = _parse_size(arguments.size) if arguments.size else None
-    parse_method(arguments.method, arguments.knobs)  # refuses before anything is loaded
+    if arguments.method:
+        parse_method(arguments.method, arguments.knobs)  # refuses before anything is loaded
+    else:
+        check_knob_names(arguments.knobs)
 
     from diffaccel.output import check_image_path, write_image, write_sidecar
 
@@ -82,7 +85,7 @@ def execute(arguments: argparse.Namespace) -> int:
     started = perf_counter()
     pipe = load_image_pipeline(source, device=device)
     preset = preset_for(pipe, source)
-    method = parse_method(arguments.method, arguments.knobs, preset.knobs)
+    method = parse_method(arguments.method or preset.method, arguments.knobs, preset.knobs)
     refinement = replace(
         preset.refinement,
         steps=arguments.refine_steps or preset.refinement.steps,

@@ -32,7 +32,8 @@ def test_native_sample_and_record(tmp_path, capsys):
 
 
 def test_large_non_square_sample_is_sparse_and_repeatable(tmp_path):
-    words = ["--size", "768x512", "--set", "drop=0.5", "--set", "block=64"]
+    words = ["--size", "768x512", "--method", "rectified", "--set", "drop=0.5"]
+    words += ["--set", "block=64"]
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     assert sample(tmp_path / "a", *words)[0] == 0
@@ -45,6 +46,13 @@ def test_large_non_square_sample_is_sparse_and_repeatable(tmp_path):
     assert 0.4 < record["density"]["768x512"] < 0.9
 
 
+def test_the_embedded_model_attends_its_native_window_by_default(tmp_path):
+    assert sample(tmp_path, "--size", "512x512")[0] == 0
+    record = json.loads((tmp_path / "out.png.json").read_text())
+    assert record["method"].startswith("NeighborhoodAttn(kernel_size=16")
+    assert record["density"]["512x512"] < 0.35
+
+
 def test_density_is_full_with_the_full_method(tmp_path):
     assert sample(tmp_path, "--size", "512x512", "--method", "full")[0] == 0
     record = json.loads((tmp_path / "out.png.json").read_text())
@@ -55,9 +63,12 @@ def test_density_is_full_with_the_full_method(tmp_path):
     ("words", "part"),
     [
         (["--method", "fast"], "--method must be one of"),
-        (["--set", "dorp=0.5"], "--set must name a knob of rectified"),
+        (["--set", "dorp=0.5"], "--set must name a knob of a method"),
+        (["--method", "rectified", "--set", "keep=0.5"], "--set must name a knob of rectified"),
+        (["--set", "drop=0.5"], "--set must name a knob of neighborhood"),
         (["--set", "drop"], "--set takes knob=value"),
-        (["--set", "drop=1.5"], "drop"),
+        (["--method", "rectified", "--set", "drop=1.5"], "drop"),
+        (["--method", "rectified", "--set", "correction=best"], "correction must be one of"),
         (["--size", "100x100"], "multiples of 16"),
         (["--size", "0x64"], "multiples of 16"),
         (["--size", "big"], "--size must be WxH"),
