@@ -50,7 +50,9 @@ def block_sparse_triton(
     summaries = (query,) * 5
     if centroids is not None:
         summaries = _summaries(centroids, indices, counts, query.dtype)
-    config = tile_config(block_q, block_k, dim, query.element_size(), _capability(query.device))
+    config = tile_config(
+        block_q, block_k, dim, query.element_size(), device_capability(query.device)
+    )
     q_tiles = triton.cdiv(block_q, config.block_m)
 
     with torch.cuda.device_of(query):
@@ -146,7 +148,7 @@ def tile_config(
 
 
 @functools.lru_cache(maxsize=64)
-def _capability(device: torch.device) -> tuple[int, int]:
+def device_capability(device: torch.device) -> tuple[int, int]:
     """Returns the compute capability; the interpreter, which has none, counts as (8, 0)."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
 

@@ -69,12 +69,19 @@ def compile_kernel(capability: int, head_dim: int, has_centroids: bool) -> dict[
         target=GPUTarget("cuda", capability, 32),
         options={"num_warps": config.num_warps, "num_stages": config.num_stages},
     )
-    sass = _disassemble(compiled.asm["cubin"])
-    return {
+    facts = {
         "capability": capability,
         "head_dim": head_dim,
         "has_centroids": has_centroids,
         "config": str(config),
+    }
+    return facts | measured(compiled, capability)
+
+
+def measured(compiled: object, capability: int) -> dict[str, int]:
+    """What the machine code uses: shared memory, spills, matrix instructions."""
+    sass = _disassemble(compiled.asm["cubin"])
+    return {
         "shared": compiled.metadata.shared,
         "spill_bytes": _spill_bytes(compiled.asm["ptx"], capability),
         "matrix_ops": len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA|UTCQMMA|UTC\w*MMA)\b", sass)),

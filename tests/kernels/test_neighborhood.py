@@ -209,6 +209,8 @@ BAD = {
     "float": ({"kernel_size": 3.0}, ValueError, "kernel_size must be one int"),
     "zero": ({"stride": 0}, ValueError, "at least 1"),
     "scale": ({"scale": -1.0}, ValueError, "must not be negative"),
+    "backend": ({"backend": "cuda"}, ValueError, "'gather' or 'triton'"),
+    "triton without a GPU": ({"backend": "triton"}, ValueError, "needs CUDA tensors"),
     "half extra": ({"extra_key": torch.zeros(1, 4, 2, 16)}, ValueError, "go together"),
     "extra shape": ({n: torch.zeros(1, 4, 1, 16) for n in ("extra_key", "extra_value")},
                     ValueError, "extra_key must be"),
@@ -221,3 +223,17 @@ def test_bad_input_is_refused(change, error, message):
     tokens = [arguments.pop(name) for name in ("query", "key", "value")]
     with pytest.raises(error, match=message):
         neighborhood_attention(*tokens, **arguments)
+
+
+def test_opcheck_and_compile_without_a_graph_break(problems):
+    tokens = [x.unflatten(1, (5, 7)) for x in problems.random_tokens(1, 35, 35, 2, 16)]
+    window = ([3, 4], [1, 2], [1, 1], [False, False], 0.25)
+    rest = (None, None, None, None, True, "gather")
+    op = torch.ops.diffaccel.neighborhood_attention.default
+    torch.library.opcheck(op, (*tokens, *window, *rest))
+
+    def run(query):
+        return neighborhood_attention(query, *tokens[1:], (3, 4), stride=(1, 2)) * 2
+
+    compiled = torch.compile(run, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(tokens[0]), run(tokens[0]))
