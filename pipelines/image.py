@@ -123,17 +123,66 @@ def generate_image(
     with set_attn_processor(pipe, method):  # refuses an unknown model before any work
         pass
     image = _sample_native(pipe, prompt, stages[0], preset, steps or preset.steps, seed, timing)
-    if len(stages) > 1:
-        refiner = AutoPipelineForImage2Image.from_pipe(pipe)
-        refiner.set_progress_bar_config(disable=True)
-        for index, size in enumerate(stages[1:], start=1):
-            refiner.scheduler = _scheduler_for(pipe, size)
-            with set_attn_processor(pipe, method) as attachment:
-                image = _refine(
-                    refiner, prompt, image, size, preset, refinement, seed + index, timing
-                )
-                reports[f"{size[0]}x{size[1]}"] = attachment.report()
+    for index, size in enumerate(stages[1:], start=1):
+        image, report = refine_image(
+            pipe,
+            prompt,
+            image,
+            *size,
+            preset=preset,
+            method=method,
+            refinement=refinement,
+            seed=seed + index,
+            timing=timing,
+        )
+        reports[f"{size[0]}x{size[1]}"] = report
     return GeneratedImage(image, stages, timing.seconds, reports)
+
+
+def refine_image(
+    pipe: DiffusionPipeline,
+    prompt: str,
+    image: Image.Image,
+    width: int,
+    height: int,
+    *,
+    preset: Preset,
+    method: Method,
+    refinement: Refinement | None = None,
+    seed: int = 0,
+    timing: Timing | None = None,
+) -> tuple[Image.Image, Report]:
+    """Carries an image to a larger size: upscale, encode, noise, denoise, decode.
+
+    Args:
+        pipe: A stock text-to-image pipeline with an image-to-image twin.
+        prompt: What the image shows.
+        image: RGB, of the same aspect.
+        width: In pixels, a multiple of 16.
+        height: In pixels, a multiple of 16.
+        preset: How the pipeline is called.
+        method: The attention.
+        refinement: Steps and strength, the preset's by default.
+        seed: Of the noise.
+        timing: Where phases are timed and drawn.
+
+    Returns:
+        The larger image, and what the attention method did.
+
+    Raises:
+        InputError: The size breaks the rule of `check_size`.
+        UnsupportedModelError: The denoiser's attention is not known.
+    """
+    check_size(width, height)
+    refinement = refinement or preset.refinement
+    refiner = AutoPipelineForImage2Image.from_pipe(pipe)
+    refiner.set_progress_bar_config(disable=True)
+    refiner.scheduler = _scheduler_for(pipe, (width, height))
+    with set_attn_processor(pipe, method) as attachment:
+        refined = _refine(
+            refiner, prompt, image, (width, height), preset, refinement, seed, timing or Timing()
+        )
+        return refined, attachment.report()
 
 
 def _sample_native(
@@ -169,7 +218,7 @@ def _refine(
     seed: int,
     timing: Timing,
 ) -> Image.Image:
-    """Carries an image to a larger size: upscale, encode, noise, denoise, decode."""
+    """Runs the phases of `refine_image` with the method attached."""
     label = f"{size[0]}x{size[1]}"
     schedule = max(1, round(refinement.steps / refinement.strength))
     steps = schedule - int(max(schedule - schedule * refinement.strength, 0))
