@@ -107,7 +107,7 @@ def draw_chunk(
     scenes, windows, encoded = [], [], []
     window = Window()
     for place in range(size):
-        scene = random_scene(rng, len(vocabulary), variety=kind.variety)
+        scene = random_scene(rng, vocabulary, variety=kind.variety)
         if kind.close_ups and place % GROUP == 0:
             window = random_window(rng, scene, rng.choice((2, 2, 3, 4, 4, 6, 8, 12, 16)))
         picture = to_tensor(render(vocabulary, scene, kind.pixels, window)[None])

@@ -92,7 +92,7 @@ def random_picture(
     rng: random.Random, vocabulary: tuple[Thing, ...], pixels: int = 256
 ) -> np.ndarray:
     """Draws a scene, or in two of five cases a close-up of one at 2 to 16 times its size."""
-    scene = random_scene(rng, len(vocabulary))
+    scene = random_scene(rng, vocabulary)
     window = None
     if rng.random() < 0.4:
         window = random_window(rng, scene, rng.choice((2, 3, 4, 6, 8, 16)))
@@ -116,7 +116,7 @@ def held_out_psnr(vae: AutoencoderKL, vocabulary: tuple[Thing, ...], count: int 
     rng = random.Random(HELD_OUT_SEED)
     total = 0.0
     for _ in range(count):
-        picture = render(vocabulary, random_scene(rng, len(vocabulary)), 256)
+        picture = render(vocabulary, random_scene(rng, vocabulary), 256)
         target = to_tensor(picture[None])
         latent = vae.encode(target).latent_dist.mode()
         output = vae.decode(latent).sample.clamp(-1, 1)
