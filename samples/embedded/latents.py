@@ -27,6 +27,7 @@ class PoolKind:
         close_ups: Whether pictures are windows of scenes at up to 16 times the size.
         seed: Seed of the scenes.
         variety: How far places and sizes of the objects vary, see `random_scene`.
+        shares: How often scenes have one, two and three objects.
     """
 
     name: str
@@ -34,6 +35,7 @@ class PoolKind:
     close_ups: bool
     seed: int
     variety: float = 1.0
+    shares: tuple[float, float, float] = (0.6, 0.28, 0.12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ def draw_chunk(
     scenes, windows, encoded = [], [], []
     window = Window()
     for place in range(size):
-        scene = random_scene(rng, vocabulary, variety=kind.variety)
+        scene = random_scene(rng, vocabulary, kind.shares, kind.variety)
         if kind.close_ups and place % GROUP == 0:
             window = random_window(rng, scene, rng.choice((2, 2, 3, 4, 4, 6, 8, 12, 16)))
         picture = to_tensor(render(vocabulary, scene, kind.pixels, window)[None])

@@ -12,7 +12,7 @@ from diffusers import FluxPipeline
 from evaluate import Call, evaluate
 from export_image import export, load_model
 from latents import draw_chunks
-from train_image import CLOSE_256, WHOLE_128, WHOLE_256, Stage, train_stage
+from train_image import CLOSE_256, PAIRS_256, WHOLE_128, WHOLE_256, Stage, train_stage
 from train_vae import VaeTraining, train_vae
 from vocabulary import fetch_packages, load_vocabulary
 
@@ -45,11 +45,13 @@ def stages(minutes: float, scale: int, learning_rate: float) -> tuple[Stage, ...
             whole=WHOLE_256,
             whole_chunks=8 * scale,
             batch=16,
+            pairs=PAIRS_256,
+            pair_chunks=3 * scale,
             close_ups=CLOSE_256,
             close_up_chunks=3 * scale,
             close_up_groups=2,
-            close_up_every=2,
-            noise_mean=0.6,
+            close_up_every=3,
+            noise_mean=1.0,
             decay=0.75,
             average=0.98,
             seed=1,
@@ -85,6 +87,8 @@ def main() -> None:
     if args.draw_only:
         for stage in plan:
             draw_chunks(vocabulary, vae, stage.whole, stage.whole_chunks, args.work)
+            if stage.pairs is not None:
+                draw_chunks(vocabulary, vae, stage.pairs, stage.pair_chunks, args.work)
             if stage.close_ups is not None:
                 draw_chunks(vocabulary, vae, stage.close_ups, stage.close_up_chunks, args.work)
         return

@@ -88,7 +88,7 @@ class Window:
 def random_scene(
     rng: random.Random,
     vocabulary: tuple[Thing, ...],
-    single: float = 0.6,
+    shares: tuple[float, float, float] = (0.6, 0.28, 0.12),
     variety: float = 1.0,
 ) -> Scene:
     """Draws a scene: mostly one object, else two or three that do not overlap.
@@ -96,12 +96,11 @@ def random_scene(
     Args:
         rng: Source of chance.
         vocabulary: The drawings; `FAVOURITES` come `FAVOURITE_WEIGHT` times as often as others.
-        single: Share of scenes with one object.
+        shares: How often scenes have one, two and three objects.
         variety: How far places and sizes vary; at 0 each number of objects has one arrangement,
             which a model learns from far fewer pictures.
     """
-    chance = rng.random()
-    count = 1 if chance < single else 2 if chance < single + 0.7 * (1 - single) else 3
+    count = rng.choices((1, 2, 3), shares)[0]
     weights = [FAVOURITE_WEIGHT if t.names[0] in FAVOURITES else 1 for t in vocabulary]
     chosen: list[int] = []
     while len(chosen) < count:

@@ -21,6 +21,9 @@ from vocabulary import Thing
 VARIETY = 0.0
 WHOLE_128 = PoolKind("whole-128", 128, close_ups=False, seed=11, variety=VARIETY)
 WHOLE_256 = PoolKind("whole-256", 256, close_ups=False, seed=12, variety=VARIETY)
+PAIRS_256 = PoolKind(
+    "pairs-256", 256, close_ups=False, seed=14, variety=VARIETY, shares=(0.0, 1.0, 0.0)
+)
 CLOSE_256 = PoolKind("close-256", 256, close_ups=True, seed=13, variety=VARIETY)
 FUNCTION_WORDS = "a an and on to gradient background"
 
@@ -35,6 +38,8 @@ class Stage:
         learning_rate: Peak rate of Muon; AdamW gets `adam_share` of it.
         whole: Pool of whole scenes.
         whole_chunks: Chunks of that pool.
+        pairs: Pool of whole scenes with two objects that joins the other, if any.
+        pair_chunks: Chunks of that pool.
         batch: Whole scenes per step.
         close_ups: Pool of close-ups, if any.
         close_up_chunks: Chunks of that pool.
@@ -56,6 +61,8 @@ class Stage:
     whole: PoolKind
     whole_chunks: int
     batch: int
+    pairs: PoolKind | None = None
+    pair_chunks: int = 0
     close_ups: PoolKind | None = None
     close_up_chunks: int = 0
     close_up_groups: int = 1
@@ -227,10 +234,13 @@ def _batches(
     rng: random.Random,
 ) -> Iterator[list[tuple[str, Tensor, list[str], Tensor]]]:
     """Yields what a step trains on: name, latents, captions and positions of one or two parts."""
-    whole = _pool(vocabulary, vae, stage.whole, stage.whole_chunks, 1, work, rng)
-    close = None
+    scenes = _chunks(vocabulary, vae, stage.whole, stage.whole_chunks, work)
+    if stage.pairs is not None:
+        scenes += _chunks(vocabulary, vae, stage.pairs, stage.pair_chunks, work)
+    whole, close = Pool(scenes, 1, rng), None
     if stage.close_ups is not None:
-        close = _pool(vocabulary, vae, stage.close_ups, stage.close_up_chunks, GROUP, work, rng)
+        windows = _chunks(vocabulary, vae, stage.close_ups, stage.close_up_chunks, work)
+        close = Pool(windows, GROUP, rng)
     for step in itertools.count():
         wanted = [(whole, stage.whole, stage.batch)]
         if close is not None and step % stage.close_up_every == 0:
@@ -244,18 +254,12 @@ def _batches(
         yield parts
 
 
-def _pool(
-    vocabulary: tuple[Thing, ...],
-    vae: AutoencoderKL,
-    kind: PoolKind,
-    chunks: int,
-    group: int,
-    work: Path,
-    rng: random.Random,
-) -> Pool:
+def _chunks(
+    vocabulary: tuple[Thing, ...], vae: AutoencoderKL, kind: PoolKind, count: int, work: Path
+) -> list[Chunk]:
     """Loads the chunks of a kind, drawing those that are missing."""
-    draw_chunks(vocabulary, vae, kind, chunks, work)
-    return Pool([load_chunk(work, kind, index) for index in range(chunks)], group, rng)
+    draw_chunks(vocabulary, vae, kind, count, work)
+    return [load_chunk(work, kind, index) for index in range(count)]
 
 
 def _optimisers(model: ImageModel, stage: Stage) -> list[torch.optim.Optimizer]:
