@@ -75,13 +75,15 @@ def execute(arguments: argparse.Namespace) -> int:
     from diffaccel.environment import best_device, device_name, package_versions
     from diffaccel.pipelines.image import check_size, generate_image
     from diffaccel.pipelines.loading import EMBEDDED_IMAGE, load_image_pipeline
-    from diffaccel.pipelines.presets import preset_for
+    from diffaccel.pipelines.presets import EMBEDDED, preset_for
     from diffaccel.progress import ProgressBars
 
     if size:
         check_size(*size)
     device = _check_device(arguments.device or best_device())
     source = arguments.model or EMBEDDED_IMAGE
+    if source == EMBEDDED_IMAGE:  # its preset is known without loading it
+        parse_method(arguments.method or EMBEDDED.method, arguments.knobs, EMBEDDED.knobs)
     started = perf_counter()
     pipe = load_image_pipeline(source, device=device)
     preset = preset_for(pipe, source)
