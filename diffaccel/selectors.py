@@ -9,8 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diffaccel.kernels import block_lists, select_blocks
 from diffaccel.layout import Grid
 from diffaccel.order import first_frame_blocks, neighbor_blocks
+
+__all__ = ["ForcedBlocks", "TopBlocks", "block_lists", "forced_blocks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +53,32 @@ class TopBlocks:
         Returns:
             (B, H, R, NB) bool. Blocks of probability 0 (fully padded) are left out.
         """
-        visual, text = probability[..., :-1], probability[..., -1:]
-        top_k = self.top_k(visual.shape[-1])
-        if self.p_remain > 0:
-            ranked = visual.sort(-1, descending=True).values
-            mass = ranked.cumsum(-1).add_(text)
-            needed = (mass <= self.p_remain).sum(-1, keepdim=True) + 1
-            needed = needed.clamp_(min=top_k, max=visual.shape[-1])
-            threshold = ranked.gather(-1, needed - 1)
-        else:
-            needed = top_k
-            threshold = visual.topk(top_k, dim=-1).values[..., -1:]
-        kept = visual > threshold
-        tied = visual == threshold
-        room = needed - kept.sum(-1, keepdim=True)
-        kept |= tied & (tied.cumsum(-1, dtype=torch.int32) <= room)
-        if forced is not None:
-            kept |= forced
-        return kept & (visual > 0)
+        return self.lists(probability, forced)[2]
+
+    def lists(
+        self, probability: Tensor, forced: Tensor | None = None, max_count: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Chooses blocks and lists them.
+
+        Args:
+            probability: (B, H, R, NB + 1) fp32, as for `select`.
+            forced: (R, NB) bool, as for `select`.
+            max_count: Width of the lists from `max_count`, or None for one that is always enough.
+
+        Returns:
+            indices (B, H, R, max_count) int32, ascending, and counts (B, H, R) int32, as
+            `block_sparse_attention` takes them; kept (B, H, R, NB) bool, what `select` returns.
+        """
+        visual, text = probability[..., :-1], probability[..., -1]
+        return select_blocks(
+            visual,
+            self.top_k(visual.shape[-1]),
+            p_remain=self.p_remain,
+            text=text,
+            forced=forced,
+            max_count=max_count,
+            return_kept=True,
+        )
 
 
 class ForcedBlocks(NamedTuple):
@@ -116,26 +127,3 @@ def forced_blocks(
     largest, is_everything = int(forced.sum(-1).max()), bool(forced.all())
     with torch.inference_mode(False):
         return ForcedBlocks(forced.to(device), largest, is_everything)
-
-
-def block_lists(kept: Tensor, max_count: int) -> tuple[Tensor, Tensor]:
-    """Turns a choice of blocks into the lists that the attention kernels read.
-
-    Args:
-        kept: (B, H, R, NB) bool.
-        max_count: Width of the lists, at least the largest number of kept blocks.
-
-    Returns:
-        indices (B, H, R, max_count) int32, ascending, 0 beyond the count; counts (B, H, R)
-        int32. No host synchronisation.
-    """
-    blocks = kept.shape[-1]
-    position = kept.cumsum(-1, dtype=torch.int32)
-    counts = position[..., -1].contiguous()
-    # Blocks that are not kept all go to one surplus column, which is cut off.
-    column = torch.where(kept, position - 1, max_count).long()
-    ids = torch.arange(blocks, dtype=torch.int32, device=kept.device).expand_as(column)
-    indices = torch.zeros(
-        *kept.shape[:-1], max_count + 1, dtype=torch.int32, device=kept.device
-    ).scatter_(-1, column, ids)
-    return indices[..., :max_count].contiguous(), counts

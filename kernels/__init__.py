@@ -1,15 +1,22 @@
 """Attention ops: tensors in, tensors out."""
 
 from diffaccel.kernels.block_sparse import block_sparse_attention
+from diffaccel.kernels.block_summary import BlockStatistics, block_statistics
 from diffaccel.kernels.centroids import Centroids
 from diffaccel.kernels.dense import dense_attention
 from diffaccel.kernels.merge import merge_attention
 from diffaccel.kernels.neighborhood import neighborhood_attention
+from diffaccel.kernels.selection import select_blocks
+from diffaccel.kernels.selection_cpu import block_lists
 
 __all__ = [
+    "BlockStatistics",
     "Centroids",
+    "block_lists",
     "block_sparse_attention",
+    "block_statistics",
     "dense_attention",
     "merge_attention",
     "neighborhood_attention",
+    "select_blocks",
 ]

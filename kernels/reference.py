@@ -5,6 +5,7 @@ to check, at small sizes.
 """
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -218,6 +219,65 @@ def neighborhood_attention(
         mask = torch.cat([mask.new_ones(len(mask), extra_key.shape[1]), mask], dim=1)
     output, lse = attention(query, key, value, mask[None, None], scale)
     return output.unflatten(1, grid), lse.unflatten(1, grid)
+
+
+def block_statistics(
+    tokens: Tensor, block: int, valid: Tensor | None = None, order: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Summarises the blocks of one tensor in fp64, from lists of their real tokens.
+
+    Args:
+        tokens: (B, N, H, D), any float dtype.
+        block: Tokens per block.
+        valid: (B, N) bool, True for real tokens, in the order of `tokens`; None for all.
+        order: (N,) permutation; position i holds token `order[i]`. None for the given order.
+
+    Returns:
+        Mean, mean absolute deviation and variance, each (B, H, NB, D), 0 for a block without
+        tokens, and the counts (B, NB), all fp64.
+    """
+    batch, length, heads, channels = tokens.shape
+    ids = list(range(length)) if order is None else order.tolist()
+    runs = [ids[start : start + block] for start in range(0, length, block)]
+    summary = torch.zeros(3, batch, heads, len(runs), channels, dtype=torch.float64)
+    counts = torch.zeros(batch, len(runs), dtype=torch.float64)
+    for sample in range(batch):
+        for number, run in enumerate(runs):
+            real = [token for token in run if valid is None or valid[sample, token]]
+            counts[sample, number] = len(real)
+            if real:
+                members = torch.stack([tokens[sample, token].double().cpu() for token in real])
+                deviation = members - members.mean(0)
+                summary[0, sample, :, number] = members.mean(0)
+                summary[1, sample, :, number] = deviation.abs().mean(0)
+                summary[2, sample, :, number] = deviation.square().mean(0)
+    return *summary, counts
+
+
+def select_blocks(
+    scores: Sequence[float],
+    top_k: int,
+    p_remain: float = 0.0,
+    text: float = 0.0,
+    forced: Sequence[bool] | None = None,
+) -> list[int]:
+    """Chooses the blocks of one row of `diffaccel.kernels.select_blocks`, in exact fractions.
+
+    Args and meaning are those of the op for one row.
+
+    Returns:
+        The kept blocks, ascending.
+    """
+    ranked = sorted(range(len(scores)), key=lambda block: (-scores[block], block))
+    mass, needed = Fraction(text), 0
+    limit = Fraction(torch.tensor(p_remain, dtype=torch.float32).item())
+    while p_remain > 0 and needed < len(ranked) and mass <= limit:
+        mass += Fraction(scores[ranked[needed]])
+        needed += 1
+    kept = set(ranked[: max(needed, top_k)])
+    if forced is not None:
+        kept |= {block for block, is_forced in enumerate(forced) if is_forced}
+    return sorted(block for block in kept if scores[block] > 0)
 
 
 def merge_attention(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

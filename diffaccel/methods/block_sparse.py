@@ -14,7 +14,7 @@ from diffaccel.kernels import Centroids, block_sparse_attention, dense_attention
 from diffaccel.layout import TokenLayout
 from diffaccel.methods.base import DenseLayers, Method, OtherKeys, check_schedule, other_keys
 from diffaccel.order import ORDERS, TokenOrder, token_order
-from diffaccel.selectors import ForcedBlocks, TopBlocks, block_lists, forced_blocks
+from diffaccel.selectors import ForcedBlocks, TopBlocks, forced_blocks
 
 
 class SharedKnobs(Protocol):
@@ -173,8 +173,11 @@ class BlockSparseMethod(Method):
     ) -> BlockPlan:
         selector = self.selector()
         probability = block_attention(statistics, others.key, others.valid, scale, rows)
-        kept = selector.select(probability, None if forced.mask is None else forced.mask[rows])
-        indices, counts = block_lists(kept, selector.max_count(statistics.blocks, forced.largest))
+        indices, counts, kept = selector.lists(
+            probability,
+            None if forced.mask is None else forced.mask[rows],
+            selector.max_count(statistics.blocks, forced.largest),
+        )
         correction = self.corrector().correct(statistics, probability, kept, rows)
         return BlockPlan(indices, counts, *(correction or (None, None)))
 

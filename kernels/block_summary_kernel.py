@@ -1,0 +1,116 @@
+"""The Triton kernel of block statistics: one program holds one block of one head at a time."""
+
+# ruff: noqa: ANN001, ANN201, ANN202 (annotations of a jit function mean tl.constexpr)
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def block_statistics_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    valid_ptr,
+    order_ptr,
+    q_mean_ptr,
+    k_mean_ptr,
+    v_mean_ptr,
+    q_spread_ptr,
+    k_spread_ptr,
+    k_variance_ptr,
+    counts_ptr,
+    stride_qb,
+    stride_qn,
+    stride_qh,
+    stride_kb,
+    stride_kn,
+    stride_kh,
+    stride_vb,
+    stride_vn,
+    stride_vh,
+    heads,
+    tokens,
+    blocks,
+    HEAD_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    HAS_VALID: tl.constexpr,
+    HAS_ORDER: tl.constexpr,
+    HAS_VALUE: tl.constexpr,
+    HAS_SPREAD: tl.constexpr,
+    HAS_VARIANCE: tl.constexpr,
+):
+    """One program summarises BLOCK_D channels of one block of one head of q, k and v."""
+    D_TILES: tl.constexpr = (HEAD_DIM + BLOCK_D - 1) // BLOCK_D
+    # channels and heads run fastest: neighbouring programs read neighbouring memory
+    pid = tl.program_id(0)
+    pid_row = pid // D_TILES
+    off_h = (pid_row % heads).to(tl.int64)
+    off_block = ((pid_row // heads) % blocks).to(tl.int64)
+    off_b = (pid_row // heads // blocks).to(tl.int64)
+
+    in_block = tl.arange(0, BLOCK_N)
+    off_n = off_block * BLOCK + in_block
+    is_token = (in_block < BLOCK) & (off_n < tokens)
+    if HAS_ORDER:
+        off_n = tl.load(order_ptr + off_n, mask=is_token, other=0).to(tl.int64)
+        off_n = tl.minimum(tl.maximum(off_n, 0), tokens - 1)
+    if HAS_VALID:
+        is_token &= tl.load(valid_ptr + off_b * tokens + off_n, mask=is_token, other=0) != 0
+    count = tl.sum(is_token.to(tl.float32), 0)
+    is_first = (off_h == 0) & (pid % D_TILES == 0)
+    if not HAS_VALID:  # one row of counts serves all samples
+        is_first &= off_b == 0
+    tl.store(counts_ptr + off_b * blocks + off_block, count, mask=is_first)
+
+    divisor = tl.maximum(count, 1.0)
+    off_d = (pid % D_TILES) * BLOCK_D + tl.arange(0, BLOCK_D)
+    mask_d = off_d < HEAD_DIM
+    off_out = ((off_b * heads + off_h) * blocks + off_block) * HEAD_DIM + off_d
+    q_ptr += off_b * stride_qb + off_h * stride_qh
+    _summarize(
+        q_ptr, off_n * stride_qn, off_d, is_token, mask_d, divisor, off_out,
+        q_mean_ptr, q_spread_ptr, q_spread_ptr, HAS_SPREAD, False,
+    )  # fmt: skip
+    k_ptr += off_b * stride_kb + off_h * stride_kh
+    _summarize(
+        k_ptr, off_n * stride_kn, off_d, is_token, mask_d, divisor, off_out,
+        k_mean_ptr, k_spread_ptr, k_variance_ptr, HAS_SPREAD, HAS_VARIANCE,
+    )  # fmt: skip
+    if HAS_VALUE:
+        v_ptr += off_b * stride_vb + off_h * stride_vh
+        _summarize(
+            v_ptr, off_n * stride_vn, off_d, is_token, mask_d, divisor, off_out,
+            v_mean_ptr, v_mean_ptr, v_mean_ptr, False, False,
+        )  # fmt: skip
+
+
+@triton.jit
+def _summarize(
+    x_ptr,
+    off_row,
+    off_d,
+    is_token,
+    mask_d,
+    divisor,
+    off_out,
+    mean_ptr,
+    spread_ptr,
+    variance_ptr,
+    HAS_SPREAD: tl.constexpr,
+    HAS_VARIANCE: tl.constexpr,
+):
+    """Reads a tile (BLOCK_N, BLOCK_D) once and stores its mean and the deviations from it."""
+    inside = is_token[:, None] & mask_d[None, :]
+    x = tl.load(x_ptr + off_row[:, None] + off_d[None, :], mask=inside, other=0.0)
+    x = x.to(tl.float32)
+    mean = tl.sum(x, 0) / divisor
+    tl.store(mean_ptr + off_out, mean, mask=mask_d)
+    if HAS_SPREAD or HAS_VARIANCE:
+        x = tl.where(inside, x - mean[None, :], 0.0)
+    if HAS_SPREAD:
+        tl.store(spread_ptr + off_out, tl.sum(tl.abs(x), 0) / divisor, mask=mask_d)
+    if HAS_VARIANCE:
+        tl.store(variance_ptr + off_out, tl.sum(x * x, 0) / divisor, mask=mask_d)
