@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffaccel.estimator import BlockStatistics
-from diffaccel.kernels import Centroids
+from diffaccel.kernels import Centroids, listed_blocks
 
 
 class Selected(NamedTuple):
@@ -179,7 +179,8 @@ def calibrated_damping(statistics: BlockStatistics, selected: Selected) -> Tenso
     count = min(CALIBRATION_ROWS, length)
     rows = ((torch.arange(count, device=selected.query.device) + 0.5) * length / count).long()
     query = selected.query[:, rows].transpose(1, 2).float() * scale
-    left_out = ~_is_listed(selected, rows // block, statistics.blocks)
+    lists = selected.indices[:, :, rows // block], selected.counts[:, :, rows // block]
+    left_out = ~listed_blocks(*lists, statistics.blocks)
     text = query @ selected.text_key.permute(0, 2, 3, 1).float()
     if selected.text_valid is not None:
         text = text.masked_fill(~selected.text_valid[:, None, None], -torch.inf)
@@ -203,15 +204,6 @@ def calibrated_damping(statistics: BlockStatistics, selected: Selected) -> Tenso
         is_high = excess.mean(-1) > 0
         low, high = torch.where(is_high, low, middle), torch.where(is_high, middle, high)
     return (low + high) / 2
-
-
-def _is_listed(selected: Selected, query_blocks: Tensor, blocks: int) -> Tensor:
-    """Whether the rows of these query blocks (R,) keep each key block: (B, H, R, NB) bool."""
-    indices, counts = selected.indices[:, :, query_blocks], selected.counts[:, :, query_blocks]
-    is_entry = torch.arange(indices.shape[-1], device=indices.device) < counts[..., None]
-    column = indices.long().masked_fill(~is_entry, blocks)
-    listed = torch.zeros(*counts.shape, blocks + 1, dtype=torch.bool, device=indices.device)
-    return listed.scatter_(-1, column, True)[..., :blocks]
 
 
 def _block_masses(query: Tensor, selected: Selected) -> Tensor:

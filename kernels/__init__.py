@@ -2,7 +2,7 @@
 
 from diffaccel.kernels.block_sparse import block_sparse_attention
 from diffaccel.kernels.block_summary import BlockStatistics, block_statistics
-from diffaccel.kernels.centroids import Centroids
+from diffaccel.kernels.centroids import Centroids, listed_blocks
 from diffaccel.kernels.dense import dense_attention
 from diffaccel.kernels.merge import merge_attention
 from diffaccel.kernels.neighborhood import neighborhood_attention
@@ -16,6 +16,7 @@ __all__ = [
     "block_sparse_attention",
     "block_statistics",
     "dense_attention",
+    "listed_blocks",
     "merge_attention",
     "neighborhood_attention",
     "select_blocks",

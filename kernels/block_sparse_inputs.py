@@ -1,10 +1,9 @@
 """The door of block-sparse attention: what its arguments must look like."""
 
-import os
-
 import torch
 from torch import Tensor
 
+from diffaccel.kernels.backends import resolve_backend
 from diffaccel.kernels.centroids import Centroids
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -59,7 +58,8 @@ def check_inputs(
         is_count = name == "centroids.log_count"
         per_block = (batch, key_blocks) if is_count else (batch, heads, key_blocks, dim)
         _check_statistic(name, tensor, per_block)
-    _check_devices(
+    return resolve_backend(
+        backend,
         query=query,
         key=key,
         value=value,
@@ -73,7 +73,6 @@ def check_inputs(
         row_bias=row_bias,
         **statistics,
     )
-    return _resolve_backend(backend, query)
 
 
 def check_entries(indices: Tensor, counts: Tensor, key_blocks: int) -> None:
@@ -195,32 +194,3 @@ def _check_statistic(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -
             f"{name} must be {shape}, one entry per block, got {tuple(tensor.shape)}; "
             "build it for these tokens and this block size"
         )
-
-
-def _check_devices(query: Tensor, **tensors: Tensor | None) -> None:
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.device != query.device:
-            raise ValueError(
-                f"all tensors must be on the device of query, got query on {query.device} and "
-                f"{name} on {tensor.device}; move {name} with .to(query.device)"
-            )
-
-
-def _resolve_backend(backend: str | None, query: Tensor) -> str:
-    """Names the backend that runs on the device of the query."""
-    if backend not in (None, "cpu", "triton"):
-        raise ValueError(f"backend must be None, 'cpu' or 'triton', got {backend=}; pass None")
-    device = query.device.type
-    if backend is None:
-        backend = "triton" if device == "cuda" else "cpu"
-    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if backend == "triton" and device != "cuda" and not is_interpreted:
-        raise ValueError(
-            f"backend 'triton' needs CUDA tensors, got query on {query.device}; "
-            "pass backend=None, or set TRITON_INTERPRET=1 before the first import to debug"
-        )
-    if backend == "cpu" and device != "cpu":
-        raise ValueError(
-            f"backend 'cpu' needs CPU tensors, got query on {query.device}; pass backend=None"
-        )
-    return backend

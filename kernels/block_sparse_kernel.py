@@ -170,7 +170,7 @@ def block_sparse_fwd_kernel(
                 variance = tl.load(centroid_var_ptr + rows, mask=inside, other=0.0)
                 second = tl.dot(q_squared, tl.trans(variance), input_precision="ieee")
                 scores += second * 1.4426950408889634
-            acc, peak, total = _add_scores(acc, peak, total, scores + bias[None, :], v)
+            acc, peak, total = add_scores(acc, peak, total, scores + bias[None, :], v)
 
     divisor = tl.where(total > 0, total, 1.0)
     acc = acc / divisor[:, None]
@@ -189,9 +189,10 @@ def block_sparse_fwd_kernel(
 
 
 @triton.jit
-def _add_scores(acc, peak, total, scores, v):
+def add_scores(acc, peak, total, scores, v):
     """Adds keys whose base-2 scores (M, N) are known to the softmax state."""
     peak_new = tl.maximum(peak, tl.max(scores, 1))
+    # a row without any key so far has peak = -inf, and -inf - -inf is NaN
     pivot = tl.where(peak_new == float("-inf"), 0.0, peak_new)
     p = tl.exp2(scores - pivot[:, None])
     alpha = tl.exp2(peak - pivot)

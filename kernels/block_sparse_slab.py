@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffaccel.kernels.centroids import Centroids
+from diffaccel.kernels.centroids import Centroids, listed_blocks
 
 
 @dataclass(slots=True)
@@ -138,8 +138,5 @@ def _row_widths(indices: Tensor, counts: Tensor, keys: int, block_k: int) -> lis
 
 def _centroid_bias(log_count: Tensor, indices: Tensor, counts: Tensor) -> Tensor:
     """Returns log counts (h * NQ, NK), -inf for the blocks in the list of a row."""
-    blocks = len(log_count)
-    is_listed = torch.arange(indices.shape[2]) < counts.unsqueeze(-1)
-    column = indices.long().masked_fill(~is_listed, blocks)  # one surplus column, cut off
-    bias = torch.nn.functional.pad(log_count.repeat(*counts.shape, 1), (0, 1))
-    return bias.scatter_(2, column, -torch.inf)[..., :blocks].flatten(0, 1)
+    listed = listed_blocks(indices, counts, len(log_count))
+    return log_count.masked_fill(listed, -torch.inf).flatten(0, 1)

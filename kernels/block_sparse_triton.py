@@ -8,7 +8,7 @@ import triton
 from torch import Tensor
 
 from diffaccel.kernels.block_sparse_kernel import block_sparse_fwd_kernel
-from diffaccel.kernels.centroids import Centroids
+from diffaccel.kernels.centroids import Centroids, listed_blocks
 
 
 def block_sparse_triton(
@@ -161,11 +161,7 @@ def _summaries(
     The products run in the dtype of the query, for the matrix units.
     """
     key, value, log_count, variance = centroids
-    blocks = key.shape[2]
-    is_entry = torch.arange(indices.shape[3], device=key.device) < counts.unsqueeze(-1)
-    column = indices.clamp(0, blocks - 1).long().masked_fill(~is_entry, blocks)
-    listed = torch.zeros(*counts.shape, blocks + 1, dtype=torch.uint8, device=key.device)
-    listed = listed.scatter_(3, column, 1)[..., :blocks].contiguous()
+    listed = listed_blocks(indices, counts, key.shape[2]).contiguous().view(torch.uint8)
     key, value = (x.to(dtype).contiguous() for x in (key, value))
     variance = key if variance is None else variance.to(dtype).contiguous()
     return key, value, variance, log_count.contiguous(), listed

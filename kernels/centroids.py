@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -39,3 +40,21 @@ class Centroids(NamedTuple):
     ) -> "Centroids | None":
         """Collects what crossed the flat signature of the custom op."""
         return None if key is None else cls(key, value, log_count, variance)
+
+
+def listed_blocks(indices: Tensor, counts: Tensor, blocks: int) -> Tensor:
+    """Turns block lists back into a choice of blocks.
+
+    Args:
+        indices: (..., max_count) int32; entries beyond the count may hold anything.
+        counts: (...) int32.
+        blocks: Number of key blocks NK.
+
+    Returns:
+        (..., NK) bool, True where the block is listed. No host synchronisation.
+    """
+    is_entry = torch.arange(indices.shape[-1], device=indices.device) < counts.unsqueeze(-1)
+    # What is no entry goes to one surplus column, which is cut off.
+    column = indices.clamp(0, blocks - 1).long().masked_fill(~is_entry, blocks)
+    listed = torch.zeros(*counts.shape, blocks + 1, dtype=torch.bool, device=indices.device)
+    return listed.scatter_(-1, column, True)[..., :blocks]

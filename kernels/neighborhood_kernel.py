@@ -10,6 +10,8 @@ the tokens nor a multiple of anything is needed; boxes that every query sees ski
 import triton
 import triton.language as tl
 
+from diffaccel.kernels.block_sparse_kernel import add_scores
+
 
 @triton.jit
 def neighborhood_fwd_kernel(
@@ -148,7 +150,7 @@ def neighborhood_fwd_kernel(
         k = tl.load(k_rows[None, :] + off_d[:, None], mask=mask_d[:, None], other=0.0)
         v = tl.load(v_rows[:, None] + off_d[None, :], mask=mask_d[None, :], other=0.0)
         scores = tl.dot(q, k, input_precision="ieee")
-        acc, peak, total = _add_scores(acc, peak, total, scores * scale_log2, v)
+        acc, peak, total = add_scores(acc, peak, total, scores * scale_log2, v)
     all1, all2 = tl.cdiv(high1 - low1, K1), tl.cdiv(high2 - low2, K2)
     for i in range(0, tl.cdiv(high0 - low0, K0) * all1 * all2):
         box0, box1, box2 = i // (all2 * all1), i // all2 % all1, i % all2
@@ -171,7 +173,7 @@ def neighborhood_fwd_kernel(
             v = tl.load(v_rows[:, None] + off_d[None, :], mask=inside, other=0.0)
             scores = tl.dot(q, k, input_precision="ieee") * scale_log2
             scores = tl.where(seen & is_key[None, :], scores, float("-inf"))
-            acc, peak, total = _add_scores(acc, peak, total, scores, v)
+            acc, peak, total = add_scores(acc, peak, total, scores, v)
     if HAS_EXTRA:
         extra_k_ptr += off_b * stride_ekb + off_g * stride_ekh
         extra_v_ptr += off_b * stride_evb + off_g * stride_evh
@@ -189,7 +191,7 @@ def neighborhood_fwd_kernel(
             v = tl.load(v_ptrs, mask=inside, other=0.0)
             scores = tl.dot(q, k, input_precision="ieee") * scale_log2
             scores = tl.where(is_key[None, :], scores, float("-inf"))
-            acc, peak, total = _add_scores(acc, peak, total, scores, v)
+            acc, peak, total = add_scores(acc, peak, total, scores, v)
 
     divisor = tl.where(total > 0, total, 1.0)
     token = ((off_b * length0 + x0) * length1 + x1) * length2 + x2
@@ -234,16 +236,3 @@ def _rows(
     k_rows = k_ptr + x0 * stride_k0 + x1 * stride_k1 + x2 * stride_k2
     v_rows = v_ptr + x0 * stride_v0 + x1 * stride_v1 + x2 * stride_v2
     return k_rows, v_rows
-
-
-@triton.jit
-def _add_scores(acc, peak, total, scores, v):
-    """Adds keys whose base-2 scores (M, N) are known to the softmax state."""
-    peak_new = tl.maximum(peak, tl.max(scores, 1))
-    # a row without any key so far has peak = -inf, and -inf - -inf is NaN
-    pivot = tl.where(peak_new == float("-inf"), 0.0, peak_new)
-    p = tl.exp2(scores - pivot[:, None])
-    alpha = tl.exp2(peak - pivot)
-    total = total * alpha + tl.sum(p, 1)
-    acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision="ieee")
-    return acc, peak_new, total

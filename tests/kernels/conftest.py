@@ -1,16 +1,39 @@
-"""Fixtures of the kernel tests: the random problems beside this file."""
+"""Fixtures of the kernel tests: the random problems and the workers beside this file."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+FOLDER = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
 def problems():
     """Loads problems.py by path: importlib mode keeps the test folders off sys.path."""
-    path = Path(__file__).with_name("problems.py")
+    path = FOLDER / "problems.py"
     spec = importlib.util.spec_from_file_location("kernel_test_problems", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def run_worker():
+    """Runs a script of this folder in its own process and returns what it prints."""
+
+    def run(script, *arguments, timeout, **variables):
+        # 3.10 changes the default of this variable, and 3.9 warns unless it is set
+        environment = os.environ | {"TRITON_DEFAULT_FP_FUSION": "1", "PYTHONSAFEPATH": ""}
+        environment.pop("TRITON_INTERPRET", None)
+        command = [sys.executable, str(FOLDER / script), *map(str, arguments)]
+        result = subprocess.run(
+            command, env=environment | variables, capture_output=True, text=True, timeout=timeout
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+        return result.stdout
+
+    return run

@@ -1,16 +1,11 @@
 """The Triton kernel without a GPU: interpreted on the CPU, and compiled for real targets."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton", reason="triton is not installed on this platform")
 
-FOLDER = Path(__file__).parent
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 # bytes that one thread may spill, stores and loads together: some outside the loops, some in the
 # loop over centroids, which makes up 1 / block_k of the work
@@ -24,29 +19,17 @@ SPILL_BUDGET = {
 MATRIX_OP = {80: "matrix_ops", 90: "hopper_ops", 100: "blackwell_ops"}
 
 
-def _run(script, *arguments, timeout, **variables):
-    # 3.10 changes the default of this variable, and 3.9 warns unless it is set
-    environment = os.environ | {"TRITON_DEFAULT_FP_FUSION": "1", "PYTHONSAFEPATH": ""}
-    environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, str(FOLDER / script), *map(str, arguments)]
-    result = subprocess.run(
-        command, env=environment | variables, capture_output=True, text=True, timeout=timeout
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
-
-
-def test_interpreted_kernel_matches_the_oracle():
-    _run("interpreter_worker.py", timeout=600, TRITON_INTERPRET="1")
+def test_interpreted_kernel_matches_the_oracle(run_worker):
+    run_worker("interpreter_worker.py", timeout=600, TRITON_INTERPRET="1")
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
+def compiled(run_worker, tmp_path_factory):
     """Compiles bf16 kernels for each target and head dim in one process."""
     targets = [(capability, dim) for capability in SHARED_LIMIT for dim in (64, 128)]
     numbers = [number for target in targets for number in target]
     cache = str(tmp_path_factory.mktemp("triton"))
-    lines = _run("cross_compile_worker.py", *numbers, timeout=900, TRITON_CACHE_DIR=cache)
+    lines = run_worker("cross_compile_worker.py", *numbers, timeout=900, TRITON_CACHE_DIR=cache)
     rows = map(json.loads, lines.splitlines())
     return {(row["capability"], row["head_dim"], row["has_centroids"]): row for row in rows}
 

@@ -1,16 +1,11 @@
 """The neighborhood kernel without a GPU: interpreted on the CPU, and compiled for real targets."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton", reason="triton is not installed on this platform")
 
-FOLDER = Path(__file__).parent
 TARGETS = [(80, 64), (80, 128), (89, 128), (90, 64), (90, 128), (100, 64), (100, 128)]
 SHARED_LIMIT = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}
 # bytes that one thread may spill, stores and loads together: coordinates, outside of sm_90 on
@@ -18,28 +13,18 @@ SPILL_BUDGET = {(80, 128): 240, (89, 128): 52}
 MATRIX_OP = {80: "matrix_ops", 89: "matrix_ops", 90: "hopper_ops", 100: "blackwell_ops"}
 
 
-def _run(script, *arguments, timeout, **variables):
-    # 3.10 changes the default of this variable, and 3.9 warns unless it is set
-    environment = os.environ | {"TRITON_DEFAULT_FP_FUSION": "1", "PYTHONSAFEPATH": ""}
-    environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, str(FOLDER / script), *map(str, arguments)]
-    result = subprocess.run(
-        command, env=environment | variables, capture_output=True, text=True, timeout=timeout
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
-
-
-def test_interpreted_kernel_matches_the_oracle():
-    _run("neighborhood_worker.py", timeout=600, TRITON_INTERPRET="1")
+def test_interpreted_kernel_matches_the_oracle(run_worker):
+    run_worker("neighborhood_worker.py", timeout=600, TRITON_INTERPRET="1")
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
+def compiled(run_worker, tmp_path_factory):
     """Compiles bf16 kernels for each target and head dim in one process."""
     numbers = [number for target in TARGETS for number in target]
     cache = str(tmp_path_factory.mktemp("triton"))
-    lines = _run("neighborhood_compile_worker.py", *numbers, timeout=900, TRITON_CACHE_DIR=cache)
+    lines = run_worker(
+        "neighborhood_compile_worker.py", *numbers, timeout=900, TRITON_CACHE_DIR=cache
+    )
     rows = map(json.loads, lines.splitlines())
     return {(row["capability"], row["head_dim"]): row for row in rows}
 
