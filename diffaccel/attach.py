@@ -66,7 +66,7 @@ class Attachment:
         self.remove()
 
 
-def set_attn_processor(target: Any, method: Method) -> Attachment:
+def set_attn_processor(target: Any, method: Method, *, always: bool = False) -> Attachment:
     """Makes the denoisers of a pipeline compute their visual self-attention with a method.
 
     The models keep their own attention processors; only the attention kernel is replaced.
@@ -78,6 +78,8 @@ def set_attn_processor(target: Any, method: Method) -> Attachment:
         target: A diffusers pipeline, or a denoiser itself. A denoiser alone does not tell
             everything about its family (Wan 2.2 looks like Wan 2.1), so prefer the pipeline.
         method: What to compute, such as `RectifiedSpaAttn(drop=0.8)`.
+        always: Whether the method runs even where `diffaccel.speed` expects dense attention to
+            be faster. Otherwise such calls run dense, and the report says so.
 
     Returns:
         The attachment: reports, removes, works as a context manager.
@@ -93,7 +95,7 @@ def set_attn_processor(target: Any, method: Method) -> Attachment:
         )
     denoisers = _denoisers(target)
     pipe = None if isinstance(target, nn.Module) else target
-    runs = {name: _new_run(name, model, pipe, method) for name, model in denoisers.items()}
+    runs = {name: _new_run(name, model, pipe, method, always) for name, model in denoisers.items()}
     for name, model in denoisers.items():
         _detach(model)
         _attach(model, runs[name])
@@ -137,7 +139,7 @@ def _denoisers(target: Any) -> dict[str, nn.Module]:
     return found
 
 
-def _new_run(name: str, model: nn.Module, pipe: Any, method: Method) -> Run:
+def _new_run(name: str, model: nn.Module, pipe: Any, method: Method, always: bool) -> Run:
     binding = binding_of(model)
     layers = binding.layers(model)
     for layer in layers:
@@ -154,7 +156,7 @@ def _new_run(name: str, model: nn.Module, pipe: Any, method: Method) -> Run:
     family = binding.family(model, pipe)
     expert = 1 if name == "transformer_2" else 0
     resolved = method.resolved(family, len(layers), expert)
-    return Run(resolved, binding, layers, StepClock(pipe), family)
+    return Run(resolved, binding, layers, StepClock(pipe), family, always)
 
 
 def _attach(model: nn.Module, run: Run) -> None:

@@ -119,6 +119,9 @@ class KernelSwap(TorchFunctionMode):
         reason = self._obstacle(call, layout)
         if reason:
             run.warn_once(layer, reason)
+        else:
+            reason = run.why_dense(layout, call.query)
+        if reason:
             run.record(layer, 1.0, reason)
             return func(*args, **kwargs)
         return self._attend(call, layout)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diffaccel.bindings import AttentionLayer, Binding, LayoutUnknown, ModelCall
 from diffaccel.layout import TokenLayout
 from diffaccel.report import DenoiserReport, LayerLog, LayerReport, StepLog
+from diffaccel.speed import why_dense
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -32,6 +33,7 @@ class Run:
         layers: The layers that the method serves.
         clock: Step position.
         family: The model family, for the report.
+        always: Whether the method runs even where dense attention is expected to be faster.
     """
 
     def __init__(
@@ -41,12 +43,14 @@ class Run:
         layers: tuple[AttentionLayer, ...],
         clock: StepClock,
         family: str,
+        always: bool = False,
     ) -> None:
         self.method = method
         self.binding = binding
         self.layers = layers
         self.clock = clock
         self.family = family
+        self.always = always
         self.handle: RemovableHandle | None = None
         self._readings: dict[int, tuple[Tensor, Any]] = {}
         self._warned: set[str] = set()
@@ -86,6 +90,10 @@ class Run:
             return ""
         knob = "dense_steps" if self.method.runs_dense(step=step) else "dense_layers"
         return f"{knob}={getattr(self.method, knob)}"
+
+    def why_dense(self, layout: TokenLayout, query: Tensor) -> str:
+        """Returns why dense attention is expected to be faster for (B, H, N, D), "" if not."""
+        return "" if self.always else why_dense(self.method, layout, query.transpose(1, 2))
 
     def padding_mask(self, mask: Tensor, batch: int, length: int) -> Tensor | None:
         """Returns an attention mask as a key-padding mask, None where it is anything else.

@@ -87,12 +87,17 @@ class ForcedBlocks(NamedTuple):
     Args:
         mask: (NB, NB) bool, or None where nothing is forced.
         largest: The largest count of a row.
-        is_everything: Whether every pair is forced.
+        share: Share of all pairs that is forced.
     """
 
     mask: Tensor | None
     largest: int
-    is_everything: bool
+    share: float
+
+    @property
+    def is_everything(self) -> bool:
+        """Whether every pair is forced."""
+        return self.share == 1.0
 
 
 @lru_cache(maxsize=32)
@@ -123,7 +128,7 @@ def forced_blocks(
         pairs = holds[:, None] & holds[None, :]
         forced = pairs if forced is None else forced | pairs
     if forced is None:
-        return ForcedBlocks(None, 0, False)
-    largest, is_everything = int(forced.sum(-1).max()), bool(forced.all())
+        return ForcedBlocks(None, 0, 0.0)
+    largest, share = int(forced.sum(-1).max()), float(forced.double().mean())
     with torch.inference_mode(False):
-        return ForcedBlocks(forced.to(device), largest, is_everything)
+        return ForcedBlocks(forced.to(device), largest, share)

@@ -1,4 +1,9 @@
-"""The Triton kernel of block-sparse attention: one program walks the list of one query tile."""
+"""The Triton kernel of block-sparse attention: one program walks the list of one query tile.
+
+Whole tiles of keys come through plain pointers or, on Hopper and later, through tensor
+descriptors (TMA): the copy engine computes the addresses and the registers stay free. Tiles that
+need a mask come through pointers always, because padding may hold NaN.
+"""
 
 # ruff: noqa: ANN001, ANN201, ANN202 (annotations of a jit function mean tl.constexpr)
 
@@ -11,6 +16,8 @@ def block_sparse_fwd_kernel(
     q_ptr,
     k_ptr,
     v_ptr,
+    k_desc,
+    v_desc,
     o_ptr,
     lse_ptr,
     indices_ptr,
@@ -68,6 +75,7 @@ def block_sparse_fwd_kernel(
     HAS_CENTROIDS: tl.constexpr,
     HAS_VARIANCE: tl.constexpr,
     HAS_LSE: tl.constexpr,
+    HAS_TMA: tl.constexpr,
 ):
     """One program computes BLOCK_M queries of one query block of one head."""
     Q_TILES: tl.constexpr = (BLOCK_Q + BLOCK_M - 1) // BLOCK_M
@@ -109,15 +117,23 @@ def block_sparse_fwd_kernel(
         if (keys % BLOCK_K != 0) & (count > 0):
             last = tl.load(indices_ptr + count - 1)
             plain = tl.where(last >= key_blocks - 1, count - 1, count)
+        in_tile = tl.arange(0, BLOCK_N)
         for i in range(0, plain * K_TILES):
             block = _clamp(tl.load(indices_ptr + i // K_TILES), key_blocks)
-            start = block.to(tl.int64) * BLOCK_K + (i % K_TILES) * BLOCK_N
-            in_tile = tl.arange(0, BLOCK_N)
-            acc, peak, total = _attend_tile(
-                acc, peak, total, q, k_ptr + start * stride_kn, v_ptr + start * stride_vn,
-                stride_kn, stride_vn, in_tile, in_tile >= 0, off_d, mask_d, scale_log2,
-                MASKED=False, EVEN_D=HEAD_DIM == BLOCK_D,
-            )  # fmt: skip
+            start = block * BLOCK_K + (i % K_TILES) * BLOCK_N
+            if HAS_TMA:
+                k = k_desc.load([off_b.to(tl.int32), start, off_h.to(tl.int32), 0])
+                v = v_desc.load([off_b.to(tl.int32), start, off_h.to(tl.int32), 0])
+                k = tl.trans(tl.reshape(k, [BLOCK_N, BLOCK_D]))
+                v = tl.reshape(v, [BLOCK_N, BLOCK_D])
+            else:
+                k, v = _load_tile(
+                    k_ptr + start.to(tl.int64) * stride_kn, v_ptr + start.to(tl.int64) * stride_vn,
+                    stride_kn, stride_vn, in_tile, in_tile >= 0, off_d, mask_d,
+                    MASKED=False, EVEN_D=HEAD_DIM == BLOCK_D,
+                )  # fmt: skip
+            scores = tl.dot(q, k, input_precision="ieee")
+            acc, peak, total = _add_products(acc, peak, total, scores, v, scale_log2)
     for i in range(plain * K_TILES, count * K_TILES):
         block = _clamp(tl.load(indices_ptr + i // K_TILES), key_blocks)
         in_tile = tl.arange(0, BLOCK_N)
@@ -125,11 +141,14 @@ def block_sparse_fwd_kernel(
         is_key = ((i % K_TILES) * BLOCK_N + in_tile < BLOCK_K) & (start + in_tile < keys)
         if HAS_KEY_MASK:
             is_key &= tl.load(key_mask_ptr + start + in_tile, mask=is_key, other=0) != 0
-        acc, peak, total = _attend_tile(
-            acc, peak, total, q, k_ptr + start * stride_kn, v_ptr + start * stride_vn,
-            stride_kn, stride_vn, in_tile, is_key, off_d, mask_d, scale_log2,
+        k, v = _load_tile(
+            k_ptr + start * stride_kn, v_ptr + start * stride_vn,
+            stride_kn, stride_vn, in_tile, is_key, off_d, mask_d,
             MASKED=True, EVEN_D=HEAD_DIM == BLOCK_D,
         )  # fmt: skip
+        scores = tl.dot(q, k, input_precision="ieee")
+        scores = tl.where(is_key[None, :], scores, float("-inf"))
+        acc, peak, total = _add_products(acc, peak, total, scores, v, scale_log2)
     if HAS_EXTRA:
         extra_k_ptr += off_b * stride_ekb + off_h * stride_ekh
         extra_v_ptr += off_b * stride_evb + off_h * stride_evh
@@ -139,11 +158,13 @@ def block_sparse_fwd_kernel(
             if HAS_EXTRA_MASK:
                 mask_ptrs = extra_mask_ptr + off_b * extra + begin + in_tile
                 is_key &= tl.load(mask_ptrs, mask=is_key, other=0) != 0
-            acc, peak, total = _attend_tile(
-                acc, peak, total, q, extra_k_ptr, extra_v_ptr,
-                stride_ekn, stride_evn, in_tile, is_key, off_d, mask_d, scale_log2,
+            k, v = _load_tile(
+                extra_k_ptr, extra_v_ptr, stride_ekn, stride_evn, in_tile, is_key, off_d, mask_d,
                 MASKED=True, EVEN_D=HEAD_DIM == BLOCK_D,
             )  # fmt: skip
+            scores = tl.dot(q, k, input_precision="ieee")
+            scores = tl.where(is_key[None, :], scores, float("-inf"))
+            acc, peak, total = _add_products(acc, peak, total, scores, v, scale_log2)
             extra_k_ptr += BLOCK_N * stride_ekn
             extra_v_ptr += BLOCK_N * stride_evn
 
@@ -207,11 +228,7 @@ def _clamp(block, key_blocks):
 
 
 @triton.jit
-def _attend_tile(
-    acc,
-    peak,
-    total,
-    q,
+def _load_tile(
     k_ptr,
     v_ptr,
     stride_kn,
@@ -220,11 +237,10 @@ def _attend_tile(
     is_key,
     off_d,
     mask_d,
-    scale_log2,
     MASKED: tl.constexpr,
     EVEN_D: tl.constexpr,
 ):
-    """Adds BLOCK_N keys to the softmax state: acc (M, D), base-2 peak and total (M,)."""
+    """Loads keys (D, N) and values (N, D) of one tile through pointers."""
     k_ptrs = k_ptr + in_tile[None, :] * stride_kn + off_d[:, None]
     v_ptrs = v_ptr + in_tile[:, None] * stride_vn + off_d[None, :]
     if MASKED:
@@ -236,13 +252,19 @@ def _attend_tile(
     else:
         k = tl.load(k_ptrs, mask=mask_d[:, None], other=0.0)
         v = tl.load(v_ptrs, mask=mask_d[None, :], other=0.0)
-    scores = tl.dot(q, k, input_precision="ieee")
-    if MASKED:
-        scores = tl.where(is_key[None, :], scores, float("-inf"))
-    peak_new = tl.maximum(peak, tl.max(scores, 1) * scale_log2)
+    return k, v
+
+
+@triton.jit
+def _add_products(acc, peak, total, products, v, scale_log2):
+    """Adds keys whose products with the queries (M, N) are known; the scale joins the exponent.
+
+    The state is acc (M, D), base-2 peak and total (M,).
+    """
+    peak_new = tl.maximum(peak, tl.max(products, 1) * scale_log2)
     # a row without any key so far has peak = -inf, and -inf - -inf is NaN
     pivot = tl.where(peak_new == float("-inf"), 0.0, peak_new)
-    p = tl.exp2(scores * scale_log2 - pivot[:, None])
+    p = tl.exp2(products * scale_log2 - pivot[:, None])
     alpha = tl.exp2(peak - pivot)
     total = total * alpha + tl.sum(p, 1)
     acc = acc * alpha[:, None]

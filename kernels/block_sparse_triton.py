@@ -1,13 +1,18 @@
-"""Block-sparse attention in Triton: the launcher, and how it chooses tiles."""
-
-import functools
-from dataclasses import dataclass
+"""Block-sparse attention in Triton: the launcher."""
 
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
+from diffaccel.kernels.autotune import fastest
 from diffaccel.kernels.block_sparse_kernel import block_sparse_fwd_kernel
+from diffaccel.kernels.block_sparse_tiles import (
+    TileConfig,
+    device_capability,
+    fits_descriptor,
+    tile_configs,
+)
 from diffaccel.kernels.centroids import Centroids, listed_blocks
 
 
@@ -29,20 +34,19 @@ def block_sparse_triton(
     row_bias: Tensor | None,
     centroids: Centroids | None,
     return_lse: bool,
+    config: TileConfig | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Computes `diffaccel.kernels.block_sparse_attention`, whose arguments these are, checked.
 
     List entries are clamped to the existing key blocks, so that no list can make it read
-    outside.
+    outside. `config` is how to launch; None for the fastest on this GPU.
 
     Returns:
         The output (B, N, H, D), and the lse (B, N, H), which has size 0 unless it was asked for.
     """
     query, key, value, indices = map(_with_unit_stride, (query, key, value, indices))
     (batch, queries, heads, dim), keys = query.shape, key.shape[1]
-    output = torch.empty((batch, queries, heads, dim), dtype=query.dtype, device=query.device)
     lse_shape = (batch, queries, heads) if return_lse else (0,)
-    lse = torch.empty(lse_shape, dtype=torch.float32, device=query.device)
     extra = 0 if extra_key is None else extra_key.shape[1]
     # an absent tensor is stood for by the query, which its constexpr flag keeps from being read
     extra_key = _with_unit_stride(extra_key if extra else query)
@@ -50,16 +54,31 @@ def block_sparse_triton(
     summaries = (query,) * 5
     if centroids is not None:
         summaries = _summaries(centroids, indices, counts, query.dtype)
-    config = tile_config(
-        block_q, block_k, dim, query.element_size(), device_capability(query.device)
-    )
-    q_tiles = triton.cdiv(block_q, config.block_m)
+    padded_dim = max(16, triton.next_power_of_2(dim))
+    flags = {
+        "HAS_KEY_MASK": key_padding_mask is not None,
+        "HAS_EXTRA": extra > 0,
+        "HAS_EXTRA_MASK": extra > 0 and extra_padding_mask is not None,
+        "HAS_ROW_SCALE": row_scale is not None,
+        "HAS_ROW_BIAS": row_bias is not None,
+        "HAS_CENTROIDS": centroids is not None,
+        "HAS_VARIANCE": centroids is not None and centroids.variance is not None,
+        "HAS_LSE": return_lse,
+    }
 
-    with torch.cuda.device_of(query):
+    def launch(config: TileConfig) -> tuple[Tensor, Tensor]:
+        output = torch.empty((batch, queries, heads, dim), dtype=query.dtype, device=query.device)
+        lse = torch.empty(lse_shape, dtype=torch.float32, device=query.device)
+        tile = [1, config.block_n, 1, padded_dim]
+        descriptors = (
+            TensorDescriptor.from_tensor(x, tile) if config.tma else None for x in (key, value)
+        )
+        q_tiles = triton.cdiv(block_q, config.block_m)
         block_sparse_fwd_kernel[(counts.shape[2] * q_tiles * batch * heads,)](
             query,
             key,
             value,
+            *descriptors,
             output,
             lse if return_lse else query,
             indices,
@@ -85,72 +104,38 @@ def block_sparse_triton(
             indices.shape[3],
             scale * 1.4426950408889634,
             HEAD_DIM=dim,
-            BLOCK_D=max(16, triton.next_power_of_2(dim)),
+            BLOCK_D=padded_dim,
             BLOCK_Q=block_q,
             BLOCK_K=block_k,
             BLOCK_M=config.block_m,
             BLOCK_N=config.block_n,
             BLOCK_C=config.block_c,
-            HAS_KEY_MASK=key_padding_mask is not None,
-            HAS_EXTRA=extra > 0,
-            HAS_EXTRA_MASK=extra > 0 and extra_padding_mask is not None,
-            HAS_ROW_SCALE=row_scale is not None,
-            HAS_ROW_BIAS=row_bias is not None,
-            HAS_CENTROIDS=centroids is not None,
-            HAS_VARIANCE=centroids is not None and centroids.variance is not None,
-            HAS_LSE=return_lse,
+            HAS_TMA=config.tma,
+            **flags,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
         )
-    return output, lse
+        return output, lse
+
+    with torch.cuda.device_of(query):
+        if config is None:
+            configs = _configs(query, key, value, block_q, block_k)
+            size = queries.bit_length(), keys.bit_length()
+            blocks = block_q, block_k
+            problem = (query.device, query.dtype, dim, blocks, size, tuple(flags.values()))
+            config = fastest(problem, configs, launch)
+        return launch(config)
 
 
-@dataclass(frozen=True, slots=True)
-class TileConfig:
-    """How the kernel is launched: tiles of queries, keys and centroids, warps, stages."""
-
-    block_m: int
-    block_n: int
-    block_c: int
-    num_warps: int
-    num_stages: int
-
-
-def tile_config(
-    block_q: int, block_k: int, head_dim: int, element_size: int, capability: tuple[int, int]
-) -> TileConfig:
-    """Chooses the launch of the kernel so that it neither spills nor overflows shared memory.
-
-    Args:
-        block_q: Queries per block of the lists; the tile may be smaller.
-        block_k: Keys per block of the lists; the tile may be smaller.
-        head_dim: Head dim D, 1 to 256.
-        element_size: Bytes per element, 2 or 4.
-        capability: CUDA compute capability, (9, 0) for Hopper.
-    """
-    padded_dim = max(16, triton.next_power_of_2(head_dim))
-    is_datacenter = capability in ((9, 0), (10, 0), (10, 3))
-    stages = 2
-    if element_size == 4:
-        most_m, most_n = (64, 32) if padded_dim <= 128 else (32, 16)
-    elif padded_dim > 128:
-        most_m, most_n = (128, 64) if is_datacenter else (64, 32)
-    elif capability == (9, 0) and padded_dim <= 64:
-        most_m, most_n = 128, 128
-    elif is_datacenter:  # 128 keys spill 296 bytes on sm_90 and 1304 on sm_100, 64 none
-        most_m, most_n, stages = 128, 64, 3
-    else:
-        most_m, most_n = (128, 64) if capability == (8, 0) else (64, 64)
-    block_m = min(most_m, max(16, triton.next_power_of_2(block_q)))
-    block_n = min(most_n, max(16, triton.next_power_of_2(block_k)))
-    warps = 8 if block_m >= 128 else 4
-    return TileConfig(block_m, block_n, min(block_n, 32), num_warps=warps, num_stages=stages)
-
-
-@functools.lru_cache(maxsize=64)
-def device_capability(device: torch.device) -> tuple[int, int]:
-    """Returns the compute capability; the interpreter, which has none, counts as (8, 0)."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
+def _configs(
+    query: Tensor, key: Tensor, value: Tensor, block_q: int, block_k: int
+) -> tuple[TileConfig, ...]:
+    """The launches that suit the GPU and these tensors."""
+    capability = device_capability(query.device)
+    configs = tile_configs(block_q, block_k, query.shape[-1], query.element_size(), capability)
+    if fits_descriptor(key) and fits_descriptor(value):
+        return configs
+    return tuple(config for config in configs if not config.tma)
 
 
 def _summaries(

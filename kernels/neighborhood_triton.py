@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from diffaccel.kernels.block_sparse_triton import device_capability, tile_config
+from diffaccel.kernels.block_sparse_tiles import device_capability, tile_configs
 from diffaccel.kernels.neighborhood_kernel import neighborhood_fwd_kernel
 from diffaccel.kernels.neighborhood_window import Axis
 
@@ -120,7 +120,7 @@ def box_config(
         element_size: Bytes per element, 2 or 4.
         capability: CUDA compute capability, (9, 0) for Hopper.
     """
-    tile = tile_config(128, 128, head_dim, element_size, capability)
+    tile = tile_configs(128, 128, head_dim, element_size, capability)[0]
 
     def cost(boxes: tuple[Box, Box]) -> float:
         tiles, visited, full = 1, 1, 1

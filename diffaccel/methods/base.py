@@ -125,6 +125,19 @@ class Method:
             return False
         return layer < dense_layers if isinstance(dense_layers, int) else layer in dense_layers
 
+    def expected_cost(self, layout: TokenLayout, device: str) -> float | None:
+        """Predicts the time of the attention kernel in terms of dense attention.
+
+        Args:
+            layout: The tokens.
+            device: Type of the device, "cpu" or "cuda".
+
+        Returns:
+            Share of the dense time, without what selecting costs; None where the method runs
+            dense itself.
+        """
+        return None
+
     def resolved(self, family: str, num_layers: int, expert: int = 0) -> Self:
         """Fills schedule knobs that are None with the values published for a model family.
 
@@ -163,6 +176,11 @@ class Method:
         scheduled_dense: bool,
     ) -> tuple[Tensor, Tensor | float]:
         raise NotImplementedError(f"{type(self).__name__} does not implement _attend")
+
+
+def total_density(kept: float, layout: TokenLayout) -> float:
+    """Share of all query-key pairs, if this share of the visual pairs is computed."""
+    return 1.0 - (1.0 - kept) * (layout.visual.length / layout.length) ** 2
 
 
 def other_keys(

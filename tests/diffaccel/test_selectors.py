@@ -99,13 +99,13 @@ def test_forced_blocks_join_neighbors_and_true_first_frame():
     grid = (6, 8, 8)
     neighbors = neighbor_blocks(grid, "hilbert", 16)
     holds = first_frame_blocks(grid, "hilbert", 16)
-    both, largest, everything = forced_blocks(grid, "hilbert", 16, True, True, CPU)
+    both, largest, share = forced_blocks(grid, "hilbert", 16, True, True, CPU)
     assert torch.equal(both, neighbors | (holds[:, None] & holds))
     assert largest == both.sum(-1).max()
-    assert not everything
+    assert share == pytest.approx(both.double().mean().item())
     frame, _, _ = forced_blocks(grid, "hilbert", 16, False, True, CPU)
     assert torch.equal(frame, holds[:, None] & holds)
-    assert forced_blocks(grid, "hilbert", 16, False, False, CPU) == (None, 0, False)
+    assert forced_blocks(grid, "hilbert", 16, False, False, CPU) == (None, 0, 0.0)
 
 
 def test_neighbors_of_a_tiny_grid_are_everything():
@@ -113,7 +113,7 @@ def test_neighbors_of_a_tiny_grid_are_everything():
 
 
 def test_first_frame_rule_does_not_apply_to_an_image():
-    assert forced_blocks((1, 24, 40), "hilbert", 16, False, True, CPU) == (None, 0, False)
+    assert forced_blocks((1, 24, 40), "hilbert", 16, False, True, CPU) == (None, 0, 0.0)
 
 
 @settings(deadline=None, max_examples=60)

@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from diffaccel.kernels.block_sparse_kernel import block_sparse_fwd_kernel as kernel
-from diffaccel.kernels.block_sparse_triton import tile_config
+from diffaccel.kernels.block_sparse_tiles import TileConfig, tile_configs
 
 _TOOLS = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 _POINTERS = {
@@ -41,8 +41,9 @@ _POINTERS = {
 }
 
 
-def compile_kernel(capability: int, head_dim: int, has_centroids: bool) -> dict[str, object]:
-    config = tile_config(128, 128, head_dim, 2, divmod(capability, 10))
+def compile_kernel(
+    capability: int, head_dim: int, has_centroids: bool, config: TileConfig
+) -> dict[str, object]:
     flags = {name: True for name in kernel.arg_names if name.startswith("HAS_")}
     flags.update(HAS_KEY_MASK=False, HAS_EXTRA_MASK=False)
     flags.update(HAS_CENTROIDS=has_centroids, HAS_VARIANCE=has_centroids)
@@ -54,7 +55,10 @@ def compile_kernel(capability: int, head_dim: int, has_centroids: bool) -> dict[
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_C": config.block_c,
+        "HAS_TMA": config.tma,
     }
+    if not config.tma:
+        constants |= {"k_desc": None, "v_desc": None}
     signature, attributes = {}, {}
     for i, name in enumerate(kernel.arg_names):
         is_size = name not in _POINTERS and name != "scale_log2"
@@ -63,6 +67,8 @@ def compile_kernel(capability: int, head_dim: int, has_centroids: bool) -> dict[
             signature[name] = "constexpr"
         elif name in _POINTERS or re.fullmatch(r"stride_(q|k|v|ek|ev)[bnh]", name):
             attributes[(i,)] = [["tt.divisibility", 16]]
+        elif name in ("k_desc", "v_desc"):
+            signature[name] = f"tensordesc<bf16[1, {config.block_n}, 1, {constants['BLOCK_D']}]>"
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     compiled = triton.compile(
         ASTSource(fn=kernel, signature=signature, constexprs=places, attrs=attributes),
@@ -73,7 +79,7 @@ def compile_kernel(capability: int, head_dim: int, has_centroids: bool) -> dict[
         "capability": capability,
         "head_dim": head_dim,
         "has_centroids": has_centroids,
-        "config": str(config),
+        "tma": config.tma,
     }
     return facts | measured(compiled, capability)
 
@@ -87,6 +93,7 @@ def measured(compiled: object, capability: int) -> dict[str, int]:
         "matrix_ops": len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA|UTCQMMA|UTC\w*MMA)\b", sass)),
         "hopper_ops": len(re.findall(r"\bHGMMA\b", sass)),
         "blackwell_ops": len(re.findall(r"\bUTC\w*MMA\b", sass)),
+        "copy_engine_ops": len(re.findall(r"\bUTMALDG\b", sass)),
     }
 
 
@@ -113,5 +120,7 @@ def _spill_bytes(ptx: str, capability: int) -> int:
 if __name__ == "__main__":
     numbers = [int(word) for word in sys.argv[1:]]
     for capability, head_dim in zip(numbers[::2], numbers[1::2], strict=True):
-        for has_centroids in (False, True):
-            print(json.dumps(compile_kernel(capability, head_dim, has_centroids)), flush=True)
+        for config in tile_configs(128, 128, head_dim, 2, divmod(capability, 10)):
+            for has_centroids in (False, True):
+                row = compile_kernel(capability, head_dim, has_centroids, config)
+                print(json.dumps(row), flush=True)

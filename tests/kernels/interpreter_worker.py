@@ -8,6 +8,7 @@ import torch
 from problems import masked_sdpa, random_lists, random_tokens
 
 from diffaccel.kernels import Centroids, block_sparse_attention, reference
+from diffaccel.kernels.block_sparse_tiles import tile_configs
 from diffaccel.kernels.block_sparse_triton import block_sparse_triton
 
 
@@ -108,6 +109,24 @@ def check_junk_lists_stay_inside():
     assert torch.equal(output, expected)
 
 
+def check_descriptors(dim):
+    """Tiles that come through descriptors, out of a fused projection, with ragged tails."""
+    fused = random_tokens(2, 70, 70, 6, dim, torch.float16)[1]
+    key, value = fused[:, :, :2], fused[:, :, 3:5]
+    query = random_tokens(2, 40, 1, 2, dim, torch.float16)[0]
+    lists = random_lists(2, 2, 2, 3, 3)
+    plain, descriptors = tile_configs(32, 32, dim, 2, (9, 0))
+    assert descriptors.tma and not plain.tma
+    absent = dict.fromkeys(
+        ("key_padding_mask", "extra_key", "extra_value", "extra_padding_mask")
+        + ("row_scale", "row_bias", "centroids")
+    )
+    run = dict(block_q=32, block_k=32, scale=0.25, return_lse=True) | absent
+    expected = block_sparse_triton(query, key, value, *lists, **run, config=plain)
+    found = block_sparse_triton(query, key, value, *lists, **run, config=descriptors)
+    assert all(map(torch.equal, found, expected)), dim
+
+
 if __name__ == "__main__":
     for dtype in (torch.float32, torch.float16):
         check_lists(dtype, 63, 80, 64, 32, 32)
@@ -118,3 +137,5 @@ if __name__ == "__main__":
     check_lists(torch.float32, 130, 150, 72, 128, 64)
     check_lists(torch.float32, 33, 48, 256, 16, 16)
     check_junk_lists_stay_inside()
+    check_descriptors(64)
+    check_descriptors(40)

@@ -5,6 +5,10 @@ import torch
 
 from diffaccel.kernels import Centroids, block_sparse_attention, reference
 
+pytest.importorskip("triton", reason="triton is not installed on this platform")
+from diffaccel.kernels.block_sparse_tiles import device_capability, tile_configs  # noqa: E402
+from diffaccel.kernels.block_sparse_triton import block_sparse_triton  # noqa: E402
+
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA GPU, torch sees none"
 )
@@ -65,6 +69,24 @@ def test_centroids_match_the_oracle(problems, assert_close_to_oracle, dtype, wit
     output = block_sparse_attention(*tokens, *lists, **arguments)
     expected, _ = reference.block_sparse_attention(*tokens, *lists, **arguments)
     assert_close_to_oracle(output, expected)
+
+
+@pytest.mark.parametrize("dim", [40, 64, 128, 256])
+def test_every_way_to_load_gives_the_same(problems, dim):
+    fused = problems.random_tokens(2, 1000, 1000, 6, dim, torch.bfloat16, device="cuda")[1]
+    tokens = fused[:, :, :2], fused[:, :, 2:4], fused[:, :, 4:]
+    lists = problems.random_lists(2, 2, 8, 8, 8, device="cuda")
+    absent = dict.fromkeys(
+        ("key_padding_mask", "extra_key", "extra_value", "extra_padding_mask")
+        + ("row_scale", "row_bias", "centroids")
+    )
+    run = dict(block_q=128, block_k=128, scale=0.1, return_lse=True) | absent
+    configs = tile_configs(128, 128, dim, 2, device_capability(fused.device))
+    if len(configs) == 1:
+        pytest.skip("this GPU has no copy engine for tiles")
+    results = [block_sparse_triton(*tokens, *lists, **run, config=config) for config in configs]
+    for result in results[1:]:
+        assert all(map(torch.equal, result, results[0]))
 
 
 def test_unchecked_lists_never_read_outside(problems):
