@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/pip install --quiet -c constraints.txt
 
-.PHONY: image test lint
+.PHONY: image test test-long lint
 .venv:
 	$(PYTHON) -m venv .venv
 
@@ -13,6 +13,11 @@ image: .venv
 test: .venv
 	$(PIP) -e '.[test]'
 	.venv/bin/pytest
+
+# ten times as many drawn cases, more than 5,000 against the oracle
+test-long: .venv
+	$(PIP) -e '.[test]'
+	DIFFACCEL_TEST_CASES=10 .venv/bin/pytest tests/kernels
 
 lint: .venv
 	$(PIP) ruff

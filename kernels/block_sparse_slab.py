@@ -59,30 +59,36 @@ def build_slab(
     counts: Tensor,
     block_q: int,
     block_k: int,
-    scale: float,
+    scale: float | None,
     key_padding_mask: Tensor | None,
     extra_key: Tensor | None,
     extra_value: Tensor | None,
     extra_padding_mask: Tensor | None,
     centroids: Centroids | None,
 ) -> Slab:
-    """Lays out the heads `some` of one sample; the rest as in `block_sparse_attention`."""
+    """Lays out the heads `some` of one sample; the rest as in `block_sparse_attention`.
+
+    In fp32 with scaled queries, or, without a scale, in the dtype of the query as they are.
+    """
     mask, extra_mask = _mask_of(key_padding_mask, sample), _mask_of(extra_padding_mask, sample)
     indices, counts = indices[sample, some], counts[sample, some]
     keys = key.shape[1]
+    dtype = query.dtype if scale is None else torch.float32
     slab = Slab(
         heads=len(counts),
-        query=_heads_first(query[sample, :, some], block_q).mul_(scale),
-        key=_heads_first(key[sample, :, some], block_k, mask),
-        value=_heads_first(value[sample, :, some], block_k, mask),
+        query=_heads_first(query[sample, :, some], block_q, dtype),
+        key=_heads_first(key[sample, :, some], block_k, dtype, mask),
+        value=_heads_first(value[sample, :, some], block_k, dtype, mask),
         mask=None if mask is None else _block_mask(mask, block_k),
         table=_block_table(indices, counts, -(-keys // block_k)),
         widths=_row_widths(indices, counts, keys, block_k),
     )
+    if scale is not None:
+        slab.query.mul_(scale)
     if extra_key is not None and extra_key.shape[1]:
         extra = extra_key.shape[1]
-        slab.extra_key = _heads_first(extra_key[sample, :, some], extra, extra_mask)
-        slab.extra_value = _heads_first(extra_value[sample, :, some], extra, extra_mask)
+        slab.extra_key = _heads_first(extra_key[sample, :, some], extra, dtype, extra_mask)
+        slab.extra_value = _heads_first(extra_value[sample, :, some], extra, dtype, extra_mask)
         slab.extra_mask = extra_mask
     if centroids is not None:
         slab.moments = centroids.key[sample, some]
@@ -98,14 +104,16 @@ def _mask_of(masks: Tensor | None, sample: int) -> Tensor | None:
     return None if masks is None or bool(masks[sample].all()) else masks[sample]
 
 
-def _heads_first(tokens: Tensor, block: int, mask: Tensor | None = None) -> Tensor:
-    """Copies (N, h, D) to fp32 blocks (h * ceil(N / block), block, D), zero where masked.
+def _heads_first(
+    tokens: Tensor, block: int, dtype: torch.dtype, mask: Tensor | None = None
+) -> Tensor:
+    """Copies (N, h, D) to blocks (h * ceil(N / block), block, D), zero where masked.
 
     Masked keys may hold NaN, which a weight of 0 would not remove.
     """
     length, heads, dim = tokens.shape
     number = -(-length // block)
-    blocks = torch.empty(heads, number * block, dim)
+    blocks = torch.empty(heads, number * block, dim, dtype=dtype)
     blocks[:, :length] = tokens.transpose(0, 1)
     blocks[:, length:] = 0.0
     if mask is not None:

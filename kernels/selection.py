@@ -16,6 +16,7 @@ def select_blocks(
     p_remain: float = 0.0,
     text: Tensor | None = None,
     forced: Tensor | None = None,
+    budgets: Tensor | None = None,
     max_count: int | None = None,
     return_kept: bool = False,
     backend: Literal["cpu", "triton"] | None = None,
@@ -36,6 +37,8 @@ def select_blocks(
         p_remain: Mass to exceed, 0 to 1; 0 leaves `top_k` alone in charge.
         text: (B, H, R) fp32, mass that is computed anyway; None for 0. Only `p_remain` uses it.
         forced: (R, NB) bool, True for blocks to keep whatever their score, or None.
+        budgets: (B, H) int32, blocks per row of each head in place of `top_k`, which they are
+            clamped to (1 to `top_k`); B may be 1. None for `top_k` in every head.
         max_count: Width of the lists, 1 to NB, at least the largest number of kept blocks; on
             CUDA longer rows lose their last blocks. None for the smallest that is always enough.
         return_kept: Whether to return the choice as a mask too.
@@ -51,14 +54,14 @@ def select_blocks(
             keeps more than `max_count` blocks.
         TypeError: If a dtype does not fit.
     """
-    _check_tensors(scores, text, forced)
+    _check_tensors(scores, text, forced, budgets)
     blocks = scores.shape[-1]
     if max_count is None:
         max_count = top_k if forced is None and p_remain == 0 else blocks
     _check_numbers(blocks, top_k, p_remain, max_count)
-    backend = resolve_backend(backend, scores=scores, text=text, forced=forced)
+    backend = resolve_backend(backend, scores=scores, text=text, forced=forced, budgets=budgets)
     indices, counts, kept = _select_blocks(
-        scores, text, forced, top_k, float(p_remain), max_count, return_kept, backend
+        scores, text, forced, budgets, top_k, float(p_remain), max_count, return_kept, backend
     )
     return (indices, counts, kept) if return_kept else (indices, counts)
 
@@ -68,6 +71,7 @@ def _select_blocks(
     scores: Tensor,
     text: Tensor | None,
     forced: Tensor | None,
+    budgets: Tensor | None,
     top_k: int,
     p_remain: float,
     max_count: int,
@@ -79,7 +83,7 @@ def _select_blocks(
     if backend == "triton":
         from diffaccel.kernels.selection_triton import select_blocks_triton as run
 
-    return run(scores, text, forced, top_k, p_remain, max_count, return_kept)
+    return run(scores, text, forced, budgets, top_k, p_remain, max_count, return_kept)
 
 
 @_select_blocks.register_fake
@@ -87,6 +91,7 @@ def _(
     scores: Tensor,
     text: Tensor | None,
     forced: Tensor | None,
+    budgets: Tensor | None,
     top_k: int,
     p_remain: float,
     max_count: int,
@@ -101,7 +106,9 @@ def _(
     )
 
 
-def _check_tensors(scores: Tensor, text: Tensor | None, forced: Tensor | None) -> None:
+def _check_tensors(
+    scores: Tensor, text: Tensor | None, forced: Tensor | None, budgets: Tensor | None
+) -> None:
     if scores.dim() != 4 or 0 in scores.shape:
         raise ValueError(
             f"scores must be (B, H, R, NB) and not empty, got {tuple(scores.shape)}; "
@@ -122,6 +129,13 @@ def _check_tensors(scores: Tensor, text: Tensor | None, forced: Tensor | None) -
         raise ValueError(
             f"forced must be (R, NB) = {tuple(scores.shape[2:])}, got {tuple(forced.shape)}; "
             "pass the rows that scores has"
+        )
+    if budgets is not None and budgets.dtype != torch.int32:
+        raise TypeError(f"budgets must be int32, blocks per row, got {budgets.dtype}; call .int()")
+    if budgets is not None and budgets.shape not in (scores.shape[:2], (1, scores.shape[1])):
+        raise ValueError(
+            f"budgets must be (B, H) = {tuple(scores.shape[:2])} or (1, H), got "
+            f"{tuple(budgets.shape)}; pass one number per head"
         )
 
 

@@ -8,6 +8,7 @@ def select_blocks_cpu(
     scores: Tensor,
     text: Tensor | None,
     forced: Tensor | None,
+    budgets: Tensor | None,
     top_k: int,
     p_remain: float,
     max_count: int,
@@ -18,7 +19,7 @@ def select_blocks_cpu(
     Returns:
         indices, counts and kept, which has size 0 unless it was asked for.
     """
-    kept = _kept_blocks(scores, text, forced, top_k, p_remain)
+    kept = _kept_blocks(scores, text, forced, budgets, top_k, p_remain)
     indices, counts = block_lists(kept, max_count)
     return indices, counts, kept if return_kept else kept.new_empty(0)
 
@@ -55,20 +56,29 @@ def block_lists(kept: Tensor, max_count: int) -> tuple[Tensor, Tensor]:
 
 
 def _kept_blocks(
-    scores: Tensor, text: Tensor | None, forced: Tensor | None, top_k: int, p_remain: float
+    scores: Tensor,
+    text: Tensor | None,
+    forced: Tensor | None,
+    budgets: Tensor | None,
+    top_k: int,
+    p_remain: float,
 ) -> Tensor:
     """The choice as a mask (B, H, R, NB) bool."""
+    if budgets is None:
+        least = torch.full((1, 1, 1, 1), top_k, device=scores.device)
+    else:
+        least = budgets.long().clamp(1, top_k)[:, :, None, None]
     if p_remain > 0:
         ranked = scores.sort(-1, descending=True).values
         mass = ranked.cumsum(-1)
         if text is not None:
             mass = mass.add_(text.unsqueeze(-1))
         needed = (mass <= p_remain).sum(-1, keepdim=True) + 1
-        needed = needed.clamp_(min=top_k, max=scores.shape[-1])
-        threshold = ranked.gather(-1, needed - 1)
+        needed = torch.maximum(needed, least).clamp_(max=scores.shape[-1])
     else:
-        needed = top_k
-        threshold = scores.topk(top_k, dim=-1).values[..., -1:]
+        ranked = scores.topk(top_k, dim=-1).values
+        needed = least.expand(*scores.shape[:3], 1)
+    threshold = ranked.gather(-1, needed - 1)
     kept = scores > threshold
     tied = scores == threshold
     room = needed - kept.sum(-1, keepdim=True)

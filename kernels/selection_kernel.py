@@ -16,6 +16,7 @@ def select_blocks_kernel(
     scores_ptr,
     text_ptr,
     forced_ptr,
+    budgets_ptr,
     indices_ptr,
     counts_ptr,
     kept_ptr,
@@ -25,6 +26,8 @@ def select_blocks_kernel(
     stride_tb,
     stride_th,
     stride_tr,
+    stride_gb,
+    stride_gh,
     heads,
     rows,
     blocks,
@@ -35,6 +38,7 @@ def select_blocks_kernel(
     HAS_MASS: tl.constexpr,
     HAS_TEXT: tl.constexpr,
     HAS_FORCED: tl.constexpr,
+    HAS_BUDGETS: tl.constexpr,
     HAS_KEPT: tl.constexpr,
 ):
     """One program lists the kept blocks of one row (batch, head, query block)."""
@@ -49,6 +53,9 @@ def select_blocks_kernel(
     bits = tl.maximum(score.to(tl.int32, bitcast=True), 0)
     bits = tl.where(is_block, bits, -1)
 
+    if HAS_BUDGETS:
+        budget = tl.load(budgets_ptr + off_b * stride_gb + off_h * stride_gh)
+        top_k = tl.minimum(tl.maximum(budget, 1), top_k)
     needed = top_k
     if HAS_MASS:
         text = 0.0

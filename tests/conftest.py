@@ -1,4 +1,6 @@
-"""The error rule that every kernel test uses."""
+"""The error rule that every kernel test uses, and how many cases they draw."""
+
+import os
 
 import pytest
 import torch
@@ -23,6 +25,13 @@ def assert_close_to_oracle():
         assert error <= limit, f"largest error {error:.2e} is beyond {limit:.2e}"
 
     return check
+
+
+@pytest.fixture(scope="session")
+def cases():
+    """Returns `cases(n)`, seeds of n drawn cases, DIFFACCEL_TEST_CASES times as many if set."""
+    factor = int(os.environ.get("DIFFACCEL_TEST_CASES", "1"))
+    return lambda count: range(count * factor)
 
 
 @pytest.fixture

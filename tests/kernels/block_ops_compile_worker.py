@@ -26,6 +26,7 @@ POINTERS = {
     "valid_ptr": "*u8",
     "order_ptr": "*i64",
     "forced_ptr": "*u8",
+    "budgets_ptr": "*i32",
     "indices_ptr": "*i32",
     "kept_ptr": "*u8",
 }

@@ -9,8 +9,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "fp16", "bf16"])
-def test_drawn_problems_match_the_oracle(problems, poisoned_empty, dtype):
-    for seed in range(40):
+def test_drawn_problems_match_the_oracle(cases, problems, poisoned_empty, dtype):
+    for seed in cases(40):
         problem = problems.summary_problem(seed, dtype)
         found = block_statistics(**problem)
         problems.check_summary(found, problem, reference.block_statistics)

@@ -22,10 +22,10 @@ def drawn_axis(rng, longest):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_windows_equal_the_definition(seed):
+def test_windows_equal_the_definition(cases, seed):
     """Every query of 50 drawn axes: 2,000 axes in all."""
     rng = random.Random(seed)
-    for _ in range(50):
+    for _ in cases(50):
         length, kernel, stride, dilation, is_causal = drawn_axis(rng, 29)
         axis = Axis(length, kernel, stride, dilation, is_causal)
         mask = reference.neighborhood_mask(length, kernel, stride, dilation, is_causal)
@@ -58,10 +58,12 @@ def test_tiles_hold_every_query_once_with_its_own_window(size):
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_drawn_cases_match_the_oracle(problems, assert_close_to_oracle, poisoned_empty, seed):
+def test_drawn_cases_match_the_oracle(
+    cases, problems, assert_close_to_oracle, poisoned_empty, seed
+):
     """Grids of 1 to 3 axes, drawn windows, dtypes, heads, text; 5 cases for each seed."""
     rng = random.Random(1000 + seed)
-    for _ in range(5):
+    for _ in cases(5):
         rank = rng.randint(1, 3)
         drawn = [drawn_axis(rng, (50, 13, 7)[rank - 1]) for _ in range(rank)]
         grid, windows = [axis[0] for axis in drawn], [axis[1:] for axis in drawn]

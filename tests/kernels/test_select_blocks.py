@@ -6,8 +6,8 @@ import torch
 from diffaccel.kernels import reference, select_blocks
 
 
-def test_drawn_problems_match_the_oracle(problems):
-    for seed in range(150):
+def test_drawn_problems_match_the_oracle(cases, problems):
+    for seed in cases(150):
         problem = problems.selection_problem(seed)
         found = select_blocks(**problem, return_kept=True)
         problems.check_selection(found, problem, reference.select_blocks)
@@ -21,6 +21,14 @@ def test_lists_may_be_as_narrow_as_the_longest_row():
     assert indices.tolist() == [[[[3, 0], [0, 2]]]]
     with pytest.raises(ValueError, match="max_count must be at least the blocks"):
         select_blocks(scores, 1, forced=forced, max_count=1)
+
+
+def test_heads_have_budgets_of_their_own():
+    scores = torch.tensor([0.4, 0.3, 0.2, 0.1]).expand(1, 3, 2, 4)
+    budgets = torch.tensor([[1, 3, 9]], dtype=torch.int32)
+    indices, counts = select_blocks(scores, 3, budgets=budgets)
+    assert counts.tolist() == [[[1, 1], [3, 3], [3, 3]]]
+    assert indices.shape[-1] == 3 and indices[0, 1, 0].tolist() == [0, 1, 2]
 
 
 def test_width_follows_the_configuration_alone():
@@ -43,6 +51,8 @@ BAD = {
     "text shape": ({"text": SCORES}, ValueError, r"\(2, 2, 3\)"),
     "forced dtype": ({"forced": torch.ones(3, 8)}, TypeError, "forced must be bool"),
     "forced shape": ({"forced": torch.ones(8, 8) > 0}, ValueError, r"\(3, 8\)"),
+    "budgets dtype": ({"budgets": torch.ones(2, 2)}, TypeError, "budgets must be int32"),
+    "budgets shape": ({"budgets": torch.ones(2).int()}, ValueError, r"\(2, 2\) or \(1, H\)"),
     "max_count": ({"max_count": 9}, ValueError, "max_count must lie in 1 to NB=8"),
     "device": ({"text": SCORES[..., 0].to("meta")}, ValueError, "device of scores"),
     "backend": ({"backend": "cuda"}, ValueError, "'cpu' or 'triton'"),
@@ -64,7 +74,8 @@ def test_triton_on_the_cpu_is_refused_outside_the_interpreter(monkeypatch):
 @pytest.mark.parametrize("has_everything", [False, True])
 def test_opcheck(has_everything):
     scores = torch.rand(2, 2, 3, 9)
-    options = (scores[..., -1], torch.eye(3, 8) > 0) if has_everything else (None, None)
+    budgets = torch.ones(2, 2, dtype=torch.int32)
+    options = (scores[..., -1], torch.eye(3, 8) > 0, budgets) if has_everything else (None,) * 3
     rest = (2, 0.3, 8, has_everything, "cpu")
     op = torch.ops.diffaccel.select_blocks.default
     torch.library.opcheck(op, (scores[..., :-1], *options, *rest))
