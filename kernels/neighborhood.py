@@ -28,6 +28,8 @@ def neighborhood_attention(
     stride: PerAxis = 1,
     dilation: PerAxis = 1,
     is_causal: bool | Sequence[bool] = False,
+    phase: PerAxis = 0,
+    is_truncated: bool | Sequence[bool] = False,
     scale: float | None = None,
     key_padding_mask: Tensor | None = None,
     extra_key: Tensor | None = None,
@@ -42,7 +44,9 @@ def neighborhood_attention(
     https://arxiv.org/abs/2504.16922): windows at a border move inward instead of shrinking, an
     even kernel has one key more on the left, `stride` queries share the window of their middle
     one, and dilation groups are independent. A kernel as long as its axis sees the whole axis.
-    Per axis `stride <= kernel_size` and `kernel_size * dilation <= length`.
+    Per axis `stride <= kernel_size` and `kernel_size * dilation <= length`. `phase` and
+    `is_truncated` go beyond NATTEN: with stride = kernel_size, phase = kernel_size // 2 and
+    truncation, windows are those of a shifted Swin layer.
 
     Args:
         query: (B, X, H, D), (B, X, Y, H, D) or (B, T, Y, X, H, D), fp16, bf16 or fp32, any
@@ -54,6 +58,9 @@ def neighborhood_attention(
         stride: Queries that share a window, per axis.
         dilation: Distance between the keys of a window, per axis.
         is_causal: Whether queries see no later key, per axis.
+        phase: Queries by which the first run of `stride` is shorter, 0 to stride - 1, per axis.
+        is_truncated: Whether windows are cut off at the ends of an axis instead of moving
+            inward, per axis; the kernel may then be longer than the axis.
         scale: Factor on the scores; None for D ** -0.5.
         key_padding_mask: Bool, shaped like query without heads and head dim, True where the key
             may be attended. Padded keys and values may hold anything, NaN included.
@@ -74,7 +81,7 @@ def neighborhood_attention(
     """
     check_tokens(query, key, value)
     grid = tuple(query.shape[1:-2])
-    axes = axes_of(grid, kernel_size, stride, dilation, is_causal)
+    axes = axes_of(grid, kernel_size, stride, dilation, is_causal, phase, is_truncated)
     check_extra(key, value, extra_key, extra_value, extra_padding_mask)
     if scale is not None and scale < 0:
         raise ValueError(f"scale must not be negative, got {scale=}; negate the query instead")
@@ -94,6 +101,8 @@ def neighborhood_attention(
         [axis.stride for axis in axes],
         [axis.dilation for axis in axes],
         [axis.is_causal for axis in axes],
+        [axis.phase for axis in axes],
+        [axis.is_truncated for axis in axes],
         query.shape[-1] ** -0.5 if scale is None else float(scale),
         key_padding_mask,
         extra_key,
@@ -114,6 +123,8 @@ def _neighborhood_attention(
     stride: Sequence[int],
     dilation: Sequence[int],
     is_causal: Sequence[bool],
+    phase: Sequence[int],
+    is_truncated: Sequence[bool],
     scale: float,
     key_padding_mask: Tensor | None,
     extra_key: Tensor | None,
@@ -126,7 +137,9 @@ def _neighborhood_attention(
     grid = query.shape[1:-2]
     axes = tuple(
         Axis(*values)
-        for values in zip(grid, kernel_size, stride, dilation, is_causal, strict=True)
+        for values in zip(
+            grid, kernel_size, stride, dilation, is_causal, phase, is_truncated, strict=True
+        )
     )
     if backend == "triton":
         from diffaccel.kernels.neighborhood_triton import neighborhood_triton
@@ -153,6 +166,8 @@ def _(
     stride: Sequence[int],
     dilation: Sequence[int],
     is_causal: Sequence[bool],
+    phase: Sequence[int],
+    is_truncated: Sequence[bool],
     scale: float,
     key_padding_mask: Tensor | None,
     extra_key: Tensor | None,

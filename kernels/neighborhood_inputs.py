@@ -45,6 +45,8 @@ def axes_of(
     stride: PerAxis,
     dilation: PerAxis,
     is_causal: bool | Sequence[bool],
+    phase: PerAxis,
+    is_truncated: bool | Sequence[bool],
 ) -> tuple[Axis, ...]:
     """Checks the window against the grid and returns it per axis."""
     columns = []
@@ -53,20 +55,23 @@ def axes_of(
         ("stride", stride),
         ("dilation", dilation),
         ("is_causal", is_causal),
+        ("phase", phase),
+        ("is_truncated", is_truncated),
     ):
         per_axis = tuple(given) if isinstance(given, Sequence) else (given,) * len(grid)
-        wanted = bool if name == "is_causal" else int
+        wanted = bool if name.startswith("is_") else int
         if len(per_axis) != len(grid) or not all(type(x) is wanted for x in per_axis):
             raise ValueError(
                 f"{name} must be one {wanted.__name__} or one per grid axis of {grid}, got "
                 f"{given!r}; the grid is what lies between the batch and the heads"
             )
-        if wanted is int and min(per_axis) < 1:
-            raise ValueError(f"{name} must be at least 1, got {given!r}")
+        least = 0 if name == "phase" else 1
+        if wanted is int and min(per_axis) < least:
+            raise ValueError(f"{name} must be at least {least}, got {given!r}")
         columns.append(per_axis)
     axes = tuple(Axis(*values) for values in zip(grid, *columns, strict=True))
     for axis in axes:
-        if axis.kernel * axis.dilation > axis.length:
+        if axis.kernel * axis.dilation > axis.length and not axis.is_truncated:
             raise ValueError(
                 "kernel_size * dilation must not exceed the axis, got "
                 f"{axis.kernel} * {axis.dilation} on an axis of {axis.length}; "
@@ -77,6 +82,12 @@ def axes_of(
                 "stride must not exceed kernel_size, or queries would miss their own position, "
                 f"got stride {axis.stride} with kernel_size {axis.kernel}"
             )
+        if axis.phase >= axis.stride:
+            raise ValueError(
+                f"phase must be less than stride, got {axis.phase} with stride {axis.stride}"
+            )
+        if axis.is_causal and axis.is_truncated:
+            raise ValueError("an axis is causal or truncated, got both; causal windows end anyway")
     return axes
 
 

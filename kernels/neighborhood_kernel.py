@@ -56,6 +56,9 @@ def neighborhood_fwd_kernel(
     dilation0,
     dilation1,
     dilation2,
+    phase0,
+    phase1,
+    phase2,
     heads,
     heads_per_key_head,
     extra,
@@ -71,6 +74,9 @@ def neighborhood_fwd_kernel(
     CAUSAL0: tl.constexpr,
     CAUSAL1: tl.constexpr,
     CAUSAL2: tl.constexpr,
+    TRUNCATED0: tl.constexpr,
+    TRUNCATED1: tl.constexpr,
+    TRUNCATED2: tl.constexpr,
     HAS_EXTRA: tl.constexpr,
     HAS_EXTRA_MASK: tl.constexpr,
     HAS_LSE: tl.constexpr,
@@ -101,12 +107,18 @@ def neighborhood_fwd_kernel(
     in_q = tl.arange(0, BLOCK_M)
     at0, at1, at2 = first0 + in_q // (Q2 * Q1), first1 + in_q // Q2 % Q1, first2 + in_q % Q2
     is_query = (at0 < size0) & (at1 < size1) & (at2 < size2)
-    start0, end0 = _window(at0, size0, kernel0, run0, CAUSAL0)
-    start1, end1 = _window(at1, size1, kernel1, run1, CAUSAL1)
-    start2, end2 = _window(at2, size2, kernel2, run2, CAUSAL2)
-    low0, high0, inner0, outer0 = _ranges(first0, size0, kernel0, run0, Q0, CAUSAL0)
-    low1, high1, inner1, outer1 = _ranges(first1, size1, kernel1, run1, Q1, CAUSAL1)
-    low2, high2, inner2, outer2 = _ranges(first2, size2, kernel2, run2, Q2, CAUSAL2)
+    start0, end0 = _window(at0, size0, kernel0, run0, phase0, CAUSAL0, TRUNCATED0)
+    start1, end1 = _window(at1, size1, kernel1, run1, phase1, CAUSAL1, TRUNCATED1)
+    start2, end2 = _window(at2, size2, kernel2, run2, phase2, CAUSAL2, TRUNCATED2)
+    low0, high0, inner0, outer0 = _ranges(
+        first0, size0, kernel0, run0, phase0, Q0, CAUSAL0, TRUNCATED0
+    )
+    low1, high1, inner1, outer1 = _ranges(
+        first1, size1, kernel1, run1, phase1, Q1, CAUSAL1, TRUNCATED1
+    )
+    low2, high2, inner2, outer2 = _ranges(
+        first2, size2, kernel2, run2, phase2, Q2, CAUSAL2, TRUNCATED2
+    )
 
     off_d = tl.arange(0, BLOCK_D)
     mask_d = off_d < HEAD_DIM
@@ -204,14 +216,18 @@ def neighborhood_fwd_kernel(
 
 
 @triton.jit
-def _window(at, size, kernel, run, CAUSAL: tl.constexpr):
+def _window(at, size, kernel, run, phase, CAUSAL: tl.constexpr, TRUNCATED: tl.constexpr):
     """First and one past the last key of queries; queries beyond the group take its last."""
     at = tl.minimum(at, size - 1)
-    shared = at - at % run
+    shared = at - (at + phase) % run
     if CAUSAL:
         leader = tl.minimum(shared + run - 1, size - 1)
         start = tl.maximum(leader - kernel + 1, 0)
         end = at + 1
+    elif TRUNCATED:
+        end = shared + run // 2 - kernel // 2 + kernel
+        start = tl.maximum(end - kernel, 0)
+        end = tl.minimum(end, size)
     else:
         leader = tl.minimum(shared + run // 2, size - 1)
         start = tl.minimum(tl.maximum(leader - kernel // 2, 0), size - kernel)
@@ -220,10 +236,19 @@ def _window(at, size, kernel, run, CAUSAL: tl.constexpr):
 
 
 @triton.jit
-def _ranges(first, size, kernel, run, COUNT: tl.constexpr, CAUSAL: tl.constexpr):
+def _ranges(
+    first,
+    size,
+    kernel,
+    run,
+    phase,
+    COUNT: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    TRUNCATED: tl.constexpr,
+):
     """Of COUNT queries: the union of their windows, and what all of them see."""
-    low, least = _window(first, size, kernel, run, CAUSAL)
-    most, high = _window(first + COUNT - 1, size, kernel, run, CAUSAL)
+    low, least = _window(first, size, kernel, run, phase, CAUSAL, TRUNCATED)
+    most, high = _window(first + COUNT - 1, size, kernel, run, phase, CAUSAL, TRUNCATED)
     return low, high, most, least
 
 

@@ -4,7 +4,8 @@ The rule is that of NATTEN ("Generalized Neighborhood Attention", Hassani et al.
 https://arxiv.org/abs/2504.16922): dilation splits an axis into interleaved groups; inside a
 group, queries share a window in runs of `stride`, and windows near the border move inward, so
 that every query has `kernel_size` keys. Causal windows end at the query and are cut off at the
-start of the axis.
+start of the axis. Beyond that rule, runs may be shifted by a phase, and windows may be cut off at
+both ends of the axis, as in Swin and in ordinary sliding windows.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ class Axis:
         stride: Queries that share a window S, 1 to K.
         dilation: Distance between the keys of a window d.
         is_causal: Whether queries see no later key.
+        phase: Queries by which the first run is shorter, 0 to S - 1.
+        is_truncated: Whether windows are cut off at the ends of the axis, not moved inward. K may
+            then exceed X.
     """
 
     length: int
@@ -36,11 +40,13 @@ class Axis:
     stride: int = 1
     dilation: int = 1
     is_causal: bool = False
+    phase: int = 0
+    is_truncated: bool = False
 
     @property
     def is_dense(self) -> bool:
         """Whether every query sees every key."""
-        return self.kernel == self.length and not self.is_causal
+        return self.kernel == self.length and not self.is_causal and not self.is_truncated
 
     def group_length(self, group: int) -> int:
         """Tokens of one dilation group, 0 to dilation - 1."""
@@ -71,10 +77,13 @@ class AxisTiles:
 
 def window(position: int, length: int, axis: Axis) -> tuple[int, int]:
     """Returns the first and one past the last key of a query in a group of `length` tokens."""
-    run = position - position % axis.stride
+    run = position - (position + axis.phase) % axis.stride
     if axis.is_causal:
         leader = min(run + axis.stride - 1, length - 1)
         return max(leader - axis.kernel + 1, 0), position + 1
+    if axis.is_truncated:
+        start = run + axis.stride // 2 - axis.kernel // 2
+        return max(start, 0), min(start + axis.kernel, length)
     leader = min(run + axis.stride // 2, length - 1)
     start = min(max(leader - axis.kernel // 2, 0), length - axis.kernel)
     return start, start + axis.kernel

@@ -162,7 +162,13 @@ def centroid_attention(
 
 
 def neighborhood_mask(
-    length: int, kernel_size: int, stride: int = 1, dilation: int = 1, is_causal: bool = False
+    length: int,
+    kernel_size: int,
+    stride: int = 1,
+    dilation: int = 1,
+    is_causal: bool = False,
+    phase: int = 0,
+    is_truncated: bool = False,
 ) -> Tensor:
     """Builds the mask of neighborhood attention along one axis, pair by pair.
 
@@ -173,10 +179,13 @@ def neighborhood_mask(
     for query in range(length):
         group, place = query % dilation, query // dilation
         size = len(range(group, length, dilation))
-        shared = place // stride * stride
+        shared = (place + phase) // stride * stride - phase
         if is_causal:
             leader = min(shared + stride - 1, size - 1)
             start, end = max(leader - kernel_size + 1, 0), min(place + 1, size)
+        elif is_truncated:
+            start = shared + stride // 2 - kernel_size // 2
+            end = start + kernel_size
         else:
             leader = min(shared + stride // 2, size - 1)
             start = min(max(leader - kernel_size // 2, 0), size - kernel_size)
@@ -190,7 +199,7 @@ def neighborhood_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    axes: Sequence[tuple[int, int, int, bool]],
+    axes: Sequence[tuple[int, int, int, bool, int, bool]],
     scale: float | None = None,
     extra_key: Tensor | None = None,
     extra_value: Tensor | None = None,
@@ -201,7 +210,8 @@ def neighborhood_attention(
         query: (B, X1..Xn, H, D).
         key: (B, X1..Xn, H, D).
         value: (B, X1..Xn, H, E).
-        axes: Kernel size, stride, dilation and causality of each axis.
+        axes: Kernel size, stride, dilation, causality, phase and truncation of each axis; the
+            last ones may be left out.
         scale: Factor on the scores; None for D ** -0.5.
         extra_key: (B, T, H, D) or None.
         extra_value: (B, T, H, E) or None.

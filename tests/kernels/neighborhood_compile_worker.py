@@ -34,7 +34,7 @@ def compile_kernel(capability: int, head_dim: int) -> dict[str, object]:
     config = box_config(WINDOW, head_dim, 2, divmod(capability, 10))
     constants = {f"{side}{i}": box[i] for side, box in (("Q", config.query), ("K", config.key))
                  for i in range(3)}  # fmt: skip
-    constants |= {f"CAUSAL{i}": False for i in range(3)}
+    constants |= {f"{name}{i}": False for name in ("CAUSAL", "TRUNCATED") for i in range(3)}
     constants |= {
         "HEAD_DIM": head_dim,
         "BLOCK_D": max(16, triton.next_power_of_2(head_dim)),

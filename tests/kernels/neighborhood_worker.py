@@ -10,19 +10,23 @@ from problems import random_tokens
 from diffaccel.kernels import neighborhood_attention, reference
 
 CASES = (
-    # grid, kernel size, stride, dilation, causal, heads, key heads, head dim, text
+    # grid, kernel size, stride, dilation, causal, heads, key heads, head dim, text, and where
+    # they are not 0 and False, phase and truncation
     ((37,), (9,), (1,), (1,), (False,), 2, 2, 24, 0),
     ((37,), (8,), (4,), (2,), (True,), 1, 1, 16, 5),
     ((13, 18), (5, 8), (1, 8), (1, 1), (False, False), 2, 1, 40, 7),
     ((16, 32), (8, 16), (8, 16), (1, 1), (False, False), 1, 1, 64, 0),
     ((11, 9), (4, 3), (2, 3), (2, 3), (False, True), 1, 1, 16, 3),
     ((3, 7, 10), (2, 4, 6), (1, 2, 3), (1, 1, 1), (True, False, False), 2, 2, 16, 4),
+    ((20, 13), (8, 5), (8, 1), (1, 1), (False, False), 1, 1, 16, 3, (4, 0), (True, True)),
+    ((9, 30), (4, 12), (4, 6), (1, 2), (False, False), 1, 1, 16, 0, (3, 5), (False, True)),
     ((1, 1, 5), (1, 1, 5), (1, 1, 1), (1, 1, 1), (False, False, False), 1, 1, 16, 2),
 )
 
 
 def check(case, dtype, seed):
-    grid, kernel, stride, dilation, causal, heads, key_heads, dim, text = case
+    grid, kernel, stride, dilation, causal, heads, key_heads, dim, text, *shape = case
+    phase, truncated = shape or ((0,) * len(grid), (False,) * len(grid))
     length = torch.Size(grid).numel()
     query, key, value = random_tokens(2, length, length, heads, dim, dtype, seed=seed)
     fused = torch.stack([key[:, :, :key_heads], value[:, :, :key_heads]], 2)
@@ -38,9 +42,10 @@ def check(case, dtype, seed):
         extra = dict(zip(names, drawn, strict=True))
     output, lse = neighborhood_attention(
         query, key, value, kernel, stride=stride, dilation=dilation, is_causal=causal,
+        phase=phase, is_truncated=truncated,
         **extra, extra_padding_mask=mask, return_lse=True, backend="triton",
     )  # fmt: skip
-    axes = list(zip(kernel, stride, dilation, causal, strict=True))
+    axes = list(zip(kernel, stride, dilation, causal, phase, truncated, strict=True))
     key, value = (x.repeat_interleave(heads // key_heads, -2) for x in (key, value))
     for sample in range(2):
         one = slice(sample, sample + 1)

@@ -1,5 +1,6 @@
 """Neighborhood attention against its definition: drawn windows, borders, text, limits."""
 
+import dataclasses
 import random
 
 import pytest
@@ -12,13 +13,19 @@ DTYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16)
 
 
 def drawn_axis(rng, longest):
-    """Draws length, kernel, stride, dilation, causality; the border cases often."""
+    """Draws what `Axis` takes; the border cases often."""
     length = rng.randint(1, longest)
     dilation = rng.choice((1, 1, 1, rng.randint(1, max(1, length // 2))))
     most = length // dilation
     kernel = rng.choice((most, rng.randint(1, most), rng.randint(1, most)))
+    is_causal, is_truncated = rng.choice(
+        ((True, False), (False, False), (False, False), (False, True))
+    )
+    if is_truncated:
+        kernel = rng.randint(1, 2 * length)
     stride = rng.choice((1, kernel, rng.randint(1, kernel)))
-    return length, kernel, stride, dilation, rng.random() < 0.3
+    phase = rng.choice((0, 0, stride // 2, rng.randrange(stride)))
+    return length, kernel, stride, dilation, is_causal, phase, is_truncated
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -26,9 +33,9 @@ def test_windows_equal_the_definition(cases, seed):
     """Every query of 50 drawn axes: 2,000 axes in all."""
     rng = random.Random(seed)
     for _ in cases(50):
-        length, kernel, stride, dilation, is_causal = drawn_axis(rng, 29)
-        axis = Axis(length, kernel, stride, dilation, is_causal)
-        mask = reference.neighborhood_mask(length, kernel, stride, dilation, is_causal)
+        axis = Axis(*drawn_axis(rng, 29))
+        length, kernel, dilation = axis.length, axis.kernel, axis.dilation
+        mask = reference.neighborhood_mask(*dataclasses.astuple(axis))
         found = torch.zeros_like(mask)
         for group in range(dilation):
             size = axis.group_length(group)
@@ -36,7 +43,7 @@ def test_windows_equal_the_definition(cases, seed):
                 first, last = window(place, size, axis)
                 found[group + place * dilation, group:length:dilation][first:last] = True
         assert torch.equal(found, mask), axis
-        if not is_causal:
+        if not axis.is_causal and not axis.is_truncated:
             assert (mask.sum(1) == kernel).all(), axis
         assert mask.diagonal().all(), axis
 
@@ -76,7 +83,7 @@ def test_drawn_cases_match_the_oracle(
         if rng.random() < 0.5:
             _, text_key, text_value = problems.random_tokens(batch, 1, 7, heads, dim, dtype)
             text = {"extra_key": text_key, "extra_value": text_value}
-        names = ("kernel_size", "stride", "dilation", "is_causal")
+        names = ("kernel_size", "stride", "dilation", "is_causal", "phase", "is_truncated")
         arguments = dict(zip(names, map(list, zip(*windows, strict=True)), strict=True))
         output, lse = neighborhood_attention(*tokens, **arguments, **text, return_lse=True)
         expected, expected_lse = reference.neighborhood_attention(*tokens, windows, **text)
@@ -118,6 +125,15 @@ def test_stride_as_large_as_the_window_is_blocked_attention(problems):
     expected = dense_attention(*blocks)
     expected = expected.view(1, 2, 3, 4, 4, 2, 32).transpose(2, 3).reshape(output.shape)
     torch.testing.assert_close(output, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_phase_and_truncation_shift_blocked_windows_as_swin_does(problems):
+    """Shifted by half a window: the border windows are shorter, all others whole."""
+    tokens = problems.random_tokens(1, 20, 20, 2, 32)
+    output = neighborhood_attention(*tokens, 8, stride=8, phase=4, is_truncated=True)
+    for start, stop in ((0, 4), (4, 12), (12, 20)):
+        expected = dense_attention(*(x[:, start:stop] for x in tokens))
+        torch.testing.assert_close(output[:, start:stop], expected, atol=1e-6, rtol=1e-5)
 
 
 def test_dilation_is_independent_attention_on_every_second_token(problems):
@@ -210,6 +226,8 @@ BAD = {
     "axes": ({"kernel_size": (3, 3, 3)}, ValueError, "one per grid axis"),
     "float": ({"kernel_size": 3.0}, ValueError, "kernel_size must be one int"),
     "zero": ({"stride": 0}, ValueError, "at least 1"),
+    "phase": ({"stride": 2, "phase": (1, 2)}, ValueError, "phase must be less than stride"),
+    "causal and truncated": ({"is_causal": True, "is_truncated": True}, ValueError, "got both"),
     "scale": ({"scale": -1.0}, ValueError, "must not be negative"),
     "backend": ({"backend": "cuda"}, ValueError, "'gather' or 'triton'"),
     "triton without a GPU": ({"backend": "triton"}, ValueError, "needs CUDA tensors"),
@@ -229,7 +247,7 @@ def test_bad_input_is_refused(change, error, message):
 
 def test_opcheck_and_compile_without_a_graph_break(problems):
     tokens = [x.unflatten(1, (5, 7)) for x in problems.random_tokens(1, 35, 35, 2, 16)]
-    window = ([3, 4], [1, 2], [1, 1], [False, False], 0.25)
+    window = ([3, 4], [1, 2], [1, 1], [False, False], [0, 1], [False, True], 0.25)
     rest = (None, None, None, None, True, "gather")
     op = torch.ops.diffaccel.neighborhood_attention.default
     torch.library.opcheck(op, (*tokens, *window, *rest))
