@@ -12,12 +12,19 @@ from diffaccel.attach import (
     set_attn_processor,
 )
 from diffaccel.layout import TokenLayout
-from diffaccel.methods import FullAttn, NeighborhoodAttn, RectifiedSpaAttn, SparseAttn
+from diffaccel.methods import (
+    FullAttn,
+    NeighborhoodAttn,
+    RectifiedSpaAttn,
+    SlidingWindowAttn,
+    SparseAttn,
+)
 
 __all__ = [
     "FullAttn",
     "NeighborhoodAttn",
     "RectifiedSpaAttn",
+    "SlidingWindowAttn",
     "SparseAttn",
     "TokenLayout",
     "restore_attn_processor",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 from typing import Literal
 
 Grid = tuple[int, int, int]
@@ -71,6 +72,8 @@ class TokenLayout:
 
     Args:
         segments: In sequence order; at most one is visual.
+        native: (frames, height, width) in tokens of the visual grid on which the model was
+            trained; None where nobody said. Layouts that differ in this alone are equal.
 
     Example:
         >>> TokenLayout.image(64, 48, text_before=512).length
@@ -78,9 +81,13 @@ class TokenLayout:
     """
 
     segments: tuple[Segment, ...]
+    native: Grid | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "segments", tuple(self.segments))
+        if self.native is not None:
+            checked = Segment("visual", prod(self.native), self.native)  # as any grid is
+            object.__setattr__(self, "native", checked.grid)
         for segment in self.segments:
             if not isinstance(segment, Segment):
                 raise TypeError(

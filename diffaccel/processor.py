@@ -159,7 +159,9 @@ class KernelSwap(TorchFunctionMode):
             step=run.clock.step,
         )
         ran_dense = isinstance(density, float) and density == 1.0
-        run.record(layer, density, "the method computes this shape densely" if ran_dense else "")
+        reason = "the method computes this shape densely" if ran_dense else ""
+        work = None if ran_dense else run.method.work(layout, query, layer.index)
+        run.record(layer, density, reason, work)
         return output.transpose(1, 2)
 
     def _padding_mask(self, call: AttentionCall) -> Tensor | None:

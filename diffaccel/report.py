@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from diffaccel.layout import TokenLayout
+
+if TYPE_CHECKING:
+    from diffaccel.methods.base import Work
 
 
 @dataclass(slots=True)
@@ -20,15 +24,24 @@ class LayerLog:
     pairs: int = 0
     kept_pairs: Tensor | float = 0.0
     layout: TokenLayout | None = None
+    work: Work | None = None
 
-    def record(self, layout: TokenLayout | None, density: Tensor | float, reason: str) -> None:
+    def record(
+        self,
+        layout: TokenLayout | None,
+        density: Tensor | float,
+        reason: str,
+        work: Work | None = None,
+    ) -> None:
         """Adds one call.
 
         Args:
             layout: The tokens of the call, where known.
             density: Share of the query-key pairs that were computed exactly.
             reason: Why the call ran dense, "" if it was sparse.
+            work: What the kernel computed, where that differs.
         """
+        self.work = work or self.work
         if reason:
             self.dense_calls[reason] += 1
         else:
@@ -63,6 +76,8 @@ class LayerReport:
         dense_calls: Reason -> number of calls that ran dense for it.
         density: Mean share of query-key pairs computed exactly, dense calls counted as 1.
         pairs: Query-key pairs of all calls, the weight of this layer in an overall density.
+        work: What the kernel computed in the latest sparse call and what it would have with tiles
+            that fit, where that differs from the pairs that count.
     """
 
     name: str
@@ -72,6 +87,7 @@ class LayerReport:
     dense_calls: dict[str, int]
     density: float | None
     pairs: int
+    work: Work | None = None
 
     def __str__(self) -> str:
         if not self.sparse_calls and not self.dense_calls:
@@ -79,6 +95,8 @@ class LayerReport:
         parts = [f"{self.name} ({self.kind}, {_describe(self.layout)})"]
         if self.density is not None:
             parts.append(f"density {self.density:.3f}")
+        if self.work is not None:
+            parts.append(f"visited {self.work.visited:.3f} (ideal {self.work.ideal:.3f})")
         parts.append(f"{self.sparse_calls} sparse")
         parts += [f"{count} dense: {reason}" for reason, count in self.dense_calls.items()]
         return ", ".join(parts)

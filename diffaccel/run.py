@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from diffaccel.speed import why_dense
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
-    from diffaccel.methods.base import Method
+    from diffaccel.methods.base import Method, Work
     from diffaccel.schedule import StepClock
 
 
@@ -114,9 +115,15 @@ class Run:
             known = self._masks[id(mask)] = (mask, _as_padding_mask(mask, batch, length))
         return known[1]
 
-    def record(self, layer: AttentionLayer, density: Tensor | float, reason: str = "") -> None:
+    def record(
+        self,
+        layer: AttentionLayer,
+        density: Tensor | float,
+        reason: str = "",
+        work: Work | None = None,
+    ) -> None:
         """Records one call of a layer; `reason` says why it ran dense, "" if it did not."""
-        self._logs[layer.name].record(self.layout(layer), density, reason)
+        self._logs[layer.name].record(self.layout(layer), density, reason, work)
         if self.clock.step is None:
             return
         step = self._steps.setdefault(self.clock.step, StepLog())
@@ -167,13 +174,15 @@ class Run:
             dense_calls=dict(log.dense_calls),
             density=log.density(),
             pairs=log.pairs,
+            work=log.work,
         )
 
     def _read_layout(
         self, model: nn.Module, call: ModelCall, layer: AttentionLayer
     ) -> TokenLayout | str:
         try:
-            return self.binding.layout(model, call, layer)
+            layout = self.binding.layout(model, call, layer)
+            return replace(layout, native=self.binding.native(model, layer))
         except LayoutUnknown as unknown:
             return str(unknown)
 

@@ -5,13 +5,16 @@ from diffaccel.kernels.block_summary import BlockStatistics, block_statistics
 from diffaccel.kernels.centroids import Centroids, listed_blocks
 from diffaccel.kernels.dense import dense_attention
 from diffaccel.kernels.merge import merge_attention
-from diffaccel.kernels.neighborhood import neighborhood_attention
+from diffaccel.kernels.neighborhood import neighborhood_attention, visited_share
+from diffaccel.kernels.neighborhood_window import Axis as WindowAxis
+from diffaccel.kernels.neighborhood_window import seen_share
 from diffaccel.kernels.selection import select_blocks
 from diffaccel.kernels.selection_cpu import block_lists
 
 __all__ = [
     "BlockStatistics",
     "Centroids",
+    "WindowAxis",
     "block_lists",
     "block_sparse_attention",
     "block_statistics",
@@ -19,5 +22,7 @@ __all__ = [
     "listed_blocks",
     "merge_attention",
     "neighborhood_attention",
+    "seen_share",
     "select_blocks",
+    "visited_share",
 ]

@@ -1,6 +1,7 @@
 """Neighborhood attention: every query attends a window around it on a 1-D, 2-D or 3-D grid."""
 
 from collections.abc import Sequence
+from math import ceil, prod
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from diffaccel.kernels.neighborhood_inputs import (
     check_tokens,
     resolve_backend,
 )
-from diffaccel.kernels.neighborhood_window import Axis
+from diffaccel.kernels.neighborhood_window import Axis, seen_share, tile_sizes, visited_along
 
 
 def neighborhood_attention(
@@ -112,6 +113,35 @@ def neighborhood_attention(
         backend,
     )
     return (output, lse) if return_lse else output
+
+
+def visited_share(axes: Sequence[Axis], query: Tensor) -> tuple[float, float]:
+    """Says what `neighborhood_attention` computes, masked pairs included.
+
+    Args:
+        axes: The window.
+        query: (B, N, H, D) or with the grid, for its device, dtype and head dim.
+
+    Returns:
+        Share of all pairs that the backend for the device visits, and that which it would visit
+        if its tiles fitted the windows.
+    """
+    if not query.is_cuda:
+        sizes = tile_sizes(tuple(axes))
+        visited = prod(
+            visited_along(axis, size, 1) for axis, size in zip(axes, sizes, strict=True)
+        )
+        return visited, prod(map(seen_share, axes))
+    from diffaccel.kernels.block_sparse_tiles import device_capability
+    from diffaccel.kernels.neighborhood_triton import box_config
+
+    capability = device_capability(query.device)
+    config = box_config(tuple(axes), query.shape[-1], query.element_size(), capability)
+    boxes = list(zip(axes, config.query, config.key, strict=True))
+    visited = prod(visited_along(axis, queries, keys) for axis, queries, keys in boxes)
+    return visited, prod(
+        min(1.0, ceil(axis.kernel / keys) * keys / axis.length) for axis, _, keys in boxes
+    )
 
 
 @torch.library.custom_op("diffaccel::neighborhood_attention", mutates_args=())

@@ -105,6 +105,28 @@ def axis_tiles(axis: Axis, group: int, size: int) -> tuple[AxisTiles, ...]:
     )
 
 
+def seen_share(axis: Axis) -> float:
+    """Share of the query-key pairs along an axis that windows let through."""
+    return visited_along(axis, 1, 1)
+
+
+@lru_cache(maxsize=256)
+def visited_along(axis: Axis, queries: int, keys: int) -> float:
+    """Share of the pairs along an axis in the unions of the windows of runs of queries.
+
+    Args:
+        axis: The window.
+        queries: Queries per run.
+        keys: Keys that are visited together, counted from the start of a union.
+    """
+    pairs = sum(
+        len(tiles.windows) * ceil(tiles.box / keys) * keys * len(tiles.starts)
+        for group in range(axis.dilation)
+        for tiles in axis_tiles(axis, group, queries)
+    )
+    return pairs / axis.length**2
+
+
 @lru_cache(maxsize=256)
 def tile_sizes(axes: tuple[Axis, ...]) -> tuple[int, ...]:
     """Chooses the queries per tile and axis: few keys to copy, few pairs that are masked."""

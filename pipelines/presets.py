@@ -58,7 +58,13 @@ EMBEDDED = Preset(
     method="neighborhood",
     # A floor on the attention mass would keep a third of all blocks, as attention is diffuse far
     # above native size.
-    knobs={"kernel_size": 16, "drop": 0.9, "p_remain": 0.0, "correction": "centroids"},
+    knobs={
+        "kernel_size": 16,
+        "window": 16,
+        "drop": 0.9,
+        "p_remain": 0.0,
+        "correction": "centroids",
+    },
 )
 BY_PIPELINE = {
     "FluxPipeline": Preset(

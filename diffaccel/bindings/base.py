@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffaccel.errors import ModelError
-from diffaccel.layout import TokenLayout
+from diffaccel.layout import Grid, TokenLayout
 
 
 class UnsupportedModelError(ModelError, NotImplementedError):
@@ -120,6 +120,10 @@ class Binding:
         Reads shapes and plain numbers; tensor values only through `call.read`.
         """
         raise NotImplementedError
+
+    def native(self, model: nn.Module, layer: AttentionLayer) -> Grid | None:
+        """Returns (frames, height, width) in tokens of what the model was trained on, if known."""
+        return None
 
     def level(self, model: nn.Module, name: str) -> int:
         """Returns the resolution level of a layer, 0 for models of one resolution."""

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffaccel.bindings.base import AttentionLayer, Binding, LayoutUnknown, ModelCall, patched
-from diffaccel.layout import Segment, TokenLayout
+from diffaccel.layout import Grid, Segment, TokenLayout
 
 
 class FluxBinding(Binding):
@@ -22,6 +22,9 @@ class FluxBinding(Binding):
 
     def family(self, model: nn.Module, pipe: Any) -> str:
         return "flux"
+
+    def native(self, model: nn.Module, layer: AttentionLayer) -> Grid | None:
+        return (1, 64, 64)  # 1024 pixels
 
     def layout(self, model: nn.Module, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
         images = call.read(call["img_ids"], image_grids)
@@ -40,6 +43,10 @@ class SD3Binding(Binding):
     def family(self, model: nn.Module, pipe: Any) -> str:
         return "sd3"
 
+    def native(self, model: nn.Module, layer: AttentionLayer) -> Grid | None:
+        side = model.config.sample_size // model.config.patch_size
+        return (1, side, side)
+
     def layout(self, model: nn.Module, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
         height, width = call["hidden_states"].shape[-2:]
         patch = model.config.patch_size
@@ -54,6 +61,9 @@ class QwenImageBinding(Binding):
 
     def family(self, model: nn.Module, pipe: Any) -> str:
         return "qwen"
+
+    def native(self, model: nn.Module, layer: AttentionLayer) -> Grid | None:
+        return (1, 83, 83)  # 1328 pixels
 
     def layout(self, model: nn.Module, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
         # One entry per sample; the model itself takes the first for all. An entry is a list of

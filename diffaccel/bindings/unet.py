@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from diffaccel.bindings.base import AttentionLayer, Binding, ModelCall
-from diffaccel.layout import TokenLayout
+from diffaccel.layout import Grid, TokenLayout
 
 
 class UNetBinding(Binding):
@@ -33,6 +33,11 @@ class UNetBinding(Binding):
         if place == "mid_block":
             return deepest
         return int(number) if place == "down_blocks" else deepest - int(number)
+
+    def native(self, model: nn.Module, layer: AttentionLayer) -> Grid | None:
+        size = model.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return (1, *(max(1, side >> layer.level) for side in (height, width)))
 
     def layout(self, model: nn.Module, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
         height, width = call["sample"].shape[-2:]

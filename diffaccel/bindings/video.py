@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from diffaccel.bindings.base import AttentionLayer, Binding, ModelCall, patched
-from diffaccel.layout import TokenLayout
+from diffaccel.layout import Grid, TokenLayout
 
 
 class WanBinding(Binding):
@@ -29,6 +29,12 @@ class WanBinding(Binding):
         is_i2v = config.image_dim is not None or config.in_channels > config.out_channels
         return f"{version}-{'i2v' if is_i2v else 't2v'}"
 
+    def native(self, model: nn.Module, layer: AttentionLayer) -> Grid | None:
+        if self.family(model, None) == "wan2.2-ti2v":
+            return (31, 22, 40)  # 121 frames of 704 x 1280, each token 32 x 32 pixels
+        is_large = model.config.num_attention_heads >= 40
+        return (21, 45, 80) if is_large else (21, 30, 52)  # 81 frames, 720 or 480 rows
+
     def layout(self, model: nn.Module, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
         sizes = call["hidden_states"].shape[-3:]
         return TokenLayout.video(*map(patched, sizes, model.config.patch_size))
@@ -41,6 +47,9 @@ class HunyuanVideoBinding(Binding):
 
     def family(self, model: nn.Module, pipe: Any) -> str:
         return "hunyuan"
+
+    def native(self, model: nn.Module, layer: AttentionLayer) -> Grid | None:
+        return (33, 45, 80)  # 129 frames of 720 x 1280
 
     def layout(self, model: nn.Module, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
         frames, height, width = call["hidden_states"].shape[-3:]
@@ -64,6 +73,12 @@ class CogVideoXBinding(Binding):
     def family(self, model: nn.Module, pipe: Any) -> str:
         return "cogvideox"
 
+    def native(self, model: nn.Module, layer: AttentionLayer) -> Grid | None:
+        config = model.config
+        frames = (config.sample_frames - 1) // config.temporal_compression_ratio + 1
+        sides = (side // config.patch_size for side in (config.sample_height, config.sample_width))
+        return (max(1, frames // (config.patch_size_t or 1)), *sides)
+
     def layout(self, model: nn.Module, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
         _, frames, _, height, width = call["hidden_states"].shape
         patch, patch_t = model.config.patch_size, model.config.patch_size_t or 1
@@ -86,6 +101,9 @@ class LTXVideoBinding(Binding):
 
     def family(self, model: nn.Module, pipe: Any) -> str:
         return "ltx"
+
+    def native(self, model: nn.Module, layer: AttentionLayer) -> Grid | None:
+        return (21, 16, 22)  # 161 frames of 512 x 704, each token 32 x 32 pixels
 
     def layout(self, model: nn.Module, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
         return TokenLayout.video(call["num_frames"], call["height"], call["width"])

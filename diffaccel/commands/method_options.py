@@ -5,13 +5,21 @@ import ast
 from dataclasses import fields
 
 from diffaccel.errors import InputError
-from diffaccel.methods import FullAttn, Method, NeighborhoodAttn, RectifiedSpaAttn, SparseAttn
+from diffaccel.methods import (
+    FullAttn,
+    Method,
+    NeighborhoodAttn,
+    RectifiedSpaAttn,
+    SlidingWindowAttn,
+    SparseAttn,
+)
 
 METHODS: dict[str, type[Method]] = {
     "full": FullAttn,
     "sparse": SparseAttn,
     "rectified": RectifiedSpaAttn,
     "neighborhood": NeighborhoodAttn,
+    "sliding-window": SlidingWindowAttn,
 }
 
 

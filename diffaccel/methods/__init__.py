@@ -4,6 +4,14 @@ from diffaccel.methods.base import Method
 from diffaccel.methods.full import FullAttn
 from diffaccel.methods.neighborhood import NeighborhoodAttn
 from diffaccel.methods.rectified import RectifiedSpaAttn
+from diffaccel.methods.sliding_window import SlidingWindowAttn
 from diffaccel.methods.sparse import SparseAttn
 
-__all__ = ["FullAttn", "Method", "NeighborhoodAttn", "RectifiedSpaAttn", "SparseAttn"]
+__all__ = [
+    "FullAttn",
+    "Method",
+    "NeighborhoodAttn",
+    "RectifiedSpaAttn",
+    "SlidingWindowAttn",
+    "SparseAttn",
+]

@@ -17,6 +17,18 @@ if TYPE_CHECKING:
 DenseLayers = tuple[int, ...] | int | None
 
 
+class Work(NamedTuple):
+    """How much a kernel computes, as shares of all N x N query-key pairs.
+
+    Args:
+        visited: What it computes, pairs that it masks included.
+        ideal: What it would compute if its tiles fitted the windows perfectly.
+    """
+
+    visited: float
+    ideal: float
+
+
 class OtherKeys(NamedTuple):
     """Text and condition tokens (T of them), which every query sees exactly."""
 
@@ -105,6 +117,7 @@ class Method:
             scale=scale,
             key_padding_mask=key_padding_mask,
             scheduled_dense=self.runs_dense(layer, step),
+            layer=layer,
         )
 
     def __call__(self, *args: object, **kwargs: object) -> NoReturn:
@@ -135,6 +148,13 @@ class Method:
         Returns:
             Share of the dense time, without what selecting costs; None where the method runs
             dense itself.
+        """
+        return None
+
+    def work(self, layout: TokenLayout, query: Tensor, layer: int | None = None) -> Work | None:
+        """Says what the kernel computes for a query (B, N, H, D) on its device.
+
+        None where that is what the density says, or where the method runs dense.
         """
         return None
 
@@ -174,6 +194,7 @@ class Method:
         scale: float | None,
         key_padding_mask: Tensor | None,
         scheduled_dense: bool,
+        layer: int | None,
     ) -> tuple[Tensor, Tensor | float]:
         raise NotImplementedError(f"{type(self).__name__} does not implement _attend")
 

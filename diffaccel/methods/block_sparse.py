@@ -96,6 +96,7 @@ class BlockSparseMethod(Method):
         scale: float | None,
         key_padding_mask: Tensor | None,
         scheduled_dense: bool,
+        layer: int | None,
     ) -> tuple[Tensor, Tensor | float]:
         if scheduled_dense or self.keeps_everything(layout):
             dense = dense_attention(

@@ -25,6 +25,7 @@ class FullAttn(Method):
         scale: float | None,
         key_padding_mask: Tensor | None,
         scheduled_dense: bool,
+        layer: int | None,
     ) -> tuple[Tensor, Tensor | float]:
         output = dense_attention(query, key, value, scale=scale, key_padding_mask=key_padding_mask)
         return output, 1.0

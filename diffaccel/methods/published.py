@@ -1,7 +1,7 @@
-"""Published settings of Rectified SpaAttn for each model family.
+"""Published settings of methods for model families.
 
-From "Rectified SpaAttn: Revisiting Attention Sparsity for Efficient Video Generation"
-(2025, https://arxiv.org/abs/2511.19835) and the scripts that accompany it.
+Of Rectified SpaAttn, from "Rectified SpaAttn: Revisiting Attention Sparsity for Efficient Video
+Generation" (2025, https://arxiv.org/abs/2511.19835) and the scripts that accompany it.
 """
 
 from __future__ import annotations
@@ -57,6 +57,16 @@ PUBLISHED: dict[str, Published] = {
     "sd15": Published(),
     "sdxl": Published(),
 }
+
+
+NEIGHBORHOODS: dict[str, tuple[tuple[int, ...], tuple[int, ...] | int]] = {
+    "flux-4k": ((80, 80), (16, 16)),
+    "flux-4k-sliding": ((80, 80), 1),
+    "hunyuan-720p": ((18, 24, 24), (16, 8, 8)),
+    "hunyuan-720p-sliding": ((18, 24, 24), 1),
+}
+"""Kernel size and stride of neighborhood attention, from "Generalized Neighborhood Attention"
+(Hassani et al., 2025, https://arxiv.org/abs/2504.16922) and the documentation of NATTEN."""
 
 
 def published(family: str) -> Published:
