@@ -34,11 +34,41 @@ class Link:
     layer: AttentionLayer
     run: Run
 
+    def serve(self, processor: Any, stock_class: type, args: tuple, kwargs: dict) -> Any:
+        """Runs one layer: the stock processor itself, or with the method as its kernel."""
+        run, layer = self.run, self.layer
+        reason = run.scheduled_dense(layer)
+        if not reason:
+            reason = _parallelism_obstacle(self.stock, layer)
+            if reason:
+                run.warn_once(layer, reason)
+        if reason:
+            run.record(layer, 1.0, reason)
+            return self.stock(*args, **kwargs)
+        with KernelSwap(self) as swap:
+            output = stock_class.__call__(processor, *args, **kwargs)
+        if not swap.called:
+            reason = f"{stock_class.__name__} does not compute its attention with SDPA"
+            run.warn_once(layer, reason)
+            run.record(layer, 1.0, reason)
+        return output
+
 
 def attached(stock: Any, layer: AttentionLayer, run: Run) -> Any:
     """Returns a processor that does what `stock` does, with the method as its kernel."""
+    return linked(stock, Link(stock, layer, run))
+
+
+def linked(stock: Any, link: Any) -> Any:
+    """Returns a processor of the class of `stock` whose calls go to `link.serve`.
+
+    Args:
+        stock: A stock attention processor.
+        link: Has the attributes `stock` and `layer`, and `serve(processor, stock_class, args,
+            kwargs)`, which returns what the processor returns.
+    """
     processor = _build(type(stock), stock.__dict__)
-    setattr(processor, LINK, Link(stock, layer, run))
+    setattr(processor, LINK, link)
     return processor
 
 
@@ -76,24 +106,8 @@ def attached_class(stock_class: type) -> type:
 
 @torch.compiler.disable
 def _call(processor: Any, stock_class: type, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """Runs one attention layer: the stock processor itself, or with the method as its kernel."""
-    link: Link = getattr(processor, LINK)
-    run, layer = link.run, link.layer
-    reason = run.scheduled_dense(layer)
-    if not reason:
-        reason = _parallelism_obstacle(link.stock, layer)
-        if reason:
-            run.warn_once(layer, reason)
-    if reason:
-        run.record(layer, 1.0, reason)
-        return link.stock(*args, **kwargs)
-    with KernelSwap(link) as swap:
-        output = stock_class.__call__(processor, *args, **kwargs)
-    if not swap.called:
-        reason = f"{stock_class.__name__} does not compute its attention with SDPA"
-        run.warn_once(layer, reason)
-        run.record(layer, 1.0, reason)
-    return output
+    """Runs one attention layer as its link says."""
+    return getattr(processor, LINK).serve(processor, stock_class, args, kwargs)
 
 
 class KernelSwap(TorchFunctionMode):

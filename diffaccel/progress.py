@@ -60,6 +60,18 @@ class Timing:
                 bars.update(tasks[name], completed=totals[name])
 
 
+def step_callback(advance: Callable[[], None]) -> Callable[..., dict[str, object]]:
+    """Wraps a function in the signature that diffusers pipelines call after each step."""
+
+    def on_step_end(
+        _pipe: object, _step: int, _timestep: int, tensors: dict[str, object]
+    ) -> dict[str, object]:
+        advance()
+        return tensors
+
+    return on_step_end
+
+
 class ProgressBars:
     """Draws the phases of a job on the terminal's error stream."""
 

@@ -5,7 +5,6 @@ fixes the composition, each stage redraws detail at its own scale. The attention
 above native size, where attention is what costs.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil, log, sqrt
 
@@ -19,7 +18,7 @@ from diffaccel.errors import InputError
 from diffaccel.methods.base import Method
 from diffaccel.pipelines.presets import Preset, Refinement
 from diffaccel.pipelines.tiling import tile_count, tiled
-from diffaccel.progress import Timing
+from diffaccel.progress import Timing, step_callback
 from diffaccel.report import Report
 
 MULTIPLE = 16  # pixels per token and axis in the latent models
@@ -203,7 +202,7 @@ def _sample_native(
             height=size[1],
             num_inference_steps=steps,
             generator=torch.Generator().manual_seed(seed),
-            callback_on_step_end=_advancing(lambda: advance(name)),
+            callback_on_step_end=step_callback(lambda: advance(name)),
             **preset.arguments,
         ).images[0]
 
@@ -234,7 +233,7 @@ def _refine(
                 strength=refinement.strength,
                 num_inference_steps=schedule,
                 generator=torch.Generator().manual_seed(seed),
-                callback_on_step_end=_advancing(lambda: advance(f"denoise {label}")),
+                callback_on_step_end=step_callback(lambda: advance(f"denoise {label}")),
                 **{**preset.arguments, **preset.refine_arguments},
             ).images[0]
 
@@ -250,15 +249,3 @@ def _scheduler_for(pipe: DiffusionPipeline, size: tuple[int, int]) -> object:
     if isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler):
         config["max_image_seq_len"] = max(tokens, config["max_image_seq_len"])
     return type(pipe.scheduler).from_config(config)
-
-
-def _advancing(advance: Callable[[], None]) -> Callable[..., dict[str, object]]:
-    """Wraps a progress callback in the signature that pipelines call after each step."""
-
-    def on_step_end(
-        _pipe: DiffusionPipeline, _step: int, _timestep: int, tensors: dict[str, object]
-    ) -> dict[str, object]:
-        advance()
-        return tensors
-
-    return on_step_end

@@ -10,6 +10,7 @@ from diffaccel.bindings.base import (
     LayoutUnknown,
     ModelCall,
     UnsupportedModelError,
+    processor_modules,
 )
 from diffaccel.bindings.image import FluxBinding, QwenImageBinding, SD3Binding
 from diffaccel.bindings.unet import UNetBinding
@@ -28,6 +29,7 @@ __all__ = [
     "ModelCall",
     "UnsupportedModelError",
     "binding_of",
+    "processor_modules",
 ]
 
 BINDINGS: dict[str, Binding] = {

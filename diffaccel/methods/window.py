@@ -87,6 +87,12 @@ class WindowMethod(Method):
         others = other_keys(key, value, key_padding_mask, layout)
         valid = None if key_padding_mask is None else key_padding_mask[:, visual]
         scale = query.shape[-1] ** -0.5 if scale is None else scale
+        scale *= self.temperature(layout)
+        if all(axis.is_dense for axis in axes):
+            output[:, visual] = dense_attention(
+                query[:, visual], key, value, scale=scale, key_padding_mask=key_padding_mask
+            )
+            return output, 1.0
         result = neighborhood_attention(
             *(x[:, visual].unflatten(1, grid) for x in (query, key, value)),
             [axis.kernel for axis in axes],
@@ -95,7 +101,7 @@ class WindowMethod(Method):
             is_causal=[axis.is_causal for axis in axes],
             phase=[axis.phase for axis in axes],
             is_truncated=[axis.is_truncated for axis in axes],
-            scale=scale * self.temperature(layout),
+            scale=scale,
             key_padding_mask=None if valid is None else valid.unflatten(1, grid),
             extra_key=others.key if layout.other_slices else None,
             extra_value=others.value if layout.other_slices else None,
