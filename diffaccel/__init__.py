@@ -15,6 +15,7 @@ from diffaccel.layout import TokenLayout
 from diffaccel.methods import (
     FullAttn,
     NeighborhoodAttn,
+    ProportionalAttn,
     RectifiedSpaAttn,
     SlidingWindowAttn,
     SparseAttn,
@@ -23,6 +24,7 @@ from diffaccel.methods import (
 __all__ = [
     "FullAttn",
     "NeighborhoodAttn",
+    "ProportionalAttn",
     "RectifiedSpaAttn",
     "SlidingWindowAttn",
     "SparseAttn",

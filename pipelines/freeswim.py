@@ -19,9 +19,14 @@ from torch import Tensor
 
 from diffaccel.dual_path import Cache, DualPath
 from diffaccel.methods import SlidingWindowAttn
+from diffaccel.pipelines.wan import (
+    TRANSFORMERS,
+    Conditions,
+    model_call,
+    shifted_scheduler,
+    transformer_at,
+)
 from diffaccel.report import Report
-
-TRANSFORMERS = ("transformer", "transformer_2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,25 +82,6 @@ class FreeSwim:
         return max(1, int(self.steps * self.strength))
 
 
-@dataclass(frozen=True, slots=True)
-class Conditions:
-    """What a Wan model is told beside the latents.
-
-    Args:
-        text: Prompt embeddings (B, T, C).
-        negative: Those of the negative prompt, or None without guidance.
-        image: Image embeddings (B, I, C) of Wan 2.1 image to video, or None.
-        latents: Channels that join the latents (image to video), or None.
-        first_frame: Latents (B, C, 1, h, w) that the first frame keeps (Wan 2.2 5B), or None.
-    """
-
-    text: Tensor
-    negative: Tensor | None = None
-    image: Tensor | None = None
-    latents: Tensor | None = None
-    first_frame: Tensor | None = None
-
-
 @torch.no_grad()
 def refine_latents(
     pipe: DiffusionPipeline,
@@ -136,8 +122,8 @@ def refine_latents(
         }
         guided_by = None
         for index, timestep in enumerate(scheduler.timesteps[skipped:]):
-            name = _transformer_at(pipe, timestep)
-            call = _model_call(pipe, name, x, timestep, conditions)
+            name = transformer_at(pipe, timestep)
+            call = model_call(pipe, name, x, timestep, conditions)
             is_guide = recipe.guide_every is not None and (
                 index % recipe.guide_every == 0 or guided_by != name
             )
@@ -149,16 +135,6 @@ def refine_latents(
     if conditions.first_frame is not None:
         x = torch.cat([conditions.first_frame.to(x.dtype), x[:, :, 1:]], 2)
     return x, reports
-
-
-def shifted_scheduler(pipe: DiffusionPipeline, shift: float) -> Any:
-    """Copies the pipeline's flow scheduler with another shift."""
-    config = dict(pipe.scheduler.config)
-    if "flow_shift" in config:
-        config |= {"flow_shift": shift, "use_flow_sigmas": True}
-    else:
-        config |= {"shift": shift, "use_dynamic_shifting": False}
-    return type(pipe.scheduler).from_config(config)
 
 
 def _velocity(
@@ -182,36 +158,3 @@ def _velocity(
         return velocity
     negative = predict("negative", conditions.negative, has_guide and recipe.guide_negative)
     return negative + recipe.guidance_scale * (velocity - negative)
-
-
-def _transformer_at(pipe: DiffusionPipeline, timestep: Tensor) -> str:
-    """Names the transformer of a timestep: Wan 2.2 has one for much and one for little noise."""
-    ratio = pipe.config.get("boundary_ratio")
-    if ratio is None or timestep >= ratio * pipe.scheduler.config.num_train_timesteps:
-        return TRANSFORMERS[0]
-    return TRANSFORMERS[1]
-
-
-def _model_call(
-    pipe: DiffusionPipeline, name: str, x: Tensor, timestep: Tensor, conditions: Conditions
-) -> dict[str, Any]:
-    """Collects what a transformer is called with, apart from the text."""
-    model = getattr(pipe, name)
-    timesteps = timestep.expand(len(x))
-    if conditions.first_frame is not None:
-        x = torch.cat([conditions.first_frame.to(x.dtype), x[:, :, 1:]], 2)
-    if pipe.config.get("expand_timesteps"):  # one timestep per token; a given frame has no noise
-        rows, columns = (
-            side // patch
-            for side, patch in zip(x.shape[-2:], model.config.patch_size[1:], strict=True)
-        )
-        frames = torch.ones(x.shape[2], device=x.device)
-        if conditions.first_frame is not None:
-            frames[0] = 0.0
-        timesteps = (frames * timestep).repeat_interleave(rows * columns).expand(len(x), -1)
-    if conditions.latents is not None:
-        x = torch.cat([x, conditions.latents.to(x.dtype)], 1)
-    call = {"hidden_states": x.to(model.dtype), "timestep": timesteps}
-    if conditions.image is not None:
-        call["encoder_hidden_states_image"] = conditions.image.to(model.dtype)
-    return call

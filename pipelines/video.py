@@ -6,8 +6,6 @@ The native sample decides what happens where; the refinement redraws it at full 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import sqrt
 from typing import Any
@@ -20,7 +18,8 @@ from torch import Tensor
 
 from diffaccel.bindings import binding_of
 from diffaccel.errors import InputError
-from diffaccel.pipelines.freeswim import Conditions, FreeSwim, refine_latents
+from diffaccel.pipelines.freeswim import FreeSwim, refine_latents
+from diffaccel.pipelines.wan import decode_video, encode_conditions, encode_video, tiled_vae
 from diffaccel.progress import Timing, step_callback
 from diffaccel.report import Report
 
@@ -128,11 +127,11 @@ def generate_video(
     label, device = f"{width}x{height}", pipe._execution_device
     phases = {f"encode {label}": 1, f"denoise {label}": recipe.executed_steps,
               f"decode {label}": 1}  # fmt: skip
-    with timing.phases(phases) as advance, _tiled(pipe.vae), torch.no_grad():
+    with timing.phases(phases) as advance, tiled_vae(pipe.vae), torch.no_grad():
         large = F.interpolate(video.flatten(0, 1), (height, width), mode="bilinear")
         large = large.unflatten(0, video.shape[:2]).transpose(1, 2) * 2 - 1
         latents = encode_video(pipe, large.to(device))
-        conditions = _conditions(pipe, told, recipe, image, latents, frames)
+        conditions = encode_conditions(pipe, told, recipe.guidance_scale, image, latents, frames)
         advance(f"encode {label}")
         latents, reports = refine_latents(
             pipe, latents, conditions, recipe, generator=generator,
@@ -142,28 +141,6 @@ def generate_video(
         pipe.maybe_free_model_hooks()
         advance(f"decode {label}")
     return GeneratedVideo(result, native, timing.seconds, reports)
-
-
-def encode_video(pipe: DiffusionPipeline, video: Tensor) -> Tensor:
-    """Encodes (B, 3, F, H, W) in [-1, 1] to latents as the denoiser expects them, fp32."""
-    posterior = pipe.vae.encode(video.to(pipe.vae.dtype)).latent_dist
-    mean, std = _latent_statistics(pipe.vae, video.device)
-    return (posterior.mode().float() - mean) / std
-
-
-def decode_video(pipe: DiffusionPipeline, latents: Tensor) -> Tensor:
-    """Decodes latents to (B, F, 3, H, W) in [0, 1]."""
-    mean, std = _latent_statistics(pipe.vae, latents.device)
-    video = pipe.vae.decode((latents * std + mean).to(pipe.vae.dtype), return_dict=False)[0]
-    return (video.float() / 2 + 0.5).clamp(0, 1).transpose(1, 2).cpu()
-
-
-def _latent_statistics(vae: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-    mean, std = (
-        torch.tensor(values, device=device).view(1, -1, 1, 1, 1)
-        for values in (vae.config.latents_mean, vae.config.latents_std)
-    )
-    return mean, std
 
 
 def _sample_native(
@@ -190,47 +167,3 @@ def _sample_native(
             output_type="pt",
             callback_on_step_end=step_callback(lambda: advance(name)),
         ).frames.float()
-
-
-def _conditions(
-    pipe: DiffusionPipeline,
-    told: dict[str, Any],
-    recipe: FreeSwim,
-    image: Image.Image | None,
-    latents: Tensor,
-    frames: int,
-) -> Conditions:
-    """Encodes text and image for the refinement."""
-    device, dtype = latents.device, pipe.transformer.dtype
-    arguments = {"prompt": None, "negative_prompt": None} | told
-    text, negative = pipe.encode_prompt(
-        **arguments, do_classifier_free_guidance=recipe.guidance_scale > 1.0, device=device
-    )
-    negative = None if negative is None else negative.to(dtype)
-    if image is None:
-        return Conditions(text.to(dtype), negative)
-    batch, height, width = (
-        len(latents),
-        *(side * pipe.vae_scale_factor_spatial for side in latents.shape[-2:]),
-    )
-    embeds = None
-    if pipe.transformer.config.image_dim is not None:
-        embeds = pipe.encode_image(image, device).repeat(batch, 1, 1).to(dtype)
-    pixels = pipe.video_processor.preprocess(image, height=height, width=width).to(device)
-    _, given, *_ = pipe.prepare_latents(
-        pixels.float(), batch, latents.shape[1], height, width, frames, torch.float32, device
-    )
-    if pipe.config.get("expand_timesteps"):
-        return Conditions(text.to(dtype), negative, embeds, first_frame=given)
-    return Conditions(text.to(dtype), negative, embeds, latents=given)
-
-
-@contextmanager
-def _tiled(vae: Any) -> Iterator[None]:
-    """Makes the video autoencoder work in tiles, and restores it afterwards."""
-    before = vae.use_tiling
-    vae.enable_tiling()
-    try:
-        yield
-    finally:
-        vae.use_tiling = before

@@ -3,6 +3,7 @@
 from diffaccel.methods.base import Method
 from diffaccel.methods.full import FullAttn
 from diffaccel.methods.neighborhood import NeighborhoodAttn
+from diffaccel.methods.proportional import ProportionalAttn
 from diffaccel.methods.rectified import RectifiedSpaAttn
 from diffaccel.methods.sliding_window import SlidingWindowAttn
 from diffaccel.methods.sparse import SparseAttn
@@ -11,6 +12,7 @@ __all__ = [
     "FullAttn",
     "Method",
     "NeighborhoodAttn",
+    "ProportionalAttn",
     "RectifiedSpaAttn",
     "SlidingWindowAttn",
     "SparseAttn",

@@ -1,9 +1,5 @@
 """FreeSwim on tiny Wan models: the two paths, their cache, the recipe, whole videos."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import diffusers
 import pytest
 import torch
@@ -12,29 +8,12 @@ from PIL import Image
 from diffaccel import SlidingWindowAttn
 from diffaccel.dual_path import DualPath
 from diffaccel.errors import InputError
-from diffaccel.pipelines.freeswim import Conditions, FreeSwim, refine_latents, shifted_scheduler
+from diffaccel.pipelines.freeswim import FreeSwim, refine_latents
 from diffaccel.pipelines.video import generate_video, native_size
+from diffaccel.pipelines.wan import Conditions, shifted_scheduler
 
 WHOLE = SlidingWindowAttn(99)
 SMALL = SlidingWindowAttn((3, 3))
-
-
-@pytest.fixture(scope="module")
-def tiny_pipelines():
-    path = Path(__file__).parents[1] / "diffaccel" / "tiny_pipelines.py"
-    spec = importlib.util.spec_from_file_location("tiny_video_pipelines", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def random(*shape, seed=0):
@@ -197,30 +176,8 @@ def test_two_transformers_and_timesteps_per_token(tiny_pipelines, name):
     assert all(report.density < 1 for report in reports.values())
 
 
-def video_pipe(tiny_pipelines, pipeline=diffusers.WanPipeline, **changes):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        vae = diffusers.AutoencoderKLWan(
-            base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
-            temperal_downsample=[False, True, True],
-        ).eval()  # fmt: skip
-    tiny = tiny_pipelines.wan21()
-    optional = (
-        {}
-        if pipeline is diffusers.WanPipeline
-        else {"image_encoder": None, "image_processor": None}
-    )
-    pipe = pipeline(
-        tokenizer=None, text_encoder=None, vae=vae, scheduler=tiny.pipe.scheduler,
-        transformer=tiny_pipelines._wan_transformer(**changes), **optional,
-    )  # fmt: skip
-    pipe.set_progress_bar_config(disable=True)
-    embeds = {name: tiny.arguments[name] for name in ("prompt_embeds", "negative_prompt_embeds")}
-    return pipe, embeds
-
-
-def test_a_whole_video(tiny_pipelines):
-    pipe, embeds = video_pipe(tiny_pipelines)
+def test_a_whole_video(video_pipe):
+    pipe, embeds = video_pipe()
     recipe = FreeSwim(steps=3, strength=0.67, method=SMALL)
     arguments = dict(native=(48, 32), steps=2, recipe=recipe, **embeds)
     result = generate_video(pipe, None, 96, 64, 9, **arguments)
@@ -239,15 +196,13 @@ def test_a_whole_video(tiny_pipelines):
     assert not torch.equal(other.frames, result.frames)
 
 
-def test_a_given_video_and_a_given_first_frame(tiny_pipelines):
+def test_a_given_video_and_a_given_first_frame(video_pipe):
     recipe = FreeSwim(steps=2, strength=1.0, method=SMALL)
-    pipe, embeds = video_pipe(tiny_pipelines)
+    pipe, embeds = video_pipe()
     clip = torch.rand(1, 5, 3, 32, 48)
     result = generate_video(pipe, None, 96, 64, 5, video=clip, recipe=recipe, **embeds)
     assert result.frames.shape == (1, 5, 3, 64, 96) and "sample" not in str(result.seconds)
-    pipe, embeds = video_pipe(
-        tiny_pipelines, diffusers.WanImageToVideoPipeline, in_channels=36, out_channels=16
-    )
+    pipe, embeds = video_pipe(diffusers.WanImageToVideoPipeline, in_channels=36, out_channels=16)
     frame = Image.new("RGB", (96, 64), "red")
     result = generate_video(
         pipe, None, 96, 64, 5, image=frame, native=(48, 32), steps=1, recipe=recipe, **embeds
@@ -255,8 +210,8 @@ def test_a_given_video_and_a_given_first_frame(tiny_pipelines):
     assert result.frames.shape == (1, 5, 3, 64, 96) and torch.isfinite(result.frames).all()
 
 
-def test_native_size_keeps_area_and_aspect(tiny_pipelines):
-    pipe, _ = video_pipe(tiny_pipelines)
+def test_native_size_keeps_area_and_aspect(video_pipe):
+    pipe, _ = video_pipe()
     assert native_size(pipe, 832, 480) == (832, 480)
     assert native_size(pipe, 1920, 1088) == (832, 480)
     assert native_size(pipe, 1088, 1920) == (480, 832)
@@ -267,8 +222,8 @@ def test_native_size_keeps_area_and_aspect(tiny_pipelines):
     ("size", "message"),
     [((90, 64, 9), "multiples of 16"), ((96, 64, 8), "multiple of 4"), ((0, 64, 9), "positive")],
 )
-def test_bad_sizes_are_refused(tiny_pipelines, size, message):
-    pipe, embeds = video_pipe(tiny_pipelines)
+def test_bad_sizes_are_refused(video_pipe, size, message):
+    pipe, embeds = video_pipe()
     with pytest.raises(InputError, match=message):
         generate_video(pipe, None, *size, **embeds)
 

@@ -1,0 +1,57 @@
+"""Tiny Wan pipelines with a tiny video autoencoder."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def tiny_pipelines():
+    path = Path(__file__).parents[1] / "diffaccel" / "tiny_pipelines.py"
+    spec = importlib.util.spec_from_file_location("tiny_video_pipelines", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def video_pipe(tiny_pipelines):
+    """Builds a Wan pipeline that decodes, with prompt embeddings for it."""
+
+    def build(pipeline=diffusers.WanPipeline, **changes):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            vae = diffusers.AutoencoderKLWan(
+                base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
+                temperal_downsample=[False, True, True],
+            ).eval()  # fmt: skip
+        tiny = tiny_pipelines.wan21()
+        optional = (
+            {}
+            if pipeline is diffusers.WanPipeline
+            else {"image_encoder": None, "image_processor": None}
+        )
+        pipe = pipeline(
+            tokenizer=None, text_encoder=None, vae=vae, scheduler=tiny.pipe.scheduler,
+            transformer=tiny_pipelines._wan_transformer(**changes), **optional,
+        )  # fmt: skip
+        pipe.set_progress_bar_config(disable=True)
+        embeds = {
+            name: tiny.arguments[name] for name in ("prompt_embeds", "negative_prompt_embeds")
+        }
+        return pipe, embeds
+
+    return build
