@@ -7,7 +7,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from diffaccel.errors import ModelError
-from diffaccel.pipelines.presets import SUPPORTED
+from diffaccel.pipelines.presets import SUPPORTED, SUPPORTED_VIDEO
 
 EMBEDDED_IMAGE = Path(__file__).parent / "embedded" / "image"
 
@@ -28,9 +28,22 @@ def load_image_pipeline(
     Raises:
         ModelError: The folder cannot be read, or its pipeline is none of `SUPPORTED`.
     """
+    return _load(source, SUPPORTED, device, dtype)
+
+
+def load_video_pipeline(
+    source: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None
+) -> DiffusionPipeline:
+    """Loads a text-to-video pipeline, as `load_image_pipeline` does."""
+    return _load(source, SUPPORTED_VIDEO, device, dtype)
+
+
+def _load(
+    source: str | Path, supported: tuple[str, ...], device: str, dtype: torch.dtype | None
+) -> DiffusionPipeline:
     folder = Path(source)
     if folder.is_dir():
-        _check_folder(folder)
+        _check_folder(folder, supported)
     elif folder.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/")):
         raise ModelError(
             f"a model must be a diffusers folder or a hub name such as owner/name, "
@@ -46,12 +59,12 @@ def load_image_pipeline(
             f"a model must load as a diffusers pipeline, {str(source)!r} does not ({reason}); "
             f"check that the download or the folder is complete"
         ) from error
-    _check_supported(type(pipe).__name__, source)
+    _check_supported(type(pipe).__name__, source, supported)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, supported: tuple[str, ...]) -> None:
     """Refuses a folder early, by its index, before any weight is read."""
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
@@ -61,12 +74,12 @@ def _check_folder(folder: Path) -> None:
             f"a model folder must hold a readable model_index.json, got {str(folder)!r}; "
             f"point at the folder that save_pretrained wrote"
         ) from error
-    _check_supported(name, folder)
+    _check_supported(name, folder, supported)
 
 
-def _check_supported(name: str, source: str | Path) -> None:
-    if name not in SUPPORTED:
+def _check_supported(name: str, source: str | Path, supported: tuple[str, ...]) -> None:
+    if name not in supported:
         raise ModelError(
-            f"the pipeline must be one of {', '.join(SUPPORTED)}, got {name} in "
+            f"the pipeline must be one of {', '.join(supported)}, got {name} in "
             f"{str(source)!r}; load it with diffusers and use set_attn_processor from Python"
         )

@@ -99,6 +99,7 @@ BY_PIPELINE = {
     ),
 }
 SUPPORTED = tuple(BY_PIPELINE)
+SUPPORTED_VIDEO = ("WanPipeline",)
 
 
 def preset_for(pipe: DiffusionPipeline, source: str | Path) -> Preset:

@@ -23,7 +23,7 @@ def execute(_arguments: argparse.Namespace) -> int:
     from diffaccel.commands.method_options import METHODS
     from diffaccel.environment import best_device, device_name, package_versions
     from diffaccel.pipelines.loading import EMBEDDED_IMAGE
-    from diffaccel.pipelines.presets import SUPPORTED
+    from diffaccel.pipelines.presets import SUPPORTED, SUPPORTED_VIDEO
 
     console = Console()
     versions = Table("package", "version", title="Environment", title_justify="left")
@@ -45,5 +45,6 @@ def execute(_arguments: argparse.Namespace) -> int:
     models = Table("used by", "models", title="Supported models", title_justify="left")
     models.add_row("pipe.set_attn_processor", ", ".join(BINDINGS))
     models.add_row("diffaccel sample", ", ".join(SUPPORTED))
+    models.add_row("diffaccel sample --frames", ", ".join(SUPPORTED_VIDEO))
     console.print(models)
     return 0

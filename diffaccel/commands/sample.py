@@ -1,4 +1,4 @@
-"""`diffaccel sample`: text to an image of any size."""
+"""`diffaccel sample`: text to an image, or with `--frames` to a video, of any size."""
 
 import argparse
 import re
@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
+from diffaccel.commands import sample_video
 from diffaccel.commands.method_options import add_method_options, check_knob_names, parse_method
+from diffaccel.commands.sample_video import RECIPES
 from diffaccel.errors import InputError
 
 
@@ -16,9 +18,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the command to the command line."""
     parser = commands.add_parser(
         "sample",
-        help="generate an image from a text",
-        description="Generates an image. Above the model's native size it is refined in stages, "
-        "with sparse attention. Writes the image and a .json beside it.",
+        help="generate an image or a video from a text",
+        description="Generates an image, or a video with --frames. Above the model's native size "
+        "it is refined with sparse attention. Writes the result and a .json beside it.",
     )
     parser.add_argument("prompt", help="what to draw")
     parser.add_argument(
@@ -44,12 +46,25 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--seed", type=_at_least(0), default=0, metavar="S", help="of the noise (default: 0)"
     )
     parser.add_argument(
+        "--frames", type=_at_least(1), metavar="N", help="makes a video, of 4 k + 1 frames"
+    )
+    parser.add_argument(
+        "--fps", type=_at_least(1), default=16, metavar="F", help="of a video (default: 16)"
+    )
+    parser.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        default=RECIPES[0],
+        help="how a video goes beyond what the model knows: freeswim for its size, windows for "
+        "its length (default: freeswim)",
+    )
+    parser.add_argument(
         "-o",
         "--output",
         type=Path,
-        default=Path("sample.png"),
         metavar="FILE",
-        help=".png, .jpg or .webp (default: sample.png)",
+        help=".png, .jpg or .webp; of a video .mp4, or a new folder for its frames as .png "
+        "(default: sample.png or sample.mp4)",
     )
     parser.add_argument(
         "--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the best one)"
@@ -62,6 +77,12 @@ def execute(arguments: argparse.Namespace) -> int:
     if not arguments.prompt.strip():
         raise InputError("the prompt must not be empty, got nothing; say what to draw")
     size = _parse_size(arguments.size) if arguments.size else None
+    arguments.output = arguments.output or Path("sample.mp4" if arguments.frames else "sample.png")
+    if arguments.frames:
+        from diffaccel.environment import best_device
+
+        arguments.device = _check_device(arguments.device or best_device())
+        return sample_video.execute(arguments, size)
     if arguments.method:
         parse_method(arguments.method, arguments.knobs)  # refuses before anything is loaded
     else:

@@ -1,0 +1,92 @@
+"""`diffaccel sample --frames N`: text to a video of any size, with Wan."""
+
+import argparse
+import sys
+from dataclasses import replace
+from time import perf_counter
+
+from diffaccel.errors import InputError
+
+RECIPES = ("freeswim", "windows")
+NATIVE_STEPS = 50
+
+
+def execute(arguments: argparse.Namespace, size: tuple[int, int] | None) -> int:
+    """Checks what is special about videos, then loads, generates and writes."""
+    _check_arguments(arguments)
+
+    from diffaccel.output import check_video_path, write_sidecar, write_video
+
+    check_video_path(arguments.output)
+
+    from diffaccel.environment import device_name, package_versions
+    from diffaccel.pipelines.loading import load_video_pipeline
+    from diffaccel.progress import ProgressBars
+
+    started = perf_counter()
+    pipe = load_video_pipeline(arguments.model, device=arguments.device)
+    with ProgressBars() as timing:
+        result, recipe = _generate(pipe, arguments, size, timing)
+        with timing.phases({"write": 1}):
+            write_video(result.frames[0], arguments.output, arguments.fps)
+    seconds = perf_counter() - started
+    height, width = result.frames.shape[-2:]
+    record = {
+        "command": ["diffaccel", *sys.argv[1:]],
+        "prompt": arguments.prompt,
+        "model": arguments.model,
+        "size": [width, height],
+        "frames": arguments.frames,
+        "fps": arguments.fps,
+        "native": list(result.native),
+        "seed": arguments.seed,
+        "steps": arguments.steps or NATIVE_STEPS,
+        "recipe": repr(recipe),
+        "density": {name: report.density for name, report in result.reports.items()},
+        "seconds": {"total": round(seconds, 3), **result.seconds},
+        "device": device_name(arguments.device),
+        "dtype": str(pipe.transformer.dtype),
+        "versions": package_versions(),
+    }
+    write_sidecar(record, arguments.output)
+    print(f"{arguments.output} ({width}x{height}, {arguments.frames} frames, {seconds:.1f} s)")
+    return 0
+
+
+def _check_arguments(arguments: argparse.Namespace) -> None:
+    if arguments.model is None:
+        raise InputError(
+            "--frames needs a video model, and the package has none yet; pass --model with the "
+            "folder or hub name of a Wan pipeline"
+        )
+    if arguments.method or arguments.knobs:
+        raise InputError(
+            "a video is refined with windows of the model's native size, --method and --set are "
+            "for images; leave them out, or use diffaccel.pipelines.video from Python"
+        )
+
+
+def _generate(
+    pipe: object, arguments: argparse.Namespace, size: tuple[int, int] | None, timing: object
+) -> tuple[object, object]:
+    """Runs the recipe and returns its result with what it was set to."""
+    from diffaccel.pipelines.freeswim import FreeSwim
+    from diffaccel.pipelines.long_video import TimeWindows, generate_long_video
+    from diffaccel.pipelines.video import generate_video, native_size
+
+    steps = arguments.steps or NATIVE_STEPS
+    common = {"steps": steps, "seed": arguments.seed, "timing": timing}
+    width, height = size or native_size(pipe, 1 << 20, int((1 << 20) / 16 * 9))
+    if arguments.recipe == "windows":
+        windows = TimeWindows()
+        return generate_long_video(
+            pipe, arguments.prompt, width, height, arguments.frames, windows=windows, **common
+        ), windows
+    recipe = FreeSwim()
+    if arguments.refine_steps:
+        recipe = replace(recipe, steps=max(1, round(arguments.refine_steps / recipe.strength)))
+    if arguments.strength:
+        recipe = replace(recipe, strength=arguments.strength)
+    return generate_video(
+        pipe, arguments.prompt, width, height, arguments.frames, recipe=recipe, **common
+    ), recipe
