@@ -16,6 +16,7 @@ from PIL import Image
 from diffaccel.attach import set_attn_processor
 from diffaccel.errors import InputError
 from diffaccel.methods.base import Method
+from diffaccel.pipelines.low_frequency import LowFrequencyScheduler
 from diffaccel.pipelines.presets import Preset, Refinement
 from diffaccel.pipelines.tiling import tile_count, tiled
 from diffaccel.progress import Timing, step_callback
@@ -176,7 +177,7 @@ def refine_image(
     refinement = refinement or preset.refinement
     refiner = AutoPipelineForImage2Image.from_pipe(pipe)
     refiner.set_progress_bar_config(disable=True)
-    refiner.scheduler = _scheduler_for(pipe, (width, height))
+    refiner.scheduler = _scheduler_for(pipe, (width, height), refinement)
     with set_attn_processor(pipe, method) as attachment:
         refined = _refine(
             refiner, prompt, image, (width, height), preset, refinement, seed, timing or Timing()
@@ -238,7 +239,9 @@ def _refine(
             ).images[0]
 
 
-def _scheduler_for(pipe: DiffusionPipeline, size: tuple[int, int]) -> object:
+def _scheduler_for(
+    pipe: DiffusionPipeline, size: tuple[int, int], refinement: Refinement
+) -> object:
     """Copies the scheduler; a shift that grows with size stops at its largest trained value.
 
     Flow models extrapolate the shift linearly in tokens; at 4096x4096 it would leave no step
@@ -248,4 +251,8 @@ def _scheduler_for(pipe: DiffusionPipeline, size: tuple[int, int]) -> object:
     config = dict(pipe.scheduler.config)
     if isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler):
         config["max_image_seq_len"] = max(tokens, config["max_image_seq_len"])
+        if refinement.guidance > 0:
+            return LowFrequencyScheduler.guided(
+                config, refinement.guidance, refinement.guidance_levels
+            )
     return type(pipe.scheduler).from_config(config)

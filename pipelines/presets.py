@@ -16,11 +16,24 @@ class Refinement:
         strength: Share of the noise schedule that is redone, in (0, 1]. More adds detail and
             may change content.
         max_upscale: Largest factor per stage and axis; larger jumps pass through sizes between.
+        guidance: Share of the low frequencies that the smaller picture decides at the first step,
+            0 to 1, falling to nothing; for flow models (FLUX, SD3). See
+            `diffaccel.pipelines.low_frequency`.
+        guidance_levels: Low frequencies are means over 2 ** this many latent elements and axis.
     """
 
     steps: int
     strength: float
     max_upscale: float = 4.0
+    guidance: float = 0.0
+    guidance_levels: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.guidance <= 1.0 or self.guidance_levels < 1:
+            raise ValueError(
+                "guidance must lie in 0 to 1 and guidance_levels be at least 1, got "
+                f"guidance={self.guidance}, guidance_levels={self.guidance_levels}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,13 +108,28 @@ def new_sequence_encoder(words: int) -> T5EncoderModel:
             eos_token_id=1,
         )
     )
-    attention = encoder.encoder.block[0].layer[0].SelfAttention
     with torch.no_grad():
         encoder.shared.weight.normal_(0, 0.5)
-        attention.relative_attention_bias.weight.normal_(0, 0.02)
-        attention.relative_attention_bias.weight[15] = NEVER
-        attention.relative_attention_bias.weight[31] = NEVER
+    give_order(encoder)
     return encoder
+
+
+@torch.no_grad()
+def give_order(encoder: T5EncoderModel) -> None:
+    """Lets words know what comes before and after them, so that they bind to places.
+
+    The order of words enters through the relative position bias alone, and from small random
+    values it was not learned at all: the first and the second object of a caption looked alike.
+    One head sees the past, one the future, one the close neighbours, one everything.
+    """
+    bias = encoder.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+    before, after, far = slice(1, 16), slice(17, 32), (15, 31)  # buckets of distances
+    bias.zero_()
+    bias[after, 0] = NEVER
+    bias[before, 1] = NEVER
+    bias[after, 1] = -0.3 * torch.arange(15)
+    bias[before, 2] = bias[after, 2] = -0.7 * torch.arange(1, 16)
+    bias[far, :] = NEVER
 
 
 def new_transformer() -> FluxTransformer2DModel:

@@ -12,7 +12,7 @@ from diffusers import FluxPipeline
 from evaluate import Call, evaluate
 from export_image import export, load_model
 from latents import draw_chunks
-from train_image import CLOSE_256, PAIRS_256, WHOLE_128, WHOLE_256, Stage, train_stage
+from train_image import CLOSE_256, PAIRS_128, PAIRS_256, WHOLE_128, WHOLE_256, Stage, train_stage
 from train_vae import VaeTraining, train_vae
 from vocabulary import fetch_packages, load_vocabulary
 
@@ -33,7 +33,9 @@ def stages(minutes: float, scale: int, learning_rate: float) -> tuple[Stage, ...
             whole=WHOLE_128,
             whole_chunks=20 * scale,
             batch=32,
-            noise_mean=0.8,
+            pairs=PAIRS_128,
+            pair_chunks=10 * scale,
+            noise_mean=1.0,
             decay=0.35,
             lengths=(24,),
             long_captions=0.0,
@@ -46,7 +48,7 @@ def stages(minutes: float, scale: int, learning_rate: float) -> tuple[Stage, ...
             whole_chunks=8 * scale,
             batch=16,
             pairs=PAIRS_256,
-            pair_chunks=3 * scale,
+            pair_chunks=4 * scale,
             close_ups=CLOSE_256,
             close_up_chunks=3 * scale,
             close_up_groups=2,

@@ -27,7 +27,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 OPENINGS = ("", "", "", "", "an image of ", "a picture of ", "a drawing of ", "an emoji of ")
 CLOSE_UP_OPENINGS = ("close-up of ", "a close-up of ", "macro image of ")
 FAVOURITES = ("red apple", "rocket")  # of the README's first picture, drawn more often
-FAVOURITE_WEIGHT = 4
+FAVOURITE_WEIGHT = 16
 SINGULAR_ENDINGS = ("ss", "us", "os", "is")
 DRAWING_SIZE = 128  # side of the canvas on which every drawing is given
 

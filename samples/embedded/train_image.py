@@ -21,6 +21,9 @@ from vocabulary import Thing
 VARIETY = 0.0
 WHOLE_128 = PoolKind("whole-128", 128, close_ups=False, seed=11, variety=VARIETY)
 WHOLE_256 = PoolKind("whole-256", 256, close_ups=False, seed=12, variety=VARIETY)
+PAIRS_128 = PoolKind(
+    "pairs-128", 128, close_ups=False, seed=15, variety=VARIETY, shares=(0.0, 1.0, 0.0)
+)
 PAIRS_256 = PoolKind(
     "pairs-256", 256, close_ups=False, seed=14, variety=VARIETY, shares=(0.0, 1.0, 0.0)
 )
