@@ -1,15 +1,20 @@
 """Attention ops: tensors in, tensors out."""
 
-from diffaccel.kernels.block_sparse import block_sparse_attention
-from diffaccel.kernels.block_summary import BlockStatistics, block_statistics
-from diffaccel.kernels.centroids import Centroids, listed_blocks
-from diffaccel.kernels.dense import dense_attention
-from diffaccel.kernels.merge import merge_attention
-from diffaccel.kernels.neighborhood import neighborhood_attention, visited_share
-from diffaccel.kernels.neighborhood_window import Axis as WindowAxis
-from diffaccel.kernels.neighborhood_window import seen_share
-from diffaccel.kernels.selection import select_blocks
-from diffaccel.kernels.selection_cpu import block_lists
+# Python that runs in a clone's root sees this folder as `kernels` too. transformers looks for a
+# package of that name and imports it, which must then neither work nor fail.
+if __name__ == "kernels":
+    __version__ = "0"
+else:
+    from diffaccel.kernels.block_sparse import block_sparse_attention
+    from diffaccel.kernels.block_summary import BlockStatistics, block_statistics
+    from diffaccel.kernels.centroids import Centroids, listed_blocks
+    from diffaccel.kernels.dense import dense_attention
+    from diffaccel.kernels.merge import merge_attention
+    from diffaccel.kernels.neighborhood import neighborhood_attention, visited_share
+    from diffaccel.kernels.neighborhood_window import Axis as WindowAxis
+    from diffaccel.kernels.neighborhood_window import seen_share
+    from diffaccel.kernels.selection import select_blocks
+    from diffaccel.kernels.selection_cpu import block_lists
 
 __all__ = [
     "BlockStatistics",
