@@ -21,6 +21,7 @@ from diffaccel.attach import (
 from diffaccel.layout import TokenLayout
 from diffaccel.methods import (
     FullAttn,
+    HierarchicalWindowAttn,
     NeighborhoodAttn,
     ProportionalAttn,
     RectifiedSpaAttn,
@@ -30,6 +31,7 @@ from diffaccel.methods import (
 
 __all__ = [
     "FullAttn",
+    "HierarchicalWindowAttn",
     "NeighborhoodAttn",
     "ProportionalAttn",
     "RectifiedSpaAttn",

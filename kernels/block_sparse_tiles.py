@@ -41,8 +41,9 @@ def tile_configs(
         capability: CUDA compute capability, (9, 0) for Hopper.
     """
     plain = _plain_config(block_q, block_k, head_dim, element_size, capability)
-    # tiles that do not fill their blocks run masked, through pointers in any case
-    is_whole = block_k % plain.block_n == 0
+    # tiles that do not fill their blocks run masked, through pointers in any case; a head dim that
+    # is no power of two would have descriptors reach beyond each row
+    is_whole = block_k % plain.block_n == 0 and triton.next_power_of_2(head_dim) == head_dim
     if capability < (9, 0) or element_size != 2 or not is_whole:
         return (plain,)
     return plain, replace(plain, tma=True)

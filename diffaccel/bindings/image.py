@@ -44,8 +44,8 @@ class SD3Binding(Binding):
         return "sd3"
 
     def native(self, model: nn.Module, layer: AttentionLayer) -> Grid | None:
-        side = model.config.sample_size // model.config.patch_size
-        return (1, side, side)
+        size = model.config.sample_size
+        return None if size is None else (1, *(size // model.config.patch_size,) * 2)
 
     def layout(self, model: nn.Module, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
         height, width = call["hidden_states"].shape[-2:]

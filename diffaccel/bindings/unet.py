@@ -36,6 +36,8 @@ class UNetBinding(Binding):
 
     def native(self, model: nn.Module, layer: AttentionLayer) -> Grid | None:
         size = model.config.sample_size
+        if size is None:
+            return None
         height, width = (size, size) if isinstance(size, int) else size
         return (1, *(max(1, side >> layer.level) for side in (height, width)))
 

@@ -2,6 +2,7 @@
 
 from diffaccel.methods.base import Method
 from diffaccel.methods.full import FullAttn
+from diffaccel.methods.hierarchical import HierarchicalWindowAttn
 from diffaccel.methods.neighborhood import NeighborhoodAttn
 from diffaccel.methods.proportional import ProportionalAttn
 from diffaccel.methods.rectified import RectifiedSpaAttn
@@ -10,6 +11,7 @@ from diffaccel.methods.sparse import SparseAttn
 
 __all__ = [
     "FullAttn",
+    "HierarchicalWindowAttn",
     "Method",
     "NeighborhoodAttn",
     "ProportionalAttn",

@@ -138,4 +138,4 @@ if __name__ == "__main__":
     check_lists(torch.float32, 33, 48, 256, 16, 16)
     check_junk_lists_stay_inside()
     check_descriptors(64)
-    check_descriptors(40)
+    check_descriptors(32)

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-UNINSTALLED = "import sys; sys.meta_path = [m for m in sys.meta_path if 'editable' not in str(m)]; "
+UNINSTALLED = (
+    "import sys; sys.meta_path = [m for m in sys.meta_path if 'editable' not in str(m)]; "
+)
 
 
 @pytest.mark.parametrize(
