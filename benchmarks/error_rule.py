@@ -19,7 +19,7 @@ from diffaccel.benchmarks.problems import Inputs
 from diffaccel.kernels import Centroids, reference
 
 TINY = {torch.float32: 5e-7, torch.float16: 5e-4, torch.bfloat16: 4e-3}
-SAMPLED_ROWS = 32
+SAMPLED_ROWS = 256  # of fewer, the largest error depends on which
 
 
 @dataclass(frozen=True, slots=True)

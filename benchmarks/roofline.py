@@ -7,6 +7,7 @@ large matrix product and a large copy, or stated by the user.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -66,14 +67,19 @@ def floor_of(work: Work, ceilings: Ceilings) -> Floor:
 
 def measure_ceilings(dtype: torch.dtype, device: torch.device, seconds: float = 1.0) -> Ceilings:
     """Measures both: the fastest of some large products and copies of random numbers."""
-    side, size = _PRODUCT_SIDE[device.type], _COPY_BYTES[device.type]
-    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    product = torch.empty_like(left)
-    product_ms = min(time_alone(lambda: torch.mm(left, right, out=product), device, seconds))
+    size = _COPY_BYTES[device.type]
+    # A dtype without units of its own may take a minute for the large product.
+    for side in (256, _PRODUCT_SIDE[device.type]):
+        left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        product = torch.empty_like(left)
+        product_ms = min(time_alone(partial(torch.mm, left, right, out=product), device, seconds))
+        flop = 2 * side**3
+        if product_ms / flop * 2 * _PRODUCT_SIDE[device.type] ** 3 > 1e3 * seconds:
+            break
     source = torch.randn(size // 4, device=device)
     target = torch.empty_like(source)
     copy_ms = min(time_alone(lambda: target.copy_(source), device, seconds))
-    return Ceilings(2 * side**3 / product_ms / 1e9, 2 * size / copy_ms / 1e6)
+    return Ceilings(flop / product_ms / 1e9, 2 * size / copy_ms / 1e6)
 
 
 def block_sparse_work(
