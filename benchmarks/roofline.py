@@ -66,20 +66,30 @@ def floor_of(work: Work, ceilings: Ceilings) -> Floor:
 
 
 def measure_ceilings(dtype: torch.dtype, device: torch.device, seconds: float = 1.0) -> Ceilings:
-    """Measures both: the fastest of some large products and copies of random numbers."""
+    """Measures both: the fastest of some large products and copies of random numbers.
+
+    A CPU without units for a dtype converts it, so that fp32 counts there too.
+    """
+    dtypes = {dtype, torch.float32} if device.type == "cpu" else {dtype}
+    tflops = max(_product_tflops(kind, device, seconds) for kind in dtypes)
     size = _COPY_BYTES[device.type]
-    # A dtype without units of its own may take a minute for the large product.
-    for side in (256, _PRODUCT_SIDE[device.type]):
-        left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        product = torch.empty_like(left)
-        product_ms = min(time_alone(partial(torch.mm, left, right, out=product), device, seconds))
-        flop = 2 * side**3
-        if product_ms / flop * 2 * _PRODUCT_SIDE[device.type] ** 3 > 1e3 * seconds:
-            break
     source = torch.randn(size // 4, device=device)
     target = torch.empty_like(source)
     copy_ms = min(time_alone(lambda: target.copy_(source), device, seconds))
-    return Ceilings(flop / product_ms / 1e9, 2 * size / copy_ms / 1e6)
+    return Ceilings(tflops, 2 * size / copy_ms / 1e6)
+
+
+def _product_tflops(dtype: torch.dtype, device: torch.device, seconds: float) -> float:
+    """Rate of a large product, or of a small one where the large one would take too long."""
+    rate = 0.0
+    for side in (256, _PRODUCT_SIDE[device.type]):
+        if rate and 2 * side**3 / rate / 1e12 > seconds:
+            break
+        left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        product = torch.empty_like(left)
+        call = partial(torch.mm, left, right, out=product)
+        rate = 2 * side**3 / min(time_alone(call, device, seconds)) / 1e9
+    return rate
 
 
 def block_sparse_work(
