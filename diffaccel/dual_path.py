@@ -45,6 +45,11 @@ class DualPath:
         cache: Where cross-attention outputs wait for their reuse: "keep" (on the device, exact),
             "offload" (in main memory, exact), "int8" (on the device, rounded to 8 bits per row
             and head).
+
+    Attributes:
+        mode: What the current run does.
+        prompt: Whose outputs it keeps or reuses.
+        store: The kept cross-attention outputs.
     """
 
     def __init__(self, model: nn.Module, method: WindowMethod, cache: Cache = "keep") -> None:
@@ -52,9 +57,9 @@ class DualPath:
             raise ValueError(f"cache must be one of {', '.join(get_args(Cache))}, got {cache=}")
         self._model = model
         self._method = method
-        self._mode: Mode = "alone"
+        self.mode: Mode = "alone"
         self.prompt = ""
-        self._store = CrossStore(cache)
+        self.store = CrossStore(cache)
 
     def __enter__(self) -> DualPath:
         cross = [name for name, _ in processor_modules(self._model) if name.endswith(".attn2")]
@@ -77,7 +82,7 @@ class DualPath:
             module = self._model.get_submodule(name)
             module.set_processor(stock_of(module.processor))
         self._attachment.remove()
-        self._store.clear()
+        self.store.clear()
 
     def guided(self, prompt: str, **call: Any) -> Tensor:
         """Runs both paths and keeps the cross-attention outputs.
@@ -96,7 +101,7 @@ class DualPath:
             else value
             for name, value in call.items()
         }
-        self._store.clear(prompt)
+        self.store.clear(prompt)
         return self._run("guide", doubled, prompt)[:batch]
 
     def reused(self, prompt: str, **call: Any) -> Tensor:
@@ -107,26 +112,16 @@ class DualPath:
         """Runs the window path with its own cross-attention."""
         return self._run("alone", call)
 
-    @property
-    def mode(self) -> Mode:
-        """What the current run does."""
-        return self._mode
-
-    @property
-    def store(self) -> CrossStore:
-        """The kept cross-attention outputs."""
-        return self._store
-
     def report(self) -> Report:
         """Returns what the windows did."""
         return self._attachment.report()
 
     def _run(self, mode: Mode, call: dict[str, Any], prompt: str = "") -> Tensor:
-        self._mode, self.prompt = mode, prompt
+        self.mode, self.prompt = mode, prompt
         try:
             return self._model(**call, return_dict=False)[0]
         finally:
-            self._mode = "alone"
+            self.mode = "alone"
 
 
 class CrossStore:
@@ -187,7 +182,6 @@ class TwoPathAttn(Method):
         *,
         scale: float | None,
         key_padding_mask: Tensor | None,
-        scheduled_dense: bool,
         layer: int | None,
     ) -> tuple[Tensor, Tensor | float]:
         batch = len(query)

@@ -134,7 +134,7 @@ class KernelSwap(TorchFunctionMode):
         if reason:
             run.warn_once(layer, reason)
         else:
-            reason = run.why_dense(layout, call.query)
+            reason = run.forecast(layer, layout, call.query.transpose(1, 2)).why_dense
         if reason:
             run.record(layer, 1.0, reason)
             return func(*args, **kwargs)
@@ -174,8 +174,7 @@ class KernelSwap(TorchFunctionMode):
         )
         ran_dense = isinstance(density, float) and density == 1.0
         reason = "the method computes this shape densely" if ran_dense else ""
-        work = None if ran_dense else run.method.work(layout, query, layer.index)
-        run.record(layer, density, reason, work)
+        run.record(layer, density, reason, run.forecast(layer, layout, query).work)
         return output.transpose(1, 2)
 
     def _padding_mask(self, call: AttentionCall) -> Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,18 @@ if TYPE_CHECKING:
 
     from diffaccel.methods.base import Method, Work
     from diffaccel.schedule import StepClock
+
+
+class Forecast(NamedTuple):
+    """What is expected of a layer.
+
+    Args:
+        why_dense: Why dense attention would be faster, "" where it would not.
+        work: What the kernel computes, where that is not what the density says.
+    """
+
+    why_dense: str
+    work: Work | None
 
 
 class Run:
@@ -92,9 +104,14 @@ class Run:
         knob = "dense_steps" if self.method.runs_dense(step=step) else "dense_layers"
         return f"{knob}={getattr(self.method, knob)}"
 
-    def why_dense(self, layout: TokenLayout, query: Tensor) -> str:
-        """Returns why dense attention is expected to be faster for (B, H, N, D), "" if not."""
-        return "" if self.always else why_dense(self.method, layout, query.transpose(1, 2))
+    def forecast(self, layer: AttentionLayer, layout: TokenLayout, query: Tensor) -> Forecast:
+        """Returns what is expected of a layer on query (B, N, H, D); once per run and shape."""
+        key = (layer.name, layout, query.shape)
+        if key not in self._forecasts:
+            reason = "" if self.always else why_dense(self.method, layout, query)
+            work = None if reason else self.method.work(layout, query, layer.index)
+            self._forecasts[key] = Forecast(reason, work)
+        return self._forecasts[key]
 
     def padding_mask(self, mask: Tensor, batch: int, length: int) -> Tensor | None:
         """Returns an attention mask as a key-padding mask, None where it is anything else.
@@ -193,6 +210,7 @@ class Run:
     def _forget_run(self) -> None:
         self._logs = {layer.name: LayerLog() for layer in self.layers}
         self._steps: dict[int, StepLog] = {}
+        self._forecasts: dict[tuple[str, TokenLayout, torch.Size], Forecast] = {}
 
 
 def run_of(model: nn.Module) -> Run | None:

@@ -22,6 +22,7 @@ from diffaccel.methods import SlidingWindowAttn
 from diffaccel.pipelines.wan import (
     TRANSFORMERS,
     Conditions,
+    guided_velocity,
     model_call,
     shifted_scheduler,
     transformer_at,
@@ -146,15 +147,11 @@ def _velocity(
 ) -> Tensor:
     """Predicts one velocity of the window path, with classifier-free guidance."""
 
-    def predict(prompt: str, text: Tensor, has_guide: bool) -> Tensor:
+    def predict(prompt: str, text: Tensor) -> Tensor:
         told = call | {"encoder_hidden_states": text}
-        if not has_guide:
+        has_guide = prompt == "positive" or recipe.guide_negative
+        if recipe.guide_every is None or not has_guide:
             return paths.alone(**told)
         return (paths.guided if is_guide else paths.reused)(prompt, **told)
 
-    has_guide = recipe.guide_every is not None
-    velocity = predict("positive", conditions.text, has_guide)
-    if conditions.negative is None or recipe.guidance_scale == 1.0:
-        return velocity
-    negative = predict("negative", conditions.negative, has_guide and recipe.guide_negative)
-    return negative + recipe.guidance_scale * (velocity - negative)
+    return guided_velocity(predict, conditions, recipe.guidance_scale)

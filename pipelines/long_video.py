@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from diffaccel.pipelines.wan import (
     Conditions,
     decode_video,
     encode_conditions,
+    guided_velocity,
     model_call,
     shifted_scheduler,
     tiled_vae,
@@ -102,10 +104,11 @@ def denoise_windows(
     x = noise.float()
     for step, timestep in enumerate(scheduler.timesteps):
         name = transformer_at(pipe, timestep)
+        model = getattr(pipe, name)
         velocity = torch.zeros_like(x)
         for window, weights in windows.weights(x.shape[2], step):
             part = model_call(pipe, name, x[:, :, window], timestep, conditions)
-            predicted = _guided(getattr(pipe, name), part, conditions, guidance_scale)
+            predicted = guided_velocity(partial(_predict, model, part), conditions, guidance_scale)
             velocity[:, :, window] += predicted * weights.to(x.device)[:, None, None]
         x = scheduler.step(velocity, timestep, x, return_dict=False)[0]
         on_step()
@@ -177,19 +180,9 @@ def generate_long_video(
     return GeneratedVideo(video, (width, height), timing.seconds)
 
 
-def _guided(
-    model: torch.nn.Module, call: dict[str, Any], conditions: Conditions, guidance_scale: float
-) -> Tensor:
-    """Predicts the velocity of a window with classifier-free guidance, fp32."""
-
-    def predict(text: Tensor) -> Tensor:
-        return model(**call, encoder_hidden_states=text, return_dict=False)[0].float()
-
-    velocity = predict(conditions.text)
-    if conditions.negative is None or guidance_scale == 1.0:
-        return velocity
-    negative = predict(conditions.negative)
-    return negative + guidance_scale * (velocity - negative)
+def _predict(model: torch.nn.Module, call: dict[str, Any], _prompt: str, text: Tensor) -> Tensor:
+    """Predicts the velocity of a window, fp32."""
+    return model(**call, encoder_hidden_states=text, return_dict=False)[0].float()
 
 
 def _batch(told: dict[str, Any]) -> int:

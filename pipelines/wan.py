@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +32,23 @@ class Conditions:
     image: Tensor | None = None
     latents: Tensor | None = None
     first_frame: Tensor | None = None
+
+
+def guided_velocity(
+    predict: Callable[[str, Tensor], Tensor], conditions: Conditions, guidance_scale: float
+) -> Tensor:
+    """Predicts a velocity with classifier-free guidance.
+
+    Args:
+        predict: From "positive" or "negative" and the embeddings of that prompt to a velocity.
+        conditions: Both prompts, or one.
+        guidance_scale: 1 leaves the negative prompt out.
+    """
+    velocity = predict("positive", conditions.text)
+    if conditions.negative is None or guidance_scale == 1.0:
+        return velocity
+    negative = predict("negative", conditions.negative)
+    return negative + guidance_scale * (velocity - negative)
 
 
 def shifted_scheduler(pipe: DiffusionPipeline, shift: float) -> Any:

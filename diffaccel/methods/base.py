@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
+from diffaccel.kernels import dense_attention
 from diffaccel.layout import TokenLayout
 from diffaccel.methods.published import published
 
@@ -109,16 +110,13 @@ class Method:
         if key_padding_mask is not None and key_padding_mask.device.type == "cpu":
             # Free to ask on a CPU only: elsewhere it would wait for the device.
             key_padding_mask = None if key_padding_mask.all() else key_padding_mask
-        return self._attend(
-            query,
-            key,
-            value,
-            layout,
-            scale=scale,
-            key_padding_mask=key_padding_mask,
-            scheduled_dense=self.runs_dense(layer, step),
-            layer=layer,
+        tokens, options = (
+            (query, key, value),
+            {"scale": scale, "key_padding_mask": key_padding_mask},
         )
+        if self.runs_dense(layer, step):
+            return dense_attention(*tokens, **options), 1.0
+        return self._attend(*tokens, layout, **options, layer=layer)
 
     def __call__(self, *args: object, **kwargs: object) -> NoReturn:
         """Refuses to be an attention processor, which `model.set_attn_processor` makes of it."""
@@ -193,7 +191,6 @@ class Method:
         *,
         scale: float | None,
         key_padding_mask: Tensor | None,
-        scheduled_dense: bool,
         layer: int | None,
     ) -> tuple[Tensor, Tensor | float]:
         raise NotImplementedError(f"{type(self).__name__} does not implement _attend")
@@ -202,6 +199,27 @@ class Method:
 def total_density(kept: float, layout: TokenLayout) -> float:
     """Share of all query-key pairs, if this share of the visual pairs is computed."""
     return 1.0 - (1.0 - kept) * (layout.visual.length / layout.length) ** 2
+
+
+def other_rows(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: TokenLayout,
+    scale: float | None,
+    key_padding_mask: Tensor | None,
+) -> Tensor:
+    """Attends text and condition queries densely over everything.
+
+    Returns:
+        (B, N, H, D) whose visual rows are not written yet.
+    """
+    output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    for part in layout.other_slices:
+        output[:, part] = dense_attention(
+            query[:, part], key, value, scale=scale, key_padding_mask=key_padding_mask
+        )
+    return output
 
 
 def other_keys(

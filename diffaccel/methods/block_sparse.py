@@ -18,6 +18,7 @@ from diffaccel.methods.base import (
     OtherKeys,
     check_schedule,
     other_keys,
+    other_rows,
     total_density,
 )
 from diffaccel.order import ORDERS, TokenOrder, token_order
@@ -95,19 +96,14 @@ class BlockSparseMethod(Method):
         *,
         scale: float | None,
         key_padding_mask: Tensor | None,
-        scheduled_dense: bool,
         layer: int | None,
     ) -> tuple[Tensor, Tensor | float]:
-        if scheduled_dense or self.keeps_everything(layout):
+        if self.keeps_everything(layout):
             dense = dense_attention(
                 query, key, value, scale=scale, key_padding_mask=key_padding_mask
             )
             return dense, 1.0
-        output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        for part in layout.other_slices:
-            output[:, part] = dense_attention(
-                query[:, part], key, value, scale=scale, key_padding_mask=key_padding_mask
-            )
+        output = other_rows(query, key, value, layout, scale, key_padding_mask)
         counts = self._attend_visual(query, key, value, layout, scale, key_padding_mask, output)
         blocks = -(-layout.visual.length // self.block)
         return output, total_density(counts.float().mean() / blocks, layout)

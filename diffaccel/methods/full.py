@@ -24,7 +24,6 @@ class FullAttn(Method):
         *,
         scale: float | None,
         key_padding_mask: Tensor | None,
-        scheduled_dense: bool,
         layer: int | None,
     ) -> tuple[Tensor, Tensor | float]:
         output = dense_attention(query, key, value, scale=scale, key_padding_mask=key_padding_mask)

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from diffaccel.kernels import (
     WindowAxis,
-    dense_attention,
     merge_attention,
     neighborhood_attention,
     seen_share,
 )
 from diffaccel.layout import Grid, Segment, TokenLayout
-from diffaccel.methods.base import DenseLayers, check_schedule
+from diffaccel.methods.base import DenseLayers, check_schedule, other_rows
 from diffaccel.methods.window import KEPT_RATE, Extent, WindowMethod, check_extent, spread
 
 
@@ -71,20 +70,15 @@ class HierarchicalWindowAttn(WindowMethod):
         *,
         scale: float | None,
         key_padding_mask: Tensor | None,
-        scheduled_dense: bool,
         layer: int | None,
     ) -> tuple[Tensor, Tensor | float]:
         coarse, exact = _split(layout)
-        if not coarse or scheduled_dense or self._is_dense(layout, layer):
+        if not coarse or self._is_dense(layout, layer):
             return WindowMethod._attend(
                 self, query, key, value, layout, scale=scale, key_padding_mask=key_padding_mask,
-                scheduled_dense=scheduled_dense, layer=layer,
+                layer=layer,
             )  # fmt: skip
-        output = query.new_empty(query.shape)
-        for part in layout.other_slices:
-            output[:, part] = dense_attention(
-                query[:, part], key, value, scale=scale, key_padding_mask=key_padding_mask
-            )
+        output = other_rows(query, key, value, layout, scale, key_padding_mask)
         valid, others = key_padding_mask, {}
         if exact:
             others["extra_key"], others["extra_value"] = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import log, prod, sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -88,19 +88,9 @@ class ProportionalAttn(Method):
         layout: TokenLayout,
         *,
         scale: float | None = None,
-        key_padding_mask: Tensor | None = None,
-        layer: int | None = None,
-        step: int | None = None,
+        **options: Any,
     ) -> tuple[Tensor, Tensor | float]:
-        """As `Method.attend_with_density`."""
+        """As `Method.attend_with_density`, whose other arguments the inner method gets."""
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        return self.method.attend_with_density(
-            query,
-            key,
-            value,
-            layout,
-            scale=scale * self.temperature(layout),
-            key_padding_mask=key_padding_mask,
-            layer=layer,
-            step=step,
-        )
+        scale *= self.temperature(layout)
+        return self.method.attend_with_density(query, key, value, layout, scale=scale, **options)

@@ -15,7 +15,7 @@ from diffaccel.kernels import (
     visited_share,
 )
 from diffaccel.layout import Grid, TokenLayout
-from diffaccel.methods.base import Method, Work, other_keys, total_density
+from diffaccel.methods.base import Method, Work, other_keys, other_rows, total_density
 
 KEPT_RATE = {"cpu": 0.4, "cuda": 0.6}
 """FLOP rate inside the windows in terms of dense attention. The CPU's is measured at 16k tokens
@@ -69,20 +69,15 @@ class WindowMethod(Method):
         *,
         scale: float | None,
         key_padding_mask: Tensor | None,
-        scheduled_dense: bool,
         layer: int | None,
     ) -> tuple[Tensor, Tensor | float]:
-        if scheduled_dense or self._is_dense(layout, layer):
+        if self._is_dense(layout, layer):
             dense = dense_attention(
                 query, key, value, scale=scale, key_padding_mask=key_padding_mask
             )
             return dense, 1.0
         axes, grid = self.axes(layout, layer), layout.grid
-        output = query.new_empty(query.shape)
-        for part in layout.other_slices:
-            output[:, part] = dense_attention(
-                query[:, part], key, value, scale=scale, key_padding_mask=key_padding_mask
-            )
+        output = other_rows(query, key, value, layout, scale, key_padding_mask)
         visual = layout.visual_slice
         others = other_keys(key, value, key_padding_mask, layout)
         valid = None if key_padding_mask is None else key_padding_mask[:, visual]
