@@ -53,6 +53,7 @@ class Stage:
         decay: Share of the stage over which the rate falls.
         average: Decay of the moving average of the weights.
         adam_share: Rate of AdamW in terms of that of Muon.
+        text_share: The same for the layers of the text encoders.
         lengths: Words to which captions are padded, drawn at random.
         long_captions: Share of steps whose captions are padded to 512 words.
         seed: Seed of noise, captions and initial weights.
@@ -75,6 +76,7 @@ class Stage:
     decay: float = 0.6
     average: float = 0.99
     adam_share: float = 0.4
+    text_share: float = 0.15
     lengths: tuple[int, ...] = (24, 32)
     long_captions: float = 0.02
     seed: int = 0
@@ -266,20 +268,36 @@ def _chunks(
 
 
 def _optimisers(model: ImageModel, stage: Stage) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for ends, embeddings, norms and biases."""
-    inner, rest = [], []
+    """Muon for the matrices of the transformer's blocks, AdamW for everything else.
+
+    Under Muon the text encoders, which scale no logits and whose words are a few hundred times
+    rarer than pixels, saturate: attention of one-hot rows through which nothing is learned, and
+    outputs in which a word drowns in the sentence around it.
+    """
+    inner, text, rest = [], [], []
     for name, weight in model.named_parameters():
-        hidden = weight.ndim == 2 and ("block" in name or "layers" in name)
-        modulation = ".linear." in name or "relative_attention_bias" in name
-        (inner if hidden and not modulation else rest).append(weight)
-    peaks = (stage.learning_rate, stage.learning_rate * stage.adam_share)
+        block = "block" in name or "layers" in name
+        if name.startswith("text_encoder"):
+            (text if block else rest).append(weight)
+        elif weight.ndim == 2 and block and ".linear." not in name:
+            inner.append(weight)
+        else:
+            rest.append(weight)
+    rates = {"text": stage.text_share, "rest": stage.adam_share}
+    peaks = {name: share * stage.learning_rate for name, share in rates.items()}
     optimisers = [
-        Muon(inner, peaks[0], weight_decay=0.02),
-        torch.optim.AdamW(rest, peaks[1], betas=(0.9, 0.98), weight_decay=0.0),
+        Muon(inner, stage.learning_rate, weight_decay=0.02),
+        torch.optim.AdamW(
+            [
+                {"params": text, "lr": peaks["text"], "weight_decay": 0.1},
+                {"params": rest, "lr": peaks["rest"], "weight_decay": 0.0},
+            ],
+            betas=(0.9, 0.98),
+        ),
     ]
-    for optimiser, peak in zip(optimisers, peaks, strict=True):
+    for optimiser in optimisers:
         for group in optimiser.param_groups:
-            group["peak"] = peak
+            group["peak"] = group["lr"]
     return optimisers
 
 
