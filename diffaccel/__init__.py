@@ -18,28 +18,43 @@ from diffaccel.attach import (
     restore_attn_processor,
     set_attn_processor,
 )
+from diffaccel.block_perturbation import PermuteTokens, SkipLayers
+from diffaccel.guidance import add_guidance_method, restore_guidance, set_guidance
 from diffaccel.layout import TokenLayout
 from diffaccel.methods import (
+    AgentAttn,
     FullAttn,
+    HeadPerturbation,
     HierarchicalWindowAttn,
+    JitteredAttn,
     NeighborhoodAttn,
     ProportionalAttn,
     RectifiedSpaAttn,
     SlidingWindowAttn,
     SparseAttn,
+    TokenMergingAttn,
 )
 
 __all__ = [
+    "AgentAttn",
     "FullAttn",
+    "HeadPerturbation",
     "HierarchicalWindowAttn",
+    "JitteredAttn",
     "NeighborhoodAttn",
+    "PermuteTokens",
     "ProportionalAttn",
     "RectifiedSpaAttn",
+    "SkipLayers",
     "SlidingWindowAttn",
     "SparseAttn",
     "TokenLayout",
+    "TokenMergingAttn",
     "restore_attn_processor",
+    "restore_guidance",
     "set_attn_processor",
+    "set_guidance",
 ]
 
 add_pipeline_method()
+add_guidance_method()

@@ -93,13 +93,13 @@ def set_attn_processor(target: Any, method: Method, *, always: bool = False) -> 
             f"method must be an attention method, got {_described(method)}; "
             "pass an instance such as diffaccel.RectifiedSpaAttn()"
         )
-    denoisers = _denoisers(target)
+    models = denoisers(target)
     pipe = None if isinstance(target, nn.Module) else target
-    runs = {name: _new_run(name, model, pipe, method, always) for name, model in denoisers.items()}
-    for name, model in denoisers.items():
+    runs = {name: _new_run(name, model, pipe, method, always) for name, model in models.items()}
+    for name, model in models.items():
         _detach(model)
         _attach(model, runs[name])
-    return Attachment(denoisers, runs)
+    return Attachment(models, runs)
 
 
 def restore_attn_processor(target: Any) -> None:
@@ -108,7 +108,7 @@ def restore_attn_processor(target: Any) -> None:
     Args:
         target: A diffusers pipeline, or a denoiser itself.
     """
-    for model in _denoisers(target).values():
+    for model in denoisers(target).values():
         _detach(model)
 
 
@@ -119,7 +119,7 @@ def add_pipeline_method() -> None:
             pipeline_class.set_attn_processor = set_attn_processor
 
 
-def _denoisers(target: Any) -> dict[str, nn.Module]:
+def denoisers(target: Any) -> dict[str, nn.Module]:
     """Returns the denoisers of a pipeline by component name, or a bare model under ""."""
     if isinstance(target, nn.Module):
         return {"": _uncompiled(target)}

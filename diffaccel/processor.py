@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from diffaccel.bindings import AttentionLayer
+from diffaccel.errors import ModelError
 from diffaccel.layout import TokenLayout
 from diffaccel.run import Run
 
@@ -42,13 +43,15 @@ class Link:
             reason = _parallelism_obstacle(self.stock, layer)
             if reason:
                 run.warn_once(layer, reason)
-        if reason:
+        if reason and not run.perturbs(layer):
             run.record(layer, 1.0, reason)
             return self.stock(*args, **kwargs)
-        with KernelSwap(self) as swap:
+        with KernelSwap(self, reason) as swap:
             output = stock_class.__call__(processor, *args, **kwargs)
         if not swap.called:
             reason = f"{stock_class.__name__} does not compute its attention with SDPA"
+            if run.perturbs(layer):
+                raise ModelError(f"heads of {layer.name} cannot be perturbed: {reason}")
             run.warn_once(layer, reason)
             run.record(layer, 1.0, reason)
         return output
@@ -111,11 +114,17 @@ def _call(processor: Any, stock_class: type, args: tuple, kwargs: dict[str, Any]
 
 
 class KernelSwap(TorchFunctionMode):
-    """While active, sends SDPA calls over a layer's whole sequence to the method."""
+    """While active, sends SDPA calls over a layer's whole sequence to the method.
 
-    def __init__(self, link: Link) -> None:
+    Args:
+        link: The layer and its run.
+        why_dense: Why the call runs dense all the same, "" where it does not.
+    """
+
+    def __init__(self, link: Link, why_dense: str = "") -> None:
         super().__init__()
         self.link = link
+        self.why_dense = why_dense
         self.called = False
 
     def __torch_function__(
@@ -130,15 +139,20 @@ class KernelSwap(TorchFunctionMode):
             return func(*args, **kwargs)
         run, layer = self.link.run, self.link.layer
         layout = run.layout(layer)
-        reason = self._obstacle(call, layout)
-        if reason:
-            run.warn_once(layer, reason)
-        else:
+        obstacle = self._obstacle(call, layout)
+        if obstacle:
+            if run.perturbs(layer):
+                raise ModelError(f"heads of {layer.name} cannot be perturbed: {obstacle}")
+            run.warn_once(layer, obstacle)
+        reason = self.why_dense or obstacle
+        if not reason:
             reason = run.forecast(layer, layout, call.query.transpose(1, 2)).why_dense
         if reason:
             run.record(layer, 1.0, reason)
-            return func(*args, **kwargs)
-        return self._attend(call, layout)
+            output = func(*args, **kwargs)
+        else:
+            output = self._attend(call, layout)
+        return self._perturbed(call, layout, output) if run.perturbs(layer) else output
 
     def _obstacle(self, call: AttentionCall, layout: TokenLayout | None) -> str:
         """Returns why this call cannot go to the method, "" where it can."""
@@ -171,11 +185,23 @@ class KernelSwap(TorchFunctionMode):
             key_padding_mask=self._padding_mask(call),
             layer=layer.index,
             step=run.clock.step,
+            progress=run.clock.progress,
         )
         ran_dense = isinstance(density, float) and density == 1.0
-        reason = "the method computes this shape densely" if ran_dense else ""
+        reason = run.method.dense_reason(layout) if ran_dense else ""
         run.record(layer, density, reason, run.forecast(layer, layout, query).work)
         return output.transpose(1, 2)
+
+    def _perturbed(self, call: AttentionCall, layout: TokenLayout, output: Tensor) -> Tensor:
+        tokens = (x.transpose(1, 2) for x in (call.query, call.key, call.value, output))
+        perturbed = self.link.run.perturbation.perturb(
+            *tokens,
+            layout,
+            scale=call.scale,
+            key_padding_mask=self._padding_mask(call),
+            layer=self.link.layer.index,
+        )
+        return perturbed.transpose(1, 2)
 
     def _padding_mask(self, call: AttentionCall) -> Tensor | None:
         if call.attn_mask is None:

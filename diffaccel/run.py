@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from diffaccel.methods.base import Method, Work
+    from diffaccel.methods.head_perturbation import HeadPerturbation
     from diffaccel.schedule import StepClock
 
 
@@ -64,6 +65,7 @@ class Run:
         self.clock = clock
         self.family = family
         self.always = always
+        self.perturbation: HeadPerturbation | None = None
         self.handle: RemovableHandle | None = None
         self._readings: dict[int, tuple[Tensor, Any]] = {}
         self._warned: set[str] = set()
@@ -98,11 +100,17 @@ class Run:
 
     def scheduled_dense(self, layer: AttentionLayer) -> str:
         """Returns why the method's schedule makes this call dense, "" where it does not."""
-        step = self.clock.step
-        if not self.method.runs_dense(layer=layer.index, step=step):
+        step, progress = self.clock.step, self.clock.progress
+        if not self.method.runs_dense(layer=layer.index, step=step, progress=progress):
             return ""
+        if self.method.runs_dense(progress=progress):
+            return f"outside start={self.method.start} to stop={self.method.stop}"
         knob = "dense_steps" if self.method.runs_dense(step=step) else "dense_layers"
         return f"{knob}={getattr(self.method, knob)}"
+
+    def perturbs(self, layer: AttentionLayer) -> bool:
+        """Whether heads of a layer are to be damaged in the current call."""
+        return self.perturbation is not None and layer.index in self.perturbation.touched
 
     def forecast(self, layer: AttentionLayer, layout: TokenLayout, query: Tensor) -> Forecast:
         """Returns what is expected of a layer on query (B, N, H, D); once per run and shape."""

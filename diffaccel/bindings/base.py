@@ -40,6 +40,11 @@ class AttentionLayer:
     level: int = 0
 
     @property
+    def block(self) -> str:
+        """Path of the block that the layer belongs to."""
+        return self.name.rpartition(".")[0]
+
+    @property
     def stream(self) -> tuple[str, int]:
         """What decides about the layer's token layout within one model call."""
         return self.kind, self.level
@@ -105,6 +110,13 @@ class Binding:
     patterns: tuple[tuple[str, str], ...] = ()
     """(regular expression over the module path, kind); the first full match counts."""
 
+    block_outputs: tuple[str, ...] = ("hidden_states",)
+    """Names of the arguments of a block that it returns changed, in the order of its outputs."""
+
+    batches_prompts: bool = False
+    """Whether pipelines ask for the empty and the given prompt in one batch, in this order.
+    Otherwise they call the model twice, first with the given prompt."""
+
     def family(self, model: nn.Module, pipe: Any) -> str:
         """Returns the model family's name in `diffaccel.methods.published`.
 
@@ -137,6 +149,10 @@ class Binding:
             if kind is not None:
                 found.append(AttentionLayer(name, kind, len(found), self.level(model, name)))
         return tuple(found)
+
+    def stages(self, model: nn.Module) -> tuple[str, ...]:
+        """Returns the paths of the parts that a call runs through one after the other."""
+        return tuple(dict.fromkeys(layer.block for layer in self.layers(model)))
 
     def skipped(self, model: nn.Module) -> dict[str, str]:
         """Returns the other attention layers of the model, with the reason to leave them alone."""

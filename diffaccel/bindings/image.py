@@ -19,6 +19,7 @@ class FluxBinding(Binding):
     """
 
     patterns = ((r"(single_)?transformer_blocks\.\d+\.attn", "joint"),)
+    block_outputs = ("encoder_hidden_states", "hidden_states")
 
     def family(self, model: nn.Module, pipe: Any) -> str:
         return "flux"
@@ -39,6 +40,8 @@ class SD3Binding(Binding):
         (r"transformer_blocks\.\d+\.attn", "joint"),
         (r"transformer_blocks\.\d+\.attn2", "self"),
     )
+    block_outputs = ("encoder_hidden_states", "hidden_states")
+    batches_prompts = True
 
     def family(self, model: nn.Module, pipe: Any) -> str:
         return "sd3"
@@ -58,6 +61,7 @@ class QwenImageBinding(Binding):
     """Qwen-Image: text first, then the image, then the images to edit."""
 
     patterns = ((r"transformer_blocks\.\d+\.attn", "joint"),)
+    block_outputs = ("encoder_hidden_states", "hidden_states")
 
     def family(self, model: nn.Module, pipe: Any) -> str:
         return "qwen"

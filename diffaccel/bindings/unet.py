@@ -15,6 +15,7 @@ class UNetBinding(Binding):
     """U-Nets: `attn1` is self-attention over the image at the resolution of its level."""
 
     patterns = ((r".+\.attentions\.\d+\.transformer_blocks\.\d+\.attn1", "self"),)
+    batches_prompts = True
 
     def family(self, model: nn.Module, pipe: Any) -> str:
         return "sdxl" if model.config.addition_embed_type == "text_time" else "sd15"
@@ -26,6 +27,11 @@ class UNetBinding(Binding):
             super().layers(model), key=lambda layer: places.index(layer.name.split(".")[0])
         )
         return tuple(replace(layer, index=index) for index, layer in enumerate(found))
+
+    def stages(self, model: nn.Module) -> tuple[str, ...]:
+        down = [f"down_blocks.{index}" for index in range(len(model.down_blocks))]
+        up = [f"up_blocks.{index}" for index in range(len(model.up_blocks))]
+        return (*down, *(["mid_block"] if model.mid_block is not None else []), *up)
 
     def level(self, model: nn.Module, name: str) -> int:
         place, number = name.split(".")[:2]

@@ -44,6 +44,7 @@ class HunyuanVideoBinding(Binding):
     """HunyuanVideo: the video first, then text, whose padding the attention mask excludes."""
 
     patterns = ((r"(single_)?transformer_blocks\.\d+\.attn", "joint"),)
+    block_outputs = ("hidden_states", "encoder_hidden_states")
 
     def family(self, model: nn.Module, pipe: Any) -> str:
         return "hunyuan"
@@ -69,6 +70,8 @@ class CogVideoXBinding(Binding):
     """CogVideoX 1.0 and 1.5: text first, then the video; latents are (B, F, C, H, W)."""
 
     patterns = ((r"transformer_blocks\.\d+\.attn1", "joint"),)
+    block_outputs = ("hidden_states", "encoder_hidden_states")
+    batches_prompts = True
 
     def family(self, model: nn.Module, pipe: Any) -> str:
         return "cogvideox"
@@ -98,6 +101,7 @@ class LTXVideoBinding(Binding):
     """
 
     patterns = ((r"transformer_blocks\.\d+\.attn1", "self"),)
+    batches_prompts = True
 
     def family(self, model: nn.Module, pipe: Any) -> str:
         return "ltx"

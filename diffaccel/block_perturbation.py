@@ -1,0 +1,162 @@
+"""Damaging whole blocks of a denoiser on purpose, for guidance by comparison."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffaccel.bindings import AttentionLayer, Binding
+
+
+@dataclass(frozen=True, slots=True)
+class SkipLayers:
+    """Leaves out the blocks of some layers: their outputs are their inputs.
+
+    Skip-layer guidance (SLG) as Stable Diffusion 3.5 has it (Stability AI, 2024,
+    https://github.com/Stability-AI/sd3.5) and, for videos, spatiotemporal skip guidance with
+    skipped residuals ("Spatiotemporal Skip Guidance for Enhanced Video Diffusion Sampling",
+    Hyung et al., 2024, https://arxiv.org/abs/2411.18664).
+
+    Args:
+        layers: Attention layers, from 0 as `report()` lists them, whose blocks are left out.
+    """
+
+    layers: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", checked_layers(self.layers))
+
+    @property
+    def touched(self) -> tuple[int, ...]:
+        """The layers whose blocks are damaged, ascending."""
+        return self.layers
+
+    @contextmanager
+    def applied(
+        self, model: nn.Module, binding: Binding, layers: tuple[AttentionLayer, ...], step: int
+    ) -> Iterator[None]:
+        """While active, the blocks pass through what they get."""
+        with ExitStack() as stack:
+            for name in dict.fromkeys(layers[index].block for index in self.layers):
+                block = model.get_submodule(name)
+                stack.enter_context(replaced_forward(block, pass_through(block, binding)))
+            yield
+
+
+@dataclass(frozen=True, slots=True)
+class PermuteTokens:
+    """Shuffles the visual tokens before the blocks of some layers, anew for each and never back.
+
+    Token perturbation guidance (TPG, "Token Perturbation Guidance for Diffusion Models", Rajabi
+    et al., 2025, https://arxiv.org/abs/2506.10036). Text stays in order. The order has a generator
+    of its own, so that the noise of the sampler is the same as without guidance.
+
+    Args:
+        layers: Attention layers, from 0 as `report()` lists them.
+        seed: Of the shuffling.
+    """
+
+    layers: tuple[int, ...]
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", checked_layers(self.layers))
+
+    @property
+    def touched(self) -> tuple[int, ...]:
+        """The layers whose blocks are damaged, ascending."""
+        return self.layers
+
+    @contextmanager
+    def applied(
+        self, model: nn.Module, binding: Binding, layers: tuple[AttentionLayer, ...], step: int
+    ) -> Iterator[None]:
+        """While active, the blocks get shuffled tokens.
+
+        Args:
+            model: The denoiser.
+            binding: Of its family.
+            layers: All its attention layers.
+            step: Denoising step, which with the seed and the layer decides about the order.
+        """
+        blocks = {layers[index].block: index for index in reversed(self.layers)}
+        with ExitStack() as stack:
+            for name, index in blocks.items():
+                block = model.get_submodule(name)
+                seed = hash((self.seed, step, index)) & 0x7FFF_FFFF
+                stack.enter_context(replaced_forward(block, _shuffling(block, seed)))
+            yield
+
+
+def checked_layers(layers: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns layer indices ascending and without repetition, or raises ValueError."""
+    valid = [isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in layers]
+    if not layers or not all(valid):
+        raise ValueError(
+            f"layers must be at least one integer from 0, got layers={layers!r}; "
+            "the report of an attachment lists the layers of a model"
+        )
+    return tuple(sorted(set(layers)))
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """While active, a module computes something else; hooks of other libraries come back."""
+    own = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+
+def pass_through(block: nn.Module, binding: Binding) -> Callable[..., Any]:
+    """Returns a forward whose outputs are the inputs of a block."""
+    signature = forward_signature(type(block))
+    names = [name for name in binding.block_outputs if name in signature.parameters]
+    if isinstance(block, _without_text()):
+        names = ["hidden_states"]
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind_partial(None, *args, **kwargs).arguments
+        outputs = tuple(given[name] for name in names)
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    return forward
+
+
+@cache
+def forward_signature(block_class: type) -> inspect.Signature:
+    """The signature of a block's own forward, `self` included."""
+    return inspect.signature(block_class.forward)
+
+
+@cache
+def _without_text() -> tuple[type, ...]:
+    """Blocks that get the text for cross-attention and return the visual tokens alone."""
+    from diffusers.models.attention import BasicTransformerBlock
+
+    return (BasicTransformerBlock,)
+
+
+def _shuffling(block: nn.Module, seed: int) -> Callable[..., Any]:
+    stock, signature = block.forward, forward_signature(type(block))
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind_partial(None, *args, **kwargs)
+        hidden = given.arguments["hidden_states"]
+        order = torch.randperm(hidden.shape[1], generator=torch.Generator().manual_seed(seed))
+        given.arguments["hidden_states"] = hidden[:, order.to(hidden.device)]
+        return stock(*given.args[1:], **given.kwargs)
+
+    return forward

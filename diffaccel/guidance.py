@@ -1,0 +1,181 @@
+"""Guidance by comparison: away from what a model predicts when a part of it is damaged.
+
+With the prediction c for the prompt, u for the empty prompt and p for the prompt with the damaged
+model, the sampler gets  c + w (c - p),  with classifier-free guidance  u + g (c - u) + w (c - p).
+
+The difference w (c - p) is added to every prediction of a step. Whatever combination the pipeline
+then takes, as long as its weights add up to 1, holds the difference exactly once: so one formula
+serves every pipeline, whether it asks for u and c in one call or in two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from diffaccel.attach import denoisers
+from diffaccel.bindings import binding_of
+from diffaccel.guide import Guide, Perturbation
+from diffaccel.schedule import StepClock
+
+INSTEAD = "use one of HeadPerturbation, SkipLayers, PermuteTokens"
+
+
+@dataclass(frozen=True, slots=True)
+class GuidanceReport:
+    """What guidance did in the latest run.
+
+    Args:
+        perturbation: repr of what was damaged.
+        scale: Strength w.
+        steps: Denoising steps seen.
+        guided_steps: Steps that were guided.
+        extra_forwards: Additional forwards, parts of one counted by the stages that ran. A
+            forward is one of the rows of the prompt alone, without those of classifier-free
+            guidance.
+        rerun: Share of the model's stages that an additional forward runs.
+        seconds: Wall-clock time of the additional forwards; None on devices that run ahead.
+    """
+
+    perturbation: str
+    scale: float
+    steps: int
+    guided_steps: int
+    extra_forwards: float
+    rerun: float
+    seconds: float | None
+
+    def __str__(self) -> str:
+        spent = "" if self.seconds is None else f", {self.seconds:.2f} s"
+        return (
+            f"guidance by {self.perturbation}, scale {self.scale:g}: {self.guided_steps} of "
+            f"{self.steps} steps, {self.extra_forwards:.2f} extra forwards "
+            f"({self.rerun:.0%} of the stages each){spent}"
+        )
+
+
+class GuidanceAttachment:
+    """Guidance that was set on a pipeline. A context manager: removed on exit."""
+
+    def __init__(self, pipe: DiffusionPipeline, guides: list[Guide]) -> None:
+        self._pipe = pipe
+        self._guides = guides
+
+    def report(self) -> GuidanceReport:
+        """Returns what the guidance did in the latest run."""
+        first, seconds = self._guides[0], [guide.seconds for guide in self._guides]
+        steps = {step for guide in self._guides for step in guide.steps}
+        guided = {step for guide in self._guides for step in guide.guided}
+        return GuidanceReport(
+            perturbation=repr(first.perturbation),
+            scale=first.scale,
+            steps=len(steps),
+            guided_steps=len(guided),
+            extra_forwards=sum(guide.extra_forwards for guide in self._guides),
+            rerun=first.rerun,
+            seconds=None if None in seconds else sum(seconds),
+        )
+
+    def remove(self) -> None:
+        """Takes the guidance off; does nothing where that was done already."""
+        for guide in self._guides:
+            guide.remove()
+        if getattr(self._pipe, "_diffaccel_guidance", None) is self:
+            del self._pipe._diffaccel_guidance
+
+    def __enter__(self) -> GuidanceAttachment:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+
+def set_guidance(
+    pipe: DiffusionPipeline,
+    perturbation: Perturbation,
+    *,
+    scale: float = 3.0,
+    start: float = 0.0,
+    stop: float = 1.0,
+) -> GuidanceAttachment:
+    """Steers a pipeline away from what its model predicts when a part of it is damaged.
+
+    Works with and without classifier-free guidance, beside any method of `set_attn_processor`.
+    Costs one more forward of the prompt's rows per guided step; what lies before the first damaged
+    layer is taken from the forward that the pipeline does anyway. Guidance that was set before is
+    replaced.
+
+    Args:
+        pipe: A stock diffusers pipeline.
+        perturbation: What is damaged: `HeadPerturbation` (PAG, SoftPAG, SEG), `SkipLayers` (SLG,
+            STG) or `PermuteTokens` (TPG).
+        scale: w, at least 0; 0 changes nothing and costs nothing.
+        start: Share of the denoising steps before which nothing is guided, 0 to 1.
+        stop: Share of the steps from which on nothing is guided.
+
+    Returns:
+        The attachment: reports, removes, works as a context manager.
+
+    Raises:
+        TypeError: The perturbation is none, or the target is not a pipeline.
+        ValueError: A number is out of range, or the model has no such layer or head.
+        UnsupportedModelError: No binding knows the model.
+    """
+    if not isinstance(perturbation, Perturbation):
+        raise TypeError(f"a perturbation is needed, got {type(perturbation).__name__}; {INSTEAD}")
+    if not isinstance(pipe, DiffusionPipeline):
+        raise TypeError(
+            f"guidance needs a diffusers pipeline, got {type(pipe).__name__}; pass the pipeline "
+            "itself, which knows the prompts of a batch"
+        )
+    if not scale >= 0:
+        raise ValueError(f"scale must be at least 0, got scale={scale}")
+    if not 0.0 <= start <= stop <= 1.0:
+        raise ValueError(f"0 <= start <= stop <= 1 must hold, got start={start}, stop={stop}")
+    models = denoisers(pipe)
+    for name, model in models.items():
+        _check_layers(name, model, perturbation)
+    restore_guidance(pipe)
+    clock = StepClock(pipe)
+    window = (start, stop)
+    attachment = GuidanceAttachment(
+        pipe,
+        [Guide(pipe, model, perturbation, scale, window, clock) for model in models.values()],
+    )
+    pipe._diffaccel_guidance = attachment
+    return attachment
+
+
+def restore_guidance(pipe: DiffusionPipeline) -> None:
+    """Takes the guidance of a pipeline off; does nothing where there is none."""
+    attachment = getattr(pipe, "_diffaccel_guidance", None)
+    if attachment is not None:
+        attachment.remove()
+
+
+def add_guidance_method() -> None:
+    """Gives diffusers pipelines `pipe.set_guidance(...)`, unless they have their own."""
+    if not hasattr(DiffusionPipeline, "set_guidance"):
+        DiffusionPipeline.set_guidance = set_guidance
+
+
+def _check_layers(name: str, model: nn.Module, perturbation: Perturbation) -> None:
+    """Raises ValueError unless the model has the layers and heads that are to be damaged."""
+    layers = binding_of(model).layers(model)
+    where = f"{type(model).__name__}{f' ({name})' if name else ''}"
+    if not perturbation.touched:
+        raise ValueError("the perturbation must name a layer or head to damage, it names none")
+    unknown = [index for index in perturbation.touched if index >= len(layers)]
+    if unknown:
+        raise ValueError(
+            f"layers must lie in 0 to {len(layers) - 1} for {where}, got "
+            f"{', '.join(map(str, unknown))}"
+        )
+    for layer, head in getattr(perturbation, "heads", ()):
+        count = model.get_submodule(layers[layer].name).heads
+        if head >= count:
+            raise ValueError(
+                f"heads of layer {layer} of {where} must lie in 0 to {count - 1}, got {head}"
+            )
