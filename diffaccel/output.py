@@ -25,7 +25,7 @@ def check_image_path(path: Path) -> None:
         raise InputError(f"the output must end in one of {known}, got {str(path)!r}; rename it")
     if path.is_dir():
         raise InputError(f"the output must be a file, got the folder {str(path)!r}; name a file")
-    _check_folder_of(path)
+    check_folder_of(path)
 
 
 def check_video_path(path: Path) -> None:
@@ -39,10 +39,11 @@ def check_video_path(path: Path) -> None:
         raise InputError(
             f"the output must not exist as a folder, got {str(path)!r}; name a new one"
         )
-    _check_folder_of(path)
+    check_folder_of(path)
 
 
-def _check_folder_of(path: Path) -> None:
+def check_folder_of(path: Path) -> None:
+    """Raises InputError unless a file can be written beside `path`."""
     if not path.parent.is_dir():
         raise InputError(
             f"the output folder must exist, got {str(path.parent)!r}; create it or choose another"

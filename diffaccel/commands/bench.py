@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffaccel.benchmarks.shapes import DENSITIES, SHAPES
+from diffaccel.commands.argument_types import at_least
 from diffaccel.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         "--block", type=int, default=128, metavar="N", help="tokens per block (default: 128)"
     )
     parser.add_argument(
-        "--heads", type=_at_least_one, metavar="H", help="instead of those of the model"
+        "--heads", type=at_least(1), metavar="H", help="instead of those of the model"
     )
     parser.add_argument(
         "--flex-on-cpu",
@@ -79,7 +80,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--repetitions",
-        type=_at_least_one,
+        type=at_least(1),
         default=50,
         metavar="N",
         help="calls per row at most (default: 50)",
@@ -254,10 +255,3 @@ def _positive(text: str) -> float:
     if number <= 0.0:
         raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
     return number
-
-
-def _at_least_one(text: str) -> int:
-    number = _number(text)
-    if number < 1 or number != int(number):
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text}")
-    return int(number)
