@@ -34,6 +34,7 @@ from diffaccel.methods import (
     SparseAttn,
     TokenMergingAttn,
 )
+from diffaccel.normalized_attention import NormalizedAttention
 
 __all__ = [
     "AgentAttn",
@@ -42,6 +43,7 @@ __all__ = [
     "HierarchicalWindowAttn",
     "JitteredAttn",
     "NeighborhoodAttn",
+    "NormalizedAttention",
     "PermuteTokens",
     "ProportionalAttn",
     "RectifiedSpaAttn",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from diffaccel.bindings import AttentionLayer, Binding
+from diffaccel.bindings.base import forward_signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +133,6 @@ def pass_through(block: nn.Module, binding: Binding) -> Callable[..., Any]:
         return outputs if len(outputs) > 1 else outputs[0]
 
     return forward
-
-
-@cache
-def forward_signature(block_class: type) -> inspect.Signature:
-    """The signature of a block's own forward, `self` included."""
-    return inspect.signature(block_class.forward)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The command line: `diffaccel sample`, `bench`, `heads` and `info`.
+"""The command line: `diffaccel sample`, `plan`, `bench`, `heads` and `info`.
 
 Exit codes: 0 done; 2 bad arguments or input, with one sentence on the error stream; 1 anything
 else. Heavy imports wait until the arguments are known to be good.
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from diffaccel.commands import bench, heads, info, sample
+from diffaccel.commands import bench, heads, info, plan, sample
 from diffaccel.errors import InputError
 
 
@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Faster and higher-resolution diffusion with sparse attention.",
     )
     commands = parser.add_subparsers(title="commands", dest="command", required=True)
-    for module in (sample, bench, heads, info):
+    for module in (sample, plan, bench, heads, info):
         module.add_parser(commands)
     return parser
 

@@ -17,10 +17,13 @@ from torch import nn
 
 from diffaccel.attach import denoisers
 from diffaccel.bindings import binding_of
-from diffaccel.guide import Guide, Perturbation
+from diffaccel.difference_guide import DifferenceGuide, Perturbation
+from diffaccel.guide import Guide
+from diffaccel.negative_guide import CrossGuide, JointGuide
+from diffaccel.normalized_attention import NormalizedAttention
 from diffaccel.schedule import StepClock
 
-INSTEAD = "use one of HeadPerturbation, SkipLayers, PermuteTokens"
+INSTEAD = "use one of HeadPerturbation, SkipLayers, PermuteTokens, NormalizedAttention"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,26 +64,26 @@ class GuidanceAttachment:
 
     def __init__(self, pipe: DiffusionPipeline, guides: list[Guide]) -> None:
         self._pipe = pipe
-        self._guides = guides
+        self.guides = guides
 
     def report(self) -> GuidanceReport:
         """Returns what the guidance did in the latest run."""
-        first, seconds = self._guides[0], [guide.seconds for guide in self._guides]
-        steps = {step for guide in self._guides for step in guide.steps}
-        guided = {step for guide in self._guides for step in guide.guided}
+        first, seconds = self.guides[0], [guide.seconds for guide in self.guides]
+        steps = {step for guide in self.guides for step in guide.steps}
+        guided = {step for guide in self.guides for step in guide.guided}
         return GuidanceReport(
             perturbation=repr(first.perturbation),
             scale=first.scale,
             steps=len(steps),
             guided_steps=len(guided),
-            extra_forwards=sum(guide.extra_forwards for guide in self._guides),
+            extra_forwards=sum(guide.extra_forwards for guide in self.guides),
             rerun=first.rerun,
             seconds=None if None in seconds else sum(seconds),
         )
 
     def remove(self) -> None:
         """Takes the guidance off; does nothing where that was done already."""
-        for guide in self._guides:
+        for guide in self.guides:
             guide.remove()
         if getattr(self._pipe, "_diffaccel_guidance", None) is self:
             del self._pipe._diffaccel_guidance
@@ -94,7 +97,7 @@ class GuidanceAttachment:
 
 def set_guidance(
     pipe: DiffusionPipeline,
-    perturbation: Perturbation,
+    perturbation: Perturbation | NormalizedAttention,
     *,
     scale: float = 3.0,
     start: float = 0.0,
@@ -110,7 +113,8 @@ def set_guidance(
     Args:
         pipe: A stock diffusers pipeline.
         perturbation: What is damaged: `HeadPerturbation` (PAG, SoftPAG, SEG), `SkipLayers` (SLG,
-            STG) or `PermuteTokens` (TPG).
+            STG), `PermuteTokens` (TPG), or `NormalizedAttention` (NAG), which follows another
+            formula.
         scale: w, at least 0; 0 changes nothing and costs nothing.
         start: Share of the denoising steps before which nothing is guided, 0 to 1.
         stop: Share of the steps from which on nothing is guided.
@@ -123,7 +127,7 @@ def set_guidance(
         ValueError: A number is out of range, or the model has no such layer or head.
         UnsupportedModelError: No binding knows the model.
     """
-    if not isinstance(perturbation, Perturbation):
+    if not isinstance(perturbation, Perturbation | NormalizedAttention):
         raise TypeError(f"a perturbation is needed, got {type(perturbation).__name__}; {INSTEAD}")
     if not isinstance(pipe, DiffusionPipeline):
         raise TypeError(
@@ -136,13 +140,17 @@ def set_guidance(
         raise ValueError(f"0 <= start <= stop <= 1 must hold, got start={start}, stop={stop}")
     models = denoisers(pipe)
     for name, model in models.items():
-        _check_layers(name, model, perturbation)
+        if not isinstance(perturbation, NormalizedAttention):
+            _check_layers(name, model, perturbation)
     restore_guidance(pipe)
     clock = StepClock(pipe)
     window = (start, stop)
     attachment = GuidanceAttachment(
         pipe,
-        [Guide(pipe, model, perturbation, scale, window, clock) for model in models.values()],
+        [
+            _guide_class(model, perturbation)(pipe, model, perturbation, scale, window, clock)
+            for model in models.values()
+        ],
     )
     pipe._diffaccel_guidance = attachment
     return attachment
@@ -159,6 +167,13 @@ def add_guidance_method() -> None:
     """Gives diffusers pipelines `pipe.set_guidance(...)`, unless they have their own."""
     if not hasattr(DiffusionPipeline, "set_guidance"):
         DiffusionPipeline.set_guidance = set_guidance
+
+
+def _guide_class(model: nn.Module, perturbation: object) -> type[Guide]:
+    if not isinstance(perturbation, NormalizedAttention):
+        return DifferenceGuide
+    is_joint = any(layer.kind == "joint" for layer in binding_of(model).layers(model))
+    return JointGuide if is_joint else CrossGuide
 
 
 def _check_layers(name: str, model: nn.Module, perturbation: Perturbation) -> None:

@@ -71,7 +71,7 @@ class ModelCall:
         readings: dict[int, tuple[Tensor, Any]],
     ) -> ModelCall:
         """Gives the positional arguments of a call their names."""
-        bound = _forward_signature(type(model)).bind_partial(model, *args, **kwargs)
+        bound = forward_signature(type(model)).bind_partial(model, *args, **kwargs)
         return cls(bound.arguments, readings)
 
     def __getitem__(self, name: str) -> Any:
@@ -96,8 +96,9 @@ class ModelCall:
 
 
 @functools.cache
-def _forward_signature(model_class: type) -> inspect.Signature:
-    return inspect.signature(model_class.forward)
+def forward_signature(owner: type, name: str = "forward") -> inspect.Signature:
+    """The signature of a class's method, `self` included."""
+    return inspect.signature(getattr(owner, name))
 
 
 class Binding:

@@ -1,0 +1,132 @@
+"""Guidance by the difference between the sound and the damaged model."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager, nullcontext
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from diffaccel.attach import set_attn_processor
+from diffaccel.block_perturbation import PermuteTokens, SkipLayers
+from diffaccel.guide import SHARED, Guide, with_prediction
+from diffaccel.methods import FullAttn
+from diffaccel.methods.head_perturbation import HeadPerturbation
+from diffaccel.run import run_of
+from diffaccel.shared_prefix import SharedPrefix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Perturbation = HeadPerturbation | SkipLayers | PermuteTokens
+
+
+class DifferenceGuide(Guide):
+    """Adds w (c - p) to every prediction of a step; see `diffaccel.guidance`."""
+
+    def __init__(self, pipe: Any, model: nn.Module, *arguments: Any) -> None:
+        super().__init__(pipe, model, *arguments)
+        stages = self._binding.stages(model)
+        length = _sound_stages(stages, self._layers[self.perturbation.touched[0]].name)
+        self.rerun = 1.0 - length / len(stages)
+        self._prefix = SharedPrefix(model, self._binding, length)
+
+    def remove(self) -> None:
+        """Takes the hooks off."""
+        super().remove()
+        self._prefix.remove()
+
+    def forget_run(self) -> None:
+        """Begins a new run."""
+        super().forget_run()
+        self._known: tuple[int, Tensor, Tensor] | None = None
+
+    def before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Records what the damaged forward will have in common with this one."""
+        self._prefix.forget()
+        if self._remembered() is None:
+            self._prefix.start()
+
+    def after(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        """Adds the difference, computed at the first call of a step."""
+        self._prefix.stop()
+        if output is None:
+            return None
+        prediction = output[0]
+        delta = self._remembered()
+        if delta is None:
+            rows = self.prompt_rows(len(self.latents))
+            delta = self.scale * (prediction[rows] - self._damaged(args, kwargs, rows))
+            self._known = (self._clock.step, self.latents[rows].clone(), delta)
+            self._prefix.forget()
+        repeats = len(prediction) // len(delta)
+        delta = delta.repeat(repeats, *[1] * (delta.ndim - 1))
+        return with_prediction(output, prediction + delta)
+
+    def _remembered(self) -> Tensor | None:
+        """Returns the difference of this step, if a call on the same latents has computed it."""
+        if self._known is None or self._known[0] != self._clock.step:
+            return None
+        _, latents, delta = self._known
+        present = self.latents[-len(latents) :]
+        same = present.shape == latents.shape and torch.equal(present, latents)
+        return delta if same else None
+
+    def _damaged(self, args: tuple, kwargs: dict[str, Any], rows: slice) -> Tensor:
+        """Runs the damaged model on the rows of the prompt."""
+        model, count = self._model(), len(self.latents)
+        started = perf_counter()
+        shares = self._prefix.complete
+        with ExitStack() as stack:
+            stack.enter_context(self.calling_again())
+            if hasattr(model, "cache_context"):
+                stack.enter_context(model.cache_context("perturbed"))
+            stack.enter_context(self._applied())
+            if shares:
+                stack.enter_context(self._prefix.replayed(model, rows))
+            output = model(*_batch_rows(args, count, rows), **_batch_rows(kwargs, count, rows))[0]
+        self.guided.add(self.step)
+        self.extra_forwards += self.rerun if shares else 1.0
+        on_cpu = output.device.type == "cpu"
+        self.seconds = self.seconds + perf_counter() - started if on_cpu else None
+        return output
+
+    def _applied(self) -> Any:
+        if isinstance(self.perturbation, HeadPerturbation):
+            return _heads_damaged(self._model(), self.perturbation)
+        return self.perturbation.applied(self._model(), self._binding, self._layers, self.step)
+
+
+@contextmanager
+def _heads_damaged(model: nn.Module, perturbation: HeadPerturbation) -> Iterator[None]:
+    """While active, heads of a denoiser are damaged, on top of the method that it has if any."""
+    own = run_of(model)
+    attachment = nullcontext() if own else set_attn_processor(model, FullAttn(), always=True)
+    with attachment:
+        run = run_of(model)
+        run.perturbation = perturbation
+        try:
+            yield
+        finally:
+            run.perturbation = None
+
+
+def _sound_stages(stages: tuple[str, ...], first_damaged: str) -> int:
+    """Returns how many stages come before the one that holds a layer."""
+    inside = [first_damaged.startswith(f"{stage}.") for stage in stages]
+    return inside.index(True)
+
+
+def _batch_rows(value: Any, count: int, rows: slice, name: str = "") -> Any:
+    """Takes rows of every tensor of a call that has `count` rows, inside of containers too."""
+    if rows == slice(None) or name in SHARED:
+        return value
+    if isinstance(value, Tensor):
+        return value[rows] if value.ndim and len(value) == count else value
+    if isinstance(value, dict):
+        return {key: _batch_rows(part, count, rows, key) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_batch_rows(part, count, rows) for part in value)
+    return value
