@@ -18,8 +18,9 @@ from diffaccel.attach import (
     restore_attn_processor,
     set_attn_processor,
 )
-from diffaccel.block_perturbation import PermuteTokens, SkipLayers
-from diffaccel.guidance import add_guidance_method, restore_guidance, set_guidance
+from diffaccel.guidance.attachment import add_guidance_method, restore_guidance, set_guidance
+from diffaccel.guidance.block_perturbation import PermuteTokens, SkipLayers
+from diffaccel.guidance.normalized_attention import NormalizedAttention
 from diffaccel.layout import TokenLayout
 from diffaccel.methods import (
     AgentAttn,
@@ -34,7 +35,6 @@ from diffaccel.methods import (
     SparseAttn,
     TokenMergingAttn,
 )
-from diffaccel.normalized_attention import NormalizedAttention
 
 __all__ = [
     "AgentAttn",

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from PIL import Image
 
-    from diffaccel.head_search import Draw, SearchState
+    from diffaccel.guidance.head_search import Draw, SearchState
     from diffaccel.pipelines.presets import Preset
 
 LABEL = 22  # pixels above each picture of a sheet
@@ -109,8 +109,8 @@ def _add_common(parser: argparse.ArgumentParser, output: str) -> None:
 
 
 def _search(arguments: argparse.Namespace) -> int:
-    from diffaccel.head_search import SearchSettings, held_out_scores, search_heads
-    from diffaccel.objectives import objective_named
+    from diffaccel.guidance.head_search import SearchSettings, held_out_scores, search_heads
+    from diffaccel.guidance.objectives import objective_named
     from diffaccel.output import check_folder_of
     from diffaccel.progress import ProgressBars
 
@@ -161,7 +161,7 @@ def _show(arguments: argparse.Namespace) -> int:
     if arguments.file is None and arguments.sheet is None:
         raise InputError("heads show needs a FILE of a search, or --sheet with a prompt")
     if arguments.file is not None:
-        from diffaccel.head_search import SearchState
+        from diffaccel.guidance.head_search import SearchState
 
         _print_state(SearchState.load(arguments.file), arguments.top)
     if arguments.sheet is not None:
@@ -170,8 +170,8 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _draw_sheet(arguments: argparse.Namespace) -> None:
-    from diffaccel.guidance import set_guidance
-    from diffaccel.head_search import all_heads
+    from diffaccel.guidance.attachment import set_guidance
+    from diffaccel.guidance.head_search import all_heads
     from diffaccel.methods import HeadPerturbation
     from diffaccel.output import check_image_path, write_image
     from diffaccel.progress import ProgressBars
@@ -198,7 +198,7 @@ def _draw_sheet(arguments: argparse.Namespace) -> None:
 def _apply(arguments: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from diffaccel.guidance import set_guidance
+    from diffaccel.guidance.attachment import set_guidance
     from diffaccel.methods import HeadPerturbation
     from diffaccel.output import check_image_path, write_image
 
@@ -268,7 +268,7 @@ def _drawing(pipe: "DiffusionPipeline", preset: "Preset", steps: int | None) -> 
 
 def _trials(pipe: "DiffusionPipeline", settings: object) -> int:
     """Number of candidates over all rounds, the model without guidance included."""
-    from diffaccel.head_search import all_heads
+    from diffaccel.guidance.head_search import all_heads
 
     count = len(all_heads(pipe, settings.layers))
     return 1 + sum(count - index * settings.per_round for index in range(settings.rounds))

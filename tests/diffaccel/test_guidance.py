@@ -108,7 +108,7 @@ def test_the_shared_prefix_changes_nothing(tiny_pipelines, monkeypatch, name, in
         shared = tiny.sample()
         report = guidance.report()
         monkeypatch.setattr(
-            "diffaccel.shared_prefix.SharedPrefix.complete", property(lambda self: False)
+            "diffaccel.guidance.shared_prefix.SharedPrefix.complete", property(lambda self: False)
         )
         whole = tiny.sample()
         assert guidance.report().extra_forwards == 2

@@ -13,8 +13,13 @@ from PIL import Image
 from diffaccel import HeadPerturbation, set_guidance
 from diffaccel.cli import main
 from diffaccel.errors import InputError
-from diffaccel.head_search import SearchSettings, SearchState, held_out_scores, search_heads
-from diffaccel.objectives import (
+from diffaccel.guidance.head_search import (
+    SearchSettings,
+    SearchState,
+    held_out_scores,
+    search_heads,
+)
+from diffaccel.guidance.objectives import (
     Similarity,
     brightness,
     colourfulness,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffaccel import FullAttn, NormalizedAttention, SparseAttn, restore_guidance, set_guidance
-from diffaccel.negative_prompt import NegativePrompt, negative_prompt_of
+from diffaccel.guidance.negative_prompt import NegativePrompt, negative_prompt_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FAMILIES = (

@@ -20,9 +20,9 @@ from PIL import Image
 from diffaccel.attach import denoisers
 from diffaccel.bindings import binding_of
 from diffaccel.errors import InputError
-from diffaccel.guidance import set_guidance
+from diffaccel.guidance.attachment import set_guidance
+from diffaccel.guidance.objectives import Objective
 from diffaccel.methods.head_perturbation import HeadPerturbation
-from diffaccel.objectives import Objective
 
 Head = tuple[int, int]
 Draw = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
@@ -142,7 +142,7 @@ def search_heads(
     Args:
         pipe: The pipeline that `draw` uses.
         draw: Makes pictures for prompts and seeds, with whatever guidance the pipeline has.
-        objective: What is maximised, see `diffaccel.objectives`.
+        objective: What is maximised, see `diffaccel.guidance.objectives`.
         settings: How.
         file: Where the state is kept after each candidate; taken up if it exists.
         advance: Called for each picture set that is drawn.

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffaccel.normalized_attention import NormalizedAttention
+from diffaccel.guidance.normalized_attention import NormalizedAttention
 
 MASKS = ("encoder_attention_mask", "encoder_hidden_states_mask")
 

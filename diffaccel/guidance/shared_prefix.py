@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffaccel.bindings import Binding
-from diffaccel.block_perturbation import pass_through, replaced_forward
+from diffaccel.guidance.block_perturbation import pass_through, replaced_forward
 
 
 class SharedPrefix:

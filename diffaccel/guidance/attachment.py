@@ -17,10 +17,10 @@ from torch import nn
 
 from diffaccel.attach import denoisers
 from diffaccel.bindings import binding_of
-from diffaccel.difference_guide import DifferenceGuide, Perturbation
-from diffaccel.guide import Guide
-from diffaccel.negative_guide import CrossGuide, JointGuide
-from diffaccel.normalized_attention import NormalizedAttention
+from diffaccel.guidance.difference import DifferenceGuide, Perturbation
+from diffaccel.guidance.guide import Guide
+from diffaccel.guidance.negative import CrossGuide, JointGuide
+from diffaccel.guidance.normalized_attention import NormalizedAttention
 from diffaccel.schedule import StepClock
 
 INSTEAD = "use one of HeadPerturbation, SkipLayers, PermuteTokens, NormalizedAttention"

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from diffaccel.attach import set_attn_processor
-from diffaccel.block_perturbation import PermuteTokens, SkipLayers
-from diffaccel.guide import SHARED, Guide, with_prediction
+from diffaccel.guidance.block_perturbation import PermuteTokens, SkipLayers
+from diffaccel.guidance.guide import SHARED, Guide, with_prediction
+from diffaccel.guidance.shared_prefix import SharedPrefix
 from diffaccel.methods import FullAttn
 from diffaccel.methods.head_perturbation import HeadPerturbation
 from diffaccel.run import run_of
-from diffaccel.shared_prefix import SharedPrefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,7 @@ Perturbation = HeadPerturbation | SkipLayers | PermuteTokens
 
 
 class DifferenceGuide(Guide):
-    """Adds w (c - p) to every prediction of a step; see `diffaccel.guidance`."""
+    """Adds w (c - p) to every prediction of a step; see `diffaccel.guidance.attachment`."""
 
     def __init__(self, pipe: Any, model: nn.Module, *arguments: Any) -> None:
         super().__init__(pipe, model, *arguments)

@@ -15,10 +15,10 @@ from torch.overrides import TorchFunctionMode
 from diffaccel.attach import set_attn_processor
 from diffaccel.bindings import AttentionLayer, processor_modules
 from diffaccel.bindings.base import forward_signature
-from diffaccel.guide import SHARED, Guide, with_prediction
+from diffaccel.guidance.guide import SHARED, Guide, with_prediction
+from diffaccel.guidance.negative_prompt import negative_prompt_of
 from diffaccel.layout import TokenLayout
 from diffaccel.methods import FullAttn
-from diffaccel.negative_prompt import negative_prompt_of
 from diffaccel.processor import linked, stock_of
 from diffaccel.run import run_of
 
