@@ -141,7 +141,7 @@ def set_guidance(
     models = denoisers(pipe)
     for name, model in models.items():
         if not isinstance(perturbation, NormalizedAttention):
-            _check_layers(name, model, perturbation)
+            check_layers(name, model, perturbation)
     restore_guidance(pipe)
     clock = StepClock(pipe)
     window = (start, stop)
@@ -176,7 +176,7 @@ def _guide_class(model: nn.Module, perturbation: object) -> type[Guide]:
     return JointGuide if is_joint else CrossGuide
 
 
-def _check_layers(name: str, model: nn.Module, perturbation: Perturbation) -> None:
+def check_layers(name: str, model: nn.Module, perturbation: Perturbation) -> None:
     """Raises ValueError unless the model has the layers and heads that are to be damaged."""
     layers = binding_of(model).layers(model)
     where = f"{type(model).__name__}{f' ({name})' if name else ''}"

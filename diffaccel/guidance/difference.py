@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffaccel.attach import set_attn_processor
+from diffaccel.bindings import binding_of
 from diffaccel.guidance.block_perturbation import PermuteTokens, SkipLayers
 from diffaccel.guidance.guide import SHARED, Guide, with_prediction
 from diffaccel.guidance.shared_prefix import SharedPrefix
@@ -83,7 +84,7 @@ class DifferenceGuide(Guide):
             stack.enter_context(self.calling_again())
             if hasattr(model, "cache_context"):
                 stack.enter_context(model.cache_context("perturbed"))
-            stack.enter_context(self._applied())
+            stack.enter_context(damaged(model, self.perturbation, self.step))
             if shares:
                 stack.enter_context(self._prefix.replayed(model, rows))
             output = model(*_batch_rows(args, count, rows), **_batch_rows(kwargs, count, rows))[0]
@@ -93,10 +94,15 @@ class DifferenceGuide(Guide):
         self.seconds = self.seconds + perf_counter() - started if on_cpu else None
         return output
 
-    def _applied(self) -> Any:
-        if isinstance(self.perturbation, HeadPerturbation):
-            return _heads_damaged(self._model(), self.perturbation)
-        return self.perturbation.applied(self._model(), self._binding, self._layers, self.step)
+
+def damaged(
+    model: nn.Module, perturbation: Perturbation, step: int
+) -> AbstractContextManager[None]:
+    """While active, a denoiser is damaged; a method that it has stays."""
+    if isinstance(perturbation, HeadPerturbation):
+        return _heads_damaged(model, perturbation)
+    binding = binding_of(model)
+    return perturbation.applied(model, binding, binding.layers(model), step)
 
 
 @contextmanager
