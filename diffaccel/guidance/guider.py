@@ -66,7 +66,9 @@ class PerturbationGuider(BaseGuidance):
         self.perturbation = perturbation
         settings = {"kind": type(perturbation).__name__, **asdict(perturbation)}
         # diffusers takes arguments given by position for defaults, which copies leave out.
-        defaults = [name for name in self.config["_use_default_values"] if name != "perturbation"]
+        defaults = [
+            name for name in self.config.get("_use_default_values", ()) if name != "perturbation"
+        ]
         self.register_to_config(perturbation=settings, _use_default_values=defaults)
         self.guidance_scale = guidance_scale
         self.perturbation_scale = perturbation_scale
