@@ -9,13 +9,8 @@ from diffaccel.errors import InputError
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-    from PIL import Image
 
     from diffaccel.guidance.head_search import Draw, SearchState
-    from diffaccel.pipelines.presets import Preset
-
-LABEL = 22  # pixels above each picture of a sheet
-COLUMNS = 8
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -50,7 +45,11 @@ def _add_search(actions: argparse._SubParsersAction) -> None:
         "similarity (with --reference), prompt-match (with --scorer)",
     )
     parser.add_argument("--reference", metavar="FILE", help="picture to come near to")
-    parser.add_argument("--scorer", metavar="ID_OR_FOLDER", help="CLIP model or PickScore")
+    parser.add_argument(
+        "--scorer",
+        metavar="ID_OR_FOLDER",
+        help="CLIP model or PickScore; default: the small one in the package",
+    )
     parser.add_argument(
         "--held-out",
         action="append",
@@ -170,9 +169,8 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _draw_sheet(arguments: argparse.Namespace) -> None:
-    from diffaccel.guidance.attachment import set_guidance
     from diffaccel.guidance.head_search import all_heads
-    from diffaccel.methods import HeadPerturbation
+    from diffaccel.guidance.head_sheet import head_sheet
     from diffaccel.output import check_image_path, write_image
     from diffaccel.progress import ProgressBars
 
@@ -182,16 +180,17 @@ def _draw_sheet(arguments: argparse.Namespace) -> None:
     pipe, draw = _load(arguments)
     heads = all_heads(pipe, layers)
     with ProgressBars() as timing, timing.phases({"draw": len(heads) + 1}) as advance:
-        pictures = [("none", draw([arguments.sheet], [arguments.seed])[0])]
-        advance("draw")
-        for head in heads:
-            perturbation = HeadPerturbation(heads=(head,), strength=arguments.strength)
-            with set_guidance(pipe, perturbation, scale=scale):
-                pictures.append(
-                    (f"{head[0]}.{head[1]}", draw([arguments.sheet], [arguments.seed])[0])
-                )
-            advance("draw")
-    write_image(labelled_sheet(pictures), arguments.output)
+        sheet = head_sheet(
+            pipe,
+            draw,
+            arguments.sheet,
+            heads,
+            seed=arguments.seed,
+            strength=arguments.strength,
+            scale=scale,
+            advance=lambda: advance("draw"),
+        )
+    write_image(sheet, arguments.output)
     print(f"{arguments.output} ({len(heads)} heads, labelled layer.head)")
 
 
@@ -219,51 +218,17 @@ def _apply(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def labelled_sheet(pictures: list[tuple[str, "Image.Image"]]) -> "Image.Image":
-    """Puts pictures of one size side by side, each under its label."""
-    from PIL import Image, ImageDraw
-
-    width, height = pictures[0][1].size
-    columns = min(COLUMNS, len(pictures))
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * width, rows * (height + LABEL)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for index, (label, picture) in enumerate(pictures):
-        left, top = index % columns * width, index // columns * (height + LABEL)
-        pen.text((left + 6, top + 4), label, fill="black")
-        sheet.paste(picture, (left, top + LABEL))
-    return sheet
-
-
 def _load(arguments: argparse.Namespace) -> tuple["DiffusionPipeline", "Draw"]:
     """Loads the model, and returns it with a function that draws with it."""
     from diffaccel.environment import best_device
     from diffaccel.pipelines.loading import EMBEDDED_IMAGE, load_image_pipeline
+    from diffaccel.pipelines.native import native_drawing
     from diffaccel.pipelines.presets import preset_for
 
     source = arguments.model or EMBEDDED_IMAGE
     device = usable_device(arguments.device or best_device())
     pipe = load_image_pipeline(source, device=device)
-    return pipe, _drawing(pipe, preset_for(pipe, source), arguments.steps)
-
-
-def _drawing(pipe: "DiffusionPipeline", preset: "Preset", steps: int | None) -> "Draw":
-    import torch
-
-    def draw(prompts: list[str], seeds: list[int]) -> list["Image.Image"]:
-        return [
-            pipe(
-                prompt,
-                width=preset.native,
-                height=preset.native,
-                num_inference_steps=steps or preset.steps,
-                generator=torch.Generator().manual_seed(seed),
-                **preset.arguments,
-            ).images[0]
-            for prompt, seed in zip(prompts, seeds, strict=True)
-        ]
-
-    return draw
+    return pipe, native_drawing(pipe, preset_for(pipe, source), arguments.steps)
 
 
 def _trials(pipe: "DiffusionPipeline", settings: object) -> int:
