@@ -12,6 +12,7 @@ def dense_attention(
     *,
     scale: float | None = None,
     key_padding_mask: Tensor | None = None,
+    key_bias: Tensor | None = None,
 ) -> Tensor:
     """Computes exact attention with whichever SDPA backend is active.
 
@@ -26,6 +27,8 @@ def dense_attention(
         key_padding_mask: (B, M) bool, True where the key may be attended. An all-true mask on
             the CPU is dropped; on CUDA that would need a host sync, so pass None instead, since
             any mask rules out the flash backend.
+        key_bias: (B or 1, M), any float dtype, added to the scores of a key in every row, such
+            as the logarithm of how many keys it stands for.
 
     Returns:
         The output (B, N, H, D) in the dtype of `query`.
@@ -35,6 +38,9 @@ def dense_attention(
         padded = ~key_padding_mask[:, :, None, None]
         key, value = key.masked_fill(padded, 0.0), value.masked_fill(padded, 0.0)
         mask = key_padding_mask[:, None, None, :]
+    if key_bias is not None:
+        bias = key_bias.to(query.dtype)[:, None, None, :]
+        mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
     query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     output = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     return output.transpose(1, 2)

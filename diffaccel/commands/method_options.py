@@ -6,12 +6,14 @@ from dataclasses import fields
 
 from diffaccel.errors import InputError
 from diffaccel.methods import (
+    AgentAttn,
     FullAttn,
     Method,
     NeighborhoodAttn,
     RectifiedSpaAttn,
     SlidingWindowAttn,
     SparseAttn,
+    TokenMergingAttn,
 )
 
 METHODS: dict[str, type[Method]] = {
@@ -20,6 +22,8 @@ METHODS: dict[str, type[Method]] = {
     "rectified": RectifiedSpaAttn,
     "neighborhood": NeighborhoodAttn,
     "sliding-window": SlidingWindowAttn,
+    "agent": AgentAttn,
+    "token-merging": TokenMergingAttn,
 }
 
 

@@ -59,6 +59,7 @@ class Method:
         key_padding_mask: Tensor | None = None,
         layer: int | None = None,
         step: int | None = None,
+        progress: float | None = None,
     ) -> Tensor:
         """Computes self-attention over one sequence.
 
@@ -72,6 +73,8 @@ class Method:
                 padded queries are meaningless.
             layer: Index among the attached layers, for `dense_layers`; None means unscheduled.
             step: Index of the denoising step, for `dense_steps`; None means unscheduled.
+            progress: Share of the schedule that lies behind, 0 to 1, for the methods that follow
+                it; None means unscheduled.
 
         Returns:
             (B, N, H, D) in the dtype of query.
@@ -85,6 +88,7 @@ class Method:
             key_padding_mask=key_padding_mask,
             layer=layer,
             step=step,
+            progress=progress,
         )[0]
 
     def attend_with_density(
@@ -98,6 +102,7 @@ class Method:
         key_padding_mask: Tensor | None = None,
         layer: int | None = None,
         step: int | None = None,
+        progress: float | None = None,
     ) -> tuple[Tensor, Tensor | float]:
         """Like `attend`, and says which part of the work was done.
 
@@ -114,7 +119,7 @@ class Method:
             (query, key, value),
             {"scale": scale, "key_padding_mask": key_padding_mask},
         )
-        if self.runs_dense(layer, step):
+        if self.runs_dense(layer, step, progress):
             return dense_attention(*tokens, **options), 1.0
         return self._attend(*tokens, layout, **options, layer=layer)
 
@@ -126,7 +131,12 @@ class Method:
             "or pipe.set_attn_processor(method), on a freshly loaded model"
         )
 
-    def runs_dense(self, layer: int | None = None, step: int | None = None) -> bool:
+    def runs_dense(
+        self,
+        layer: int | None = None,
+        step: int | None = None,
+        progress: float | None = None,
+    ) -> bool:
         """Whether the schedule (`dense_steps`, `dense_layers`) makes this call dense."""
         dense_steps = getattr(self, "dense_steps", None) or 0
         if step is not None and step < dense_steps:
@@ -135,6 +145,18 @@ class Method:
         if layer is None:
             return False
         return layer < dense_layers if isinstance(dense_layers, int) else layer in dense_layers
+
+    def dense_reason(self, layout: TokenLayout) -> str:
+        """Says why a call that the schedule leaves to the method runs dense all the same."""
+        return "the method computes this shape densely"
+
+    def expected_density(self, layout: TokenLayout) -> float | None:
+        """Predicts the share of the query-key pairs that is computed exactly.
+
+        None where only a run tells. The schedule is not looked at; a floor on the attention mass
+        may keep more.
+        """
+        return None
 
     def expected_cost(self, layout: TokenLayout, device: str) -> float | None:
         """Predicts the time of the attention kernel in terms of dense attention.

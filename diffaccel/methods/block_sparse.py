@@ -81,11 +81,17 @@ class BlockSparseMethod(Method):
         """Kept blocks over the rate on them; a floor on the kept mass may keep more."""
         if self.keeps_everything(layout):
             return None
+        return self.expected_density(layout) / KEPT_RATE.get(device, KEPT_RATE["cpu"])
+
+    def expected_density(self, layout: TokenLayout) -> float | None:
+        """Blocks that are asked for or forced; a floor on the kept mass may keep more."""
+        if self.keeps_everything(layout):
+            return 1.0
         blocks = -(-layout.visual.length // self.block)
         forced = self._forced(layout, torch.device("cpu")).share
         selected = self.selector().top_k(blocks) / blocks
         kept = 1.0 - (1.0 - selected) * (1.0 - forced)
-        return total_density(kept, layout) / KEPT_RATE.get(device, KEPT_RATE["cpu"])
+        return total_density(kept, layout)
 
     def _attend(
         self,

@@ -15,6 +15,10 @@ from diffaccel.methods.base import Method
 class FullAttn(Method):
     """Every query attends to every key, exactly, through PyTorch's SDPA."""
 
+    def expected_density(self, layout: TokenLayout) -> float | None:
+        """Everything."""
+        return 1.0
+
     def _attend(
         self,
         query: Tensor,

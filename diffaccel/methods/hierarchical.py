@@ -16,7 +16,7 @@ from diffaccel.kernels import (
 )
 from diffaccel.layout import Grid, Segment, TokenLayout
 from diffaccel.methods.base import DenseLayers, check_schedule, other_rows
-from diffaccel.methods.window import KEPT_RATE, Extent, WindowMethod, check_extent, spread
+from diffaccel.methods.window import Extent, WindowMethod, check_extent, spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,9 @@ class HierarchicalWindowAttn(WindowMethod):
         """The window on the grid of a layout: frames, height, width."""
         return _inward(layout.grid, self.window)
 
-    def expected_cost(self, layout: TokenLayout, device: str) -> float | None:
-        """Pairs inside the windows over the rate on them."""
-        if self._is_dense(layout, None):
-            return None
-        return self._density(layout) / KEPT_RATE.get(device, KEPT_RATE["cpu"])
+    def expected_density(self, layout: TokenLayout) -> float | None:
+        """Share of the pairs that windows in all pictures let through, exactly."""
+        return 1.0 if self._is_dense(layout, None) else self._density(layout)
 
     def _attend(
         self,

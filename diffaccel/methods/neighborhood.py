@@ -8,7 +8,7 @@ from diffaccel.kernels import WindowAxis
 from diffaccel.layout import Grid, TokenLayout
 from diffaccel.methods.base import DenseLayers, check_schedule
 from diffaccel.methods.published import NEIGHBORHOODS
-from diffaccel.methods.window import Extent, WindowMethod, check_extent, spread
+from diffaccel.methods.window import Extent, WindowMethod, check_extent, check_phase, spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,8 @@ class NeighborhoodAttn(WindowMethod):
             `kernel_size`; 1 slides smoothly, more is faster on a GPU.
         dilation: Distance between the tokens of a window, in the same forms.
         is_causal: Whether frames see no later frame.
+        phase: Queries (rows, columns) by which the first group of `stride` is shorter, modulo
+            `stride`: where the borders between groups lie. See `JitteredAttn`.
         dense_steps: First denoising steps that run dense. None: as published, 0 without a model.
         dense_layers: Layers that run dense: a tuple of indices, or the number of first layers.
             None: as published, none without a model.
@@ -46,6 +48,7 @@ class NeighborhoodAttn(WindowMethod):
     stride: Extent = 1
     dilation: Extent = 1
     is_causal: bool = False
+    phase: tuple[int, int] = (0, 0)
     dense_steps: int | None = None
     dense_layers: DenseLayers = None
 
@@ -64,6 +67,7 @@ class NeighborhoodAttn(WindowMethod):
                     f"stride must not exceed kernel_size, got stride={self.stride!r} with "
                     f"kernel_size={self.kernel_size!r}"
                 )
+        check_phase(self.phase)
         check_schedule(self.dense_steps, self.dense_layers)
 
     @classmethod
@@ -98,5 +102,7 @@ class NeighborhoodAttn(WindowMethod):
     def axes(self, layout: TokenLayout, layer: int | None = None) -> tuple[WindowAxis, ...]:
         """The window on the grid of a layout: frames, height, width."""
         causal = (self.is_causal, False, False)
-        columns = layout.grid, *self.windows(layout.grid), causal
+        kernel, stride, dilation = self.windows(layout.grid)
+        phase = tuple(p % s for p, s in zip((0, *self.phase), stride, strict=True))
+        columns = layout.grid, kernel, stride, dilation, causal, phase
         return tuple(WindowAxis(*values) for values in zip(*columns, strict=True))

@@ -64,9 +64,22 @@ class ProportionalAttn(Method):
             trained = prod(layout.native) + others
         return sqrt(log(max(layout.length, 2)) / log(trained))
 
-    def runs_dense(self, layer: int | None = None, step: int | None = None) -> bool:
+    def runs_dense(
+        self,
+        layer: int | None = None,
+        step: int | None = None,
+        progress: float | None = None,
+    ) -> bool:
         """Never here: the inner method's schedule is followed with sharpened scores."""
         return False
+
+    def dense_reason(self, layout: TokenLayout) -> str:
+        """That of the inner method."""
+        return self.method.dense_reason(layout)
+
+    def expected_density(self, layout: TokenLayout) -> float | None:
+        """That of the inner method."""
+        return self.method.expected_density(layout)
 
     def expected_cost(self, layout: TokenLayout, device: str) -> float | None:
         """That of the inner method."""

@@ -7,6 +7,7 @@ Generation" (2025, https://arxiv.org/abs/2511.19835) and the scripts that accomp
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,27 @@ NEIGHBORHOODS: dict[str, tuple[tuple[int, ...], tuple[int, ...] | int]] = {
 }
 """Kernel size and stride of neighborhood attention, from "Generalized Neighborhood Attention"
 (Hassani et al., 2025, https://arxiv.org/abs/2504.16922) and the documentation of NATTEN."""
+
+
+class AgentKnobs(NamedTuple):
+    """Knobs of agent attention that suit one model family."""
+
+    agents: str
+    scale_power: float
+    shortcut: float
+
+
+_ROTARY = AgentKnobs("middle", 1.0, 0.0)
+_AGENTSD = AgentKnobs("pool", 0.3, 0.075)
+
+AGENTS: dict[str, AgentKnobs] = {
+    **dict.fromkeys(PUBLISHED, _ROTARY),
+    "sd15": _AGENTSD,
+    "sdxl": _AGENTSD,
+    "sd3": AgentKnobs("pool", 1.0, 0.0),
+}
+"""The constants of the U-Nets are those of AgentSD (https://github.com/LeapLabTHU/Agent-Attention),
+published for SD 1.5. The others are own choices: rotated queries are not averaged."""
 
 
 def published(family: str) -> Published:

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from diffaccel.kernels import WindowAxis
 from diffaccel.layout import Grid, TokenLayout
 from diffaccel.methods.base import DenseLayers, check_schedule
-from diffaccel.methods.window import Extent, WindowMethod, check_extent, spread
+from diffaccel.methods.window import Extent, WindowMethod, check_extent, check_phase, spread
 
 Variant = Literal["inward", "truncated", "shifted", "tile", "block"]
 
@@ -43,6 +43,8 @@ class SlidingWindowAttn(WindowMethod):
         token_growth: Factor g by which the softmax is sharpened as for g times as many tokens
             as the model's native picture has, n: scores times sqrt(log_n(g * n)). 1 leaves them;
             FreeSwim uses 2.
+        phase: Queries (rows, columns) by which the first tile or block is shorter, modulo its
+            size: where their borders lie; for "tile" and "block". See `JitteredAttn`.
         dense_steps: First denoising steps that run dense. None: as published, 0 without a model.
         dense_layers: Layers that run dense: a tuple of indices, or the number of first layers.
             None: as published, none without a model.
@@ -57,6 +59,7 @@ class SlidingWindowAttn(WindowMethod):
     variant: Variant = "inward"
     tile: Extent = 8
     token_growth: float = 1.0
+    phase: tuple[int, int] = (0, 0)
     dense_steps: int | None = None
     dense_layers: DenseLayers = None
 
@@ -74,6 +77,7 @@ class SlidingWindowAttn(WindowMethod):
                 f"token_growth must be at least 1, got token_growth={self.token_growth}; 1 leaves "
                 "the softmax as it is"
             )
+        check_phase(self.phase)
         check_schedule(self.dense_steps, self.dense_layers)
 
     def window_on(self, layout: TokenLayout) -> Grid:
@@ -99,9 +103,9 @@ class SlidingWindowAttn(WindowMethod):
         is_shifted = self.variant == "shifted" and (layer or 0) % 2 == 1
         tiles = spread(self.tile, layout.grid)
         return tuple(
-            self._axis(length, window, tile, is_shifted)
-            for length, window, tile in zip(
-                layout.grid, self.window_on(layout), tiles, strict=True
+            self._axis(length, window, tile, phase, is_shifted)
+            for length, window, tile, phase in zip(
+                layout.grid, self.window_on(layout), tiles, (0, *self.phase), strict=True
             )
         )
 
@@ -113,16 +117,19 @@ class SlidingWindowAttn(WindowMethod):
             return 1.0
         return sqrt(log(self.token_growth * tokens) / log(tokens))
 
-    def _axis(self, length: int, window: int, tile: int, is_shifted: bool) -> WindowAxis:
+    def _axis(
+        self, length: int, window: int, tile: int, phase: int, is_shifted: bool
+    ) -> WindowAxis:
         if window >= length:
             return WindowAxis(length, length)
         if self.variant == "truncated":
             return WindowAxis(length, window, is_truncated=True)
         if self.variant == "tile":
-            return WindowAxis(length, window, stride=min(tile, window))
+            stride = min(tile, window)
+            return WindowAxis(length, window, stride, phase=phase % stride)
         if self.variant == "inward":
             return WindowAxis(length, window)
         if is_shifted:
-            phase = window - window // 2
-            return WindowAxis(length, window, window, phase=phase % window, is_truncated=True)
-        return WindowAxis(length, window, window)
+            half = window - window // 2
+            return WindowAxis(length, window, window, phase=half % window, is_truncated=True)
+        return WindowAxis(length, window, window, phase=phase % window)

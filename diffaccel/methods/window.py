@@ -44,8 +44,13 @@ class WindowMethod(Method):
         """Pairs inside the windows over the rate on them."""
         if self._is_dense(layout, None):
             return None
-        kept = prod(map(seen_share, self.axes(layout)))
-        return total_density(kept, layout) / KEPT_RATE.get(device, KEPT_RATE["cpu"])
+        return self.expected_density(layout) / KEPT_RATE.get(device, KEPT_RATE["cpu"])
+
+    def expected_density(self, layout: TokenLayout) -> float | None:
+        """Share of the pairs that windows let through, exactly."""
+        if self._is_dense(layout, None):
+            return 1.0
+        return total_density(prod(map(seen_share, self.axes(layout))), layout)
 
     def work(self, layout: TokenLayout, query: Tensor, layer: int | None = None) -> Work | None:
         """What the kernel on the device of a query computes, masked pairs included."""
@@ -104,6 +109,14 @@ class WindowMethod(Method):
         )
         output[:, visual] = result.flatten(1, 3)
         return output, total_density(prod(map(seen_share, axes)), layout)
+
+
+def check_phase(phase: object) -> None:
+    """Raises ValueError unless a phase is (height, width) in tokens."""
+    if not isinstance(phase, tuple) or len(phase) != 2:
+        raise ValueError(f"phase must be (height, width) in tokens, got phase={phase!r}")
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in phase):
+        raise ValueError(f"phase must be two integers of at least 0, got phase={phase!r}")
 
 
 def spread(extent: Extent, missing: Grid) -> Grid:

@@ -80,3 +80,39 @@ def test_a_copy_starts_anew_without_the_pipeline():
     clock = StepClock(pipe)
     clock.tick(9)
     assert copy.deepcopy(clock).step is None
+
+
+def progresses(clock, timesteps):
+    seen = []
+    for timestep in timesteps:
+        clock.tick(timestep)
+        seen.append(clock.progress)
+    return seen
+
+
+@pytest.mark.parametrize("unit", [1.0, 1000.0], ids=["as they are", "divided"])
+def test_progress_is_the_place_in_the_schedulers_list(unit):
+    pipe = Pipe(scheduler=SimpleNamespace(timesteps=torch.tensor([1000.0, 900, 700, 400])))
+    timesteps = [torch.tensor(t / unit).bfloat16() for t in (1000, 1000, 900, 700, 400)]
+    assert progresses(StepClock(pipe), timesteps) == [0, 0, 0.25, 0.5, 0.75]
+
+
+def test_a_run_may_begin_in_the_middle_of_the_schedule():
+    """Image to image passes the last part of the scheduler's list."""
+    pipe = Pipe(scheduler=SimpleNamespace(timesteps=torch.tensor([801, 601, 401, 201, 1])))
+    assert progresses(StepClock(pipe), [401, 201, 1]) == [0.4, 0.6, 0.8]
+
+
+def test_progress_without_a_pipeline_follows_the_training_timesteps():
+    assert progresses(StepClock(), [1000, 600.0, 1]) == pytest.approx([0, 0.4, 0.999])
+    assert progresses(StepClock(), [1.0, 0.6, 0.001]) == pytest.approx([0, 0.4, 0.999])
+
+
+def test_progress_ends_with_the_run():
+    clock = StepClock()
+    clock.tick(500)
+    clock.reset()
+    assert clock.progress is None
+    clock.tick(500)
+    clock.tick(None)
+    assert clock.progress is None

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from diffaccel import (
+    AgentAttn,
     FullAttn,
     NeighborhoodAttn,
     RectifiedSpaAttn,
     SparseAttn,
     TokenLayout,
+    TokenMergingAttn,
     set_attn_processor,
     speed,
 )
@@ -46,6 +48,9 @@ def cpu_query(layout):
         (RectifiedSpaAttn(drop=0.8, block=64), True),
         (NeighborhoodAttn(16), True),
         (NeighborhoodAttn(60), False),
+        (AgentAttn(), True),
+        (TokenMergingAttn(0.5), True),
+        (TokenMergingAttn(0.1), False),
     ],
     ids=repr,
 )

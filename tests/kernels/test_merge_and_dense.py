@@ -94,3 +94,18 @@ def test_dense_ignores_padded_keys(problems, assert_close_to_oracle):
     output = dense_attention(query, key, value, key_padding_mask=is_key)
     expected, _ = reference.attention(query, key, value, is_key[:, None, None, :])
     assert_close_to_oracle(output, expected)
+
+
+@pytest.mark.parametrize("is_masked", [False, True], ids=["no-mask", "masked"])
+def test_dense_adds_the_bias_of_a_key(problems, assert_close_to_oracle, is_masked):
+    """The logarithm of a count is as good as the key that many times."""
+    query, key, value = problems.random_tokens(2, 20, 7, 2, 16)
+    counts = torch.tensor([1, 3, 2, 1, 5, 1, 2])
+    repeated = (x.repeat_interleave(counts, 1) for x in (key, value))
+    valid = torch.tensor([[True] * 7, [True] * 5 + [False] * 2]) if is_masked else None
+    mask = None if valid is None else valid.repeat_interleave(counts, 1)[:, None, None]
+    expected, _ = reference.attention(query, *repeated, mask)
+    output = dense_attention(
+        query, key, value, key_padding_mask=valid, key_bias=counts.float().log()[None]
+    )
+    assert_close_to_oracle(output, expected)
