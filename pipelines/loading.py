@@ -1,4 +1,4 @@
-"""Loads pipelines: the embedded model, a diffusers folder, or a name on the model hub."""
+"""Loads pipelines: the embedded models, a diffusers folder, or a name on the model hub."""
 
 import json
 from pathlib import Path
@@ -10,6 +10,11 @@ from diffaccel.errors import ModelError
 from diffaccel.pipelines.presets import SUPPORTED, SUPPORTED_VIDEO
 
 EMBEDDED_IMAGE = Path(__file__).parent / "embedded" / "image"
+EMBEDDED_UNET = EMBEDDED_IMAGE.with_name("unet")
+"""A `StableDiffusionPipeline`."""
+EMBEDDED_SCORER = EMBEDDED_IMAGE.with_name("scorer")
+"""A `CLIPModel` with tokenizer and image processor, for `PromptMatch`."""
+EMBEDDED_VIDEO = Path(__file__).parent / "embedded" / "video"
 
 
 def load_image_pipeline(
@@ -32,7 +37,7 @@ def load_image_pipeline(
 
 
 def load_video_pipeline(
-    source: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None
+    source: str | Path = EMBEDDED_VIDEO, *, device: str = "cpu", dtype: torch.dtype | None = None
 ) -> DiffusionPipeline:
     """Loads a text-to-video pipeline, as `load_image_pipeline` does."""
     return _load(source, SUPPORTED_VIDEO, device, dtype)
@@ -43,7 +48,7 @@ def _load(
 ) -> DiffusionPipeline:
     folder = Path(source)
     if folder.is_dir():
-        _check_folder(folder, supported)
+        check_folder(folder, supported)
     elif folder.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/")):
         raise ModelError(
             f"a model must be a diffusers folder or a hub name such as owner/name, "
@@ -64,8 +69,11 @@ def _load(
     return pipe.to(device)
 
 
-def _check_folder(folder: Path, supported: tuple[str, ...]) -> None:
-    """Refuses a folder early, by its index, before any weight is read."""
+def check_folder(folder: Path, supported: tuple[str, ...]) -> None:
+    """Raises ModelError unless the index of a folder names a pipeline that can be used.
+
+    Reads no weight.
+    """
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         name = index["_class_name"]

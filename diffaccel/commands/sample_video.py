@@ -3,17 +3,17 @@
 import argparse
 import sys
 from dataclasses import replace
+from pathlib import Path
 from time import perf_counter
 
 from diffaccel.errors import InputError
 
 RECIPES = ("freeswim", "windows")
-NATIVE_STEPS = 50
 
 
 def execute(arguments: argparse.Namespace, size: tuple[int, int] | None) -> int:
     """Checks what is special about videos, then loads, generates and writes."""
-    _check_arguments(arguments)
+    check_arguments(arguments)
 
     from diffaccel.output import check_video_path, write_sidecar, write_video
 
@@ -21,10 +21,12 @@ def execute(arguments: argparse.Namespace, size: tuple[int, int] | None) -> int:
 
     from diffaccel.environment import device_name, package_versions
     from diffaccel.pipelines.loading import load_video_pipeline
+    from diffaccel.pipelines.video_presets import video_preset
     from diffaccel.progress import ProgressBars
 
     started = perf_counter()
-    pipe = load_video_pipeline(arguments.model, device=arguments.device)
+    source = video_source(arguments)
+    pipe = load_video_pipeline(source, device=arguments.device)
     with ProgressBars() as timing:
         result, recipe = _generate(pipe, arguments, size, timing)
         with timing.phases({"write": 1}):
@@ -34,13 +36,13 @@ def execute(arguments: argparse.Namespace, size: tuple[int, int] | None) -> int:
     record = {
         "command": ["diffaccel", *sys.argv[1:]],
         "prompt": arguments.prompt,
-        "model": arguments.model,
+        "model": arguments.model or "embedded",
         "size": [width, height],
         "frames": arguments.frames,
         "fps": arguments.fps,
         "native": list(result.native),
         "seed": arguments.seed,
-        "steps": arguments.steps or NATIVE_STEPS,
+        "steps": arguments.steps or video_preset(source).steps,
         "recipe": repr(recipe),
         "density": {name: report.density for name, report in result.reports.items()},
         "seconds": {"total": round(seconds, 3), **result.seconds},
@@ -53,10 +55,12 @@ def execute(arguments: argparse.Namespace, size: tuple[int, int] | None) -> int:
     return 0
 
 
-def _check_arguments(arguments: argparse.Namespace) -> None:
-    if arguments.model is None:
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Raises InputError where the arguments do not suit a video."""
+    source = video_source(arguments)
+    if arguments.model is None and not Path(source).is_dir():
         raise InputError(
-            "--frames needs a video model, and the package has none yet; pass --model with the "
+            "--frames needs a video model, and this installation has none; pass --model with the "
             "folder or hub name of a Wan pipeline"
         )
     if arguments.method or arguments.knobs:
@@ -70,23 +74,43 @@ def _generate(
     pipe: object, arguments: argparse.Namespace, size: tuple[int, int] | None, timing: object
 ) -> tuple[object, object]:
     """Runs the recipe and returns its result with what it was set to."""
-    from diffaccel.pipelines.freeswim import FreeSwim
     from diffaccel.pipelines.long_video import TimeWindows, generate_long_video
-    from diffaccel.pipelines.video import generate_video, native_size
+    from diffaccel.pipelines.video import generate_video
+    from diffaccel.pipelines.video_presets import video_preset
 
-    steps = arguments.steps or NATIVE_STEPS
+    preset = video_preset(video_source(arguments))
+    steps = arguments.steps or preset.steps
     common = {"steps": steps, "seed": arguments.seed, "timing": timing}
-    width, height = size or native_size(pipe, 1 << 20, int((1 << 20) / 16 * 9))
-    if arguments.recipe == "windows":
-        windows = TimeWindows()
+    width, height = size or preset.size_for(pipe)
+    recipe = chosen_video_recipe(arguments)
+    if isinstance(recipe, TimeWindows):
+        guidance_scale = preset.recipe.guidance_scale
         return generate_long_video(
-            pipe, arguments.prompt, width, height, arguments.frames, windows=windows, **common
-        ), windows
-    recipe = FreeSwim()
+            pipe, arguments.prompt, width, height, arguments.frames, windows=recipe,
+            guidance_scale=guidance_scale, **common,
+        ), recipe  # fmt: skip
+    return generate_video(
+        pipe, arguments.prompt, width, height, arguments.frames, recipe=recipe, **common
+    ), recipe
+
+
+def video_source(arguments: argparse.Namespace) -> str | Path:
+    """Returns what the video model is loaded from."""
+    from diffaccel.pipelines.loading import EMBEDDED_VIDEO
+
+    return arguments.model or EMBEDDED_VIDEO
+
+
+def chosen_video_recipe(arguments: argparse.Namespace) -> object:
+    """Returns what `--recipe` names, with the user's steps and strength."""
+    from diffaccel.pipelines.video_presets import video_preset
+
+    preset = video_preset(video_source(arguments))
+    if arguments.recipe == "windows":
+        return preset.windows
+    recipe = preset.recipe
     if arguments.refine_steps:
         recipe = replace(recipe, steps=max(1, round(arguments.refine_steps / recipe.strength)))
     if arguments.strength:
         recipe = replace(recipe, strength=arguments.strength)
-    return generate_video(
-        pipe, arguments.prompt, width, height, arguments.frames, recipe=recipe, **common
-    ), recipe
+    return recipe

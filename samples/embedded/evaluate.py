@@ -6,12 +6,14 @@ Run on its own, it evaluates a finished folder: accuracy over the vocabulary and
 import argparse
 import json
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FluxPipeline
+from diffusers import DiffusionPipeline, FluxPipeline
 from PIL import Image
 from scenes import BACKGROUNDS, Background, Placed, Scene, plain_caption, render
 from vocabulary import Thing, load_vocabulary
@@ -178,7 +180,12 @@ def contact_sheet(pictures: list[Image.Image], columns: int = 6) -> Image.Image:
 
 
 def evaluate(
-    pipe: FluxPipeline, vocabulary: tuple[Thing, ...], out: Path, call: Call, count: int = 100
+    pipe: DiffusionPipeline,
+    vocabulary: tuple[Thing, ...],
+    out: Path,
+    call: Any,
+    count: int = 100,
+    draw: Callable[..., list[Image.Image]] = generate,
 ) -> dict[str, float]:
     """Runs the accuracy test, writes its figures and contact sheets.
 
@@ -188,16 +195,17 @@ def evaluate(
         out: Folder for `evaluation.json`, `contact.png` and `objects.png`.
         call: How to call the pipeline.
         count: Number of single-object prompts.
+        draw: Generates pictures from pipeline, prompts, seeds and call, as `generate` does.
 
     Returns:
         Shares of prompts whose object is nearest, and among the five nearest.
     """
     out.mkdir(parents=True, exist_ok=True)
     pipe.set_progress_bar_config(disable=True)
-    sheet = generate(pipe, list(CONTACT_PROMPTS), list(range(len(CONTACT_PROMPTS))), call)
+    sheet = draw(pipe, list(CONTACT_PROMPTS), list(range(len(CONTACT_PROMPTS))), call)
     contact_sheet(sheet).save(out / "contact.png")
     things, backgrounds, prompts = single_object_test(vocabulary, count)
-    pictures = generate(pipe, prompts, list(range(len(prompts))), call)
+    pictures = draw(pipe, prompts, list(range(len(prompts))), call)
     contact_sheet(pictures, 10).save(out / "objects.png")
     found = ranks(vocabulary, pictures, things, backgrounds)
     figures = {

@@ -35,13 +35,13 @@ def export(model: ImageModel, vae: AutoencoderKL, folder: Path) -> None:
     vae.register_to_config(_name_or_path="")  # else the folder names a path of this machine
     model.pipeline(vae, SHIFT).to(torch.float16).save_pretrained(folder)
     for part in PARTS:
-        _edit(folder / part / "config.json", {"dtype": "float32"})
+        edit_json(folder / part / "config.json", {"dtype": "float32"})
     # The class name that transformers 4 and 5 share.
     for part in TOKENIZERS:
-        _edit(
+        edit_json(
             folder / part / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"}
         )
-    _edit(
+    edit_json(
         folder / "model_index.json",
         {part: ["transformers", "PreTrainedTokenizerFast"] for part in TOKENIZERS},
     )
@@ -51,7 +51,7 @@ def export(model: ImageModel, vae: AutoencoderKL, folder: Path) -> None:
     vae.float()
 
 
-def _edit(path: Path, changes: dict[str, Any]) -> None:
+def edit_json(path: Path, changes: dict[str, Any]) -> None:
     """Changes entries of a JSON file."""
     content = json.loads(path.read_text()) | changes
     path.write_text(json.dumps(content, indent=2) + "\n")

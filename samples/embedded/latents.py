@@ -1,9 +1,7 @@
 """Draws scenes, encodes them with the frozen autoencoder and keeps the latents on disk."""
 
-import multiprocessing
 import os
 import random
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from scenes import Scene, Window, random_scene, random_window, render
 from torch import Tensor
 from train_vae import to_tensor
 from vocabulary import Thing
+from workers import in_processes
 
 GROUP = 6  # close-ups that share a window, so that they fit into one batch
 
@@ -28,6 +27,8 @@ class PoolKind:
         seed: Seed of the scenes.
         variety: How far places and sizes of the objects vary, see `random_scene`.
         shares: How often scenes have one, two and three objects.
+        main_only: Whether they show the main objects alone, see `random_scene`.
+        pictures: Pictures of a chunk, whole groups of close-ups.
     """
 
     name: str
@@ -36,6 +37,8 @@ class PoolKind:
     seed: int
     variety: float = 1.0
     shares: tuple[float, float, float] = (0.6, 0.28, 0.12)
+    main_only: bool = False
+    pictures: int = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,6 @@ def draw_chunk(
     kind: PoolKind,
     index: int,
     work: Path,
-    size: int = 600,
 ) -> None:
     """Draws and encodes one chunk of pictures, unless its file exists."""
     path = chunk_path(work, kind, index)
@@ -108,8 +110,8 @@ def draw_chunk(
     rng = random.Random(kind.seed * 10_000 + index)
     scenes, windows, encoded = [], [], []
     window = Window()
-    for place in range(size):
-        scene = random_scene(rng, vocabulary, kind.shares, kind.variety)
+    for place in range(kind.pictures):
+        scene = random_scene(rng, vocabulary, kind.shares, kind.variety, kind.main_only)
         if kind.close_ups and place % GROUP == 0:
             window = random_window(rng, scene, rng.choice((2, 2, 3, 4, 4, 6, 8, 12, 16)))
         picture = to_tensor(render(vocabulary, scene, kind.pixels, window)[None])
@@ -127,15 +129,7 @@ def draw_chunks(
 ) -> None:
     """Draws those of the first `count` chunks that are missing, one per processor core."""
     missing = [index for index in range(count) if not chunk_path(work, kind, index).exists()]
-    if not missing:
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        torch.get_num_threads(), context, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        tasks = [pool.submit(draw_chunk, vocabulary, vae, kind, i, work) for i in missing]
-        for task in tasks:
-            task.result()
+    in_processes(draw_chunk, [(vocabulary, vae, kind, index, work) for index in missing])
 
 
 def load_chunk(work: Path, kind: PoolKind, index: int) -> Chunk:

@@ -5,35 +5,59 @@ finished stage is not repeated.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from diffusers import FluxPipeline
 from evaluate import Call, evaluate
 from export_image import export, load_model
-from latents import draw_chunks
-from train_image import CLOSE_256, PAIRS_128, PAIRS_256, WHOLE_128, WHOLE_256, Stage, train_stage
+from latents import GROUP, PoolKind, draw_chunks
+from train_image import (
+    CLOSE_256,
+    MAIN_256,
+    PAIRS_128,
+    PAIRS_256,
+    VARIETY,
+    WHOLE_128,
+    WHOLE_256,
+    Stage,
+    train_stage,
+)
 from train_vae import VaeTraining, train_vae
 from vocabulary import fetch_packages, load_vocabulary
 
 
-def stages(minutes: float, scale: int, learning_rate: float) -> tuple[Stage, ...]:
+def stages(
+    minutes: float,
+    scale: int,
+    learning_rate: float,
+    variety: float = VARIETY,
+    pictures: int = 600,
+) -> tuple[Stage, ...]:
     """Plans the diffusion training: a cheap stage at 128 px, then 256 px with close-ups.
 
     Args:
         minutes: Wall-clock length of both.
-        scale: Multiplies the number of pictures.
+        scale: Multiplies the number of chunks of pictures.
         learning_rate: Peak rate of the first stage.
+        variety: How far places and sizes of objects vary, see `random_scene`.
+        pictures: Pictures of a chunk.
     """
+
+    def drawn(kind: PoolKind) -> PoolKind:
+        suffix = "" if variety == VARIETY else f"-{variety:g}"
+        return replace(kind, name=kind.name + suffix, variety=variety, pictures=pictures)
+
     return (
         Stage(
             "stage-128",
             minutes=0.35 * minutes,
             learning_rate=learning_rate,
-            whole=WHOLE_128,
+            whole=drawn(WHOLE_128),
             whole_chunks=20 * scale,
             batch=32,
-            pairs=PAIRS_128,
+            pairs=drawn(PAIRS_128),
             pair_chunks=10 * scale,
             noise_mean=1.0,
             decay=0.35,
@@ -44,12 +68,14 @@ def stages(minutes: float, scale: int, learning_rate: float) -> tuple[Stage, ...
             "stage-256",
             minutes=0.65 * minutes,
             learning_rate=0.75 * learning_rate,
-            whole=WHOLE_256,
+            whole=drawn(WHOLE_256),
             whole_chunks=8 * scale,
             batch=16,
-            pairs=PAIRS_256,
+            pairs=drawn(PAIRS_256),
             pair_chunks=4 * scale,
-            close_ups=CLOSE_256,
+            main=drawn(MAIN_256),
+            main_chunks=6 * scale,
+            close_ups=drawn(CLOSE_256),
             close_up_chunks=3 * scale,
             close_up_groups=2,
             close_up_every=3,
@@ -72,6 +98,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=100.0, help="of diffusion training")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--scale", type=int, default=1, help="multiplies the training pictures")
+    parser.add_argument("--pictures", type=int, default=600, help="of a chunk")
+    parser.add_argument(
+        "--variety",
+        type=float,
+        default=VARIETY,
+        help="of places and sizes, 0 to 1; wants GPU time",
+    )
+    parser.add_argument("--evaluated", type=int, default=100, help="prompts of the evaluation")
     parser.add_argument("--start", type=Path, help="weights or pipeline folder to start from")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
@@ -83,7 +117,13 @@ def main() -> None:
     fetch_packages(packages)
     vocabulary = load_vocabulary(packages, args.vocabulary)
     args.work.mkdir(parents=True, exist_ok=True)
-    plan = stages(args.minutes, args.scale, args.learning_rate)
+    plan = stages(
+        args.minutes,
+        args.scale,
+        args.learning_rate,
+        args.variety,
+        GROUP * -(-args.pictures // GROUP),
+    )
 
     vae = train_vae(vocabulary, VaeTraining(minutes=args.vae_minutes), args.work).eval()
     if args.draw_only:
@@ -91,6 +131,8 @@ def main() -> None:
             draw_chunks(vocabulary, vae, stage.whole, stage.whole_chunks, args.work)
             if stage.pairs is not None:
                 draw_chunks(vocabulary, vae, stage.pairs, stage.pair_chunks, args.work)
+            if stage.main is not None:
+                draw_chunks(vocabulary, vae, stage.main, stage.main_chunks, args.work)
             if stage.close_ups is not None:
                 draw_chunks(vocabulary, vae, stage.close_ups, stage.close_up_chunks, args.work)
         return
@@ -101,7 +143,7 @@ def main() -> None:
     folder = args.out or args.work / "image"
     export(model, vae, folder)
     pipe = FluxPipeline.from_pretrained(folder)
-    figures = evaluate(pipe, vocabulary, args.work / "evaluation", Call())
+    figures = evaluate(pipe, vocabulary, args.work / "evaluation", Call(), args.evaluated)
     print(figures)
 
 

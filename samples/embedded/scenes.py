@@ -28,8 +28,14 @@ OPENINGS = ("", "", "", "", "an image of ", "a picture of ", "a drawing of ", "a
 CLOSE_UP_OPENINGS = ("close-up of ", "a close-up of ", "macro image of ")
 FAVOURITES = ("red apple", "rocket")  # of the README's first picture, drawn more often
 FAVOURITE_WEIGHT = 16
+MAIN_OBJECTS = frozenset(  # everyday objects, which some pools show alone
+    "anchor, banana, bicycle, burger, bus, butterfly, cactus, car, cat, dog, elephant, football, "
+    "glass of wine, guitar, hammer, heart, house, key, lemon, owl, penguin, pizza, sailboat, "
+    "star, strawberry, sunflower, tractor, tree, umbrella, watermelon".split(", ")
+)
 SINGULAR_ENDINGS = ("ss", "us", "os", "is")
 DRAWING_SIZE = 128  # side of the canvas on which every drawing is given
+CANVAS = 1000  # side of the canvas of a scene, in user units
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +96,7 @@ def random_scene(
     vocabulary: tuple[Thing, ...],
     shares: tuple[float, float, float] = (0.6, 0.28, 0.12),
     variety: float = 1.0,
+    main_only: bool = False,
 ) -> Scene:
     """Draws a scene: mostly one object, else two or three that do not overlap.
 
@@ -99,9 +106,12 @@ def random_scene(
         shares: How often scenes have one, two and three objects.
         variety: How far places and sizes vary; at 0 each number of objects has one arrangement,
             which a model learns from far fewer pictures.
+        main_only: Whether to show `MAIN_OBJECTS` alone.
     """
     count = rng.choices((1, 2, 3), shares)[0]
     weights = [FAVOURITE_WEIGHT if t.names[0] in FAVOURITES else 1 for t in vocabulary]
+    if main_only:
+        weights = [int(thing.names[0] in MAIN_OBJECTS) for thing in vocabulary]
     chosen: list[int] = []
     while len(chosen) < count:
         thing = rng.choices(range(len(vocabulary)), weights)[0]
@@ -189,9 +199,9 @@ def caption(
 
 def plain_caption(vocabulary: tuple[Thing, ...], things: tuple[int, ...], background: str) -> str:
     """Words the usual caption, e.g. "a red apple and a rocket on a blue background"."""
-    named = [_with_article(vocabulary[thing].names[0]) for thing in things]
+    named = [with_article(vocabulary[thing].names[0]) for thing in things]
     listed = named[0] if len(named) == 1 else ", ".join(named[:-1]) + " and " + named[-1]
-    return f"{listed} on {_with_article(background)} background"
+    return f"{listed} on {with_article(background)} background"
 
 
 def _object_phrase(rng: random.Random, thing: Thing) -> str:
@@ -203,7 +213,7 @@ def _object_phrase(rng: random.Random, thing: Thing) -> str:
         name = rng.choice(thing.names[1:])
     else:
         name = thing.names[0]
-    return name if rng.random() < 0.12 else _with_article(name)
+    return name if rng.random() < 0.12 else with_article(name)
 
 
 def _background_phrase(rng: random.Random, background: Background) -> str:
@@ -215,10 +225,10 @@ def _background_phrase(rng: random.Random, background: Background) -> str:
         kind = background.names[0]
     if rng.random() < 0.15:
         return f"on {kind}"
-    return f"on {_with_article(kind)} background"
+    return f"on {with_article(kind)} background"
 
 
-def _with_article(name: str) -> str:
+def with_article(name: str) -> str:
     """Puts "a" or "an" before a singular."""
     if name.endswith("s") and not name.endswith(SINGULAR_ENDINGS):
         return name
@@ -239,9 +249,29 @@ def render(
     Returns:
         RGB picture (pixels, pixels, 3), uint8.
     """
-    window = window or Window()
-    radians = math.radians(scene.background.angle)
-    stops = scene.background.colours
+    unit = CANVAS
+    drawn = "".join(
+        f'<g transform="translate({p.x * unit} {p.y * unit}) '
+        f'scale({p.size * unit / DRAWING_SIZE})">{vocabulary[p.thing].body}</g>'
+        for p in scene.objects
+    )
+    return rasterise(drawn, scene.background, pixels, window or Window())
+
+
+def rasterise(drawn: str, background: Background, pixels: int, window: Window) -> np.ndarray:
+    """Rasterises a window of SVG elements in front of a background.
+
+    Args:
+        drawn: The elements, on a canvas with a side of `CANVAS`.
+        background: What lies behind them.
+        pixels: Side of the picture in pixels.
+        window: The part to show.
+
+    Returns:
+        RGB picture (pixels, pixels, 3), uint8.
+    """
+    radians = math.radians(background.angle)
+    stops = background.colours
     paint = f"rgb{stops[0]}"
     defs = ""
     if len(stops) == 2:
@@ -251,13 +281,8 @@ def render(
             f'<stop offset="1" stop-color="rgb{stops[1]}"/></linearGradient></defs>'
         )
         paint = "url(#ground)"
-    unit = 1000  # canvas side in user units
+    unit = CANVAS
     view = f"{window.x * unit} {window.y * unit} {window.size * unit} {window.size * unit}"
-    drawn = "".join(
-        f'<g transform="translate({p.x * unit} {p.y * unit}) '
-        f'scale({p.size * unit / DRAWING_SIZE})">{vocabulary[p.thing].body}</g>'
-        for p in scene.objects
-    )
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'width="{pixels}" height="{pixels}" viewBox="{view}">{defs}'

@@ -1,6 +1,5 @@
 """Trains text encoders and transformer together as a rectified flow on cached latents."""
 
-import copy
 import itertools
 import random
 from collections.abc import Iterator
@@ -8,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from clock import Clock
 from diffusers import AutoencoderKL
 from image_model import ImageModel
 from latents import GROUP, Chunk, PoolKind, draw_chunks, load_chunk, token_positions
-from muon import Muon
 from scenes import BACKGROUNDS, CLOSE_UP_OPENINGS, OPENINGS, caption
 from torch import Tensor
+from training_run import TrainingRun, flow_optimisers, noise_levels, save
 from vocabulary import Thing
 
 # One arrangement per number of objects. At 0.5, the same training left shapes far coarser.
@@ -27,6 +25,7 @@ PAIRS_128 = PoolKind(
 PAIRS_256 = PoolKind(
     "pairs-256", 256, close_ups=False, seed=14, variety=VARIETY, shares=(0.0, 1.0, 0.0)
 )
+MAIN_256 = PoolKind("main-256", 256, close_ups=False, seed=16, variety=VARIETY, main_only=True)
 CLOSE_256 = PoolKind("close-256", 256, close_ups=True, seed=13, variety=VARIETY)
 FUNCTION_WORDS = "a an and on to gradient background"
 
@@ -43,6 +42,8 @@ class Stage:
         whole_chunks: Chunks of that pool.
         pairs: Pool of whole scenes with two objects that joins the other, if any.
         pair_chunks: Chunks of that pool.
+        main: Pool of whole scenes of the main objects that joins too, if any.
+        main_chunks: Chunks of that pool.
         batch: Whole scenes per step.
         close_ups: Pool of close-ups, if any.
         close_up_chunks: Chunks of that pool.
@@ -67,6 +68,8 @@ class Stage:
     batch: int
     pairs: PoolKind | None = None
     pair_chunks: int = 0
+    main: PoolKind | None = None
+    main_chunks: int = 0
     close_ups: PoolKind | None = None
     close_up_chunks: int = 0
     close_up_groups: int = 1
@@ -138,10 +141,7 @@ def flow_loss(
         positions: (N, 3) token positions.
         noise_mean: Mean of the normal whose logistic is the noise level.
     """
-    # Stratified over the batch, so that the loss of a step depends less on chance.
-    count = len(clean)
-    uniform = (torch.randperm(count) + torch.rand(count)) / count
-    sigma = torch.sigmoid(noise_mean + torch.special.ndtri(uniform.clamp(1e-4, 1 - 1e-4)))
+    sigma = noise_levels(len(clean), noise_mean)
     noise = torch.randn_like(clean)
     mixed = torch.lerp(clean, noise, sigma[:, None, None])
     return (model(mixed, sigma, captions, length, positions) - (noise - clean)).square().mean()
@@ -170,64 +170,40 @@ def train_stage(
     finished = work / f"{stage.name}.pt"
     if finished.exists():
         return finished
-    checkpoint = work / f"{stage.name}-running.pt"
     torch.manual_seed(stage.seed)
     model = ImageModel(words_of(vocabulary))
     if start is not None and start.is_dir():
         model.adopt(start)
     elif start is not None:
         model.load_state_dict(torch.load(start, weights_only=True))
-    average = copy.deepcopy(model)
-    optimisers = _optimisers(model, stage)
-    spent_s, step = 0.0, 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        spent_s, step = state["spent_s"], state["step"]
-        torch.manual_seed(stage.seed + step)
-    rng = random.Random(stage.seed + step)
+    run = TrainingRun(
+        stage.name,
+        model,
+        flow_optimisers(model, stage.learning_rate, stage.adam_share, stage.text_share),
+        work / f"{stage.name}-running.pt",
+        minutes=stage.minutes,
+        decay=stage.decay,
+        average=stage.average,
+        seed=stage.seed,
+    )
+    rng = random.Random(stage.seed + run.step)
     batches = _batches(vocabulary, vae, stage, work, rng)
-    clock = Clock(stage.minutes, spent_s, decay=stage.decay)
-    losses: dict[str, float] = {}
-    while clock.progress < 1:
-        clock.tick()
-        for optimiser in optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = group["peak"] * clock.rate()
+
+    def losses() -> dict[str, float]:
         length = 512 if rng.random() < stage.long_captions else rng.choice(stage.lengths)
         parts = next(batches)
         if length == 512:  # a few pictures do for these costly steps
             parts = [(name, x[:4], captions[:4], at) for name, x, captions, at in parts]
         total = sum(len(captions) for _, _, captions, _ in parts)
-        model.zero_grad(set_to_none=True)
+        found = {}
         for name, clean, captions, positions in parts:
             mean = stage.noise_mean if name == stage.whole.name else stage.close_up_noise_mean
             loss = flow_loss(model, clean, captions, length, positions, mean)
             (loss * len(captions) / total).backward()
-            losses[name] = 0.98 * losses.get(name, loss.item()) + 0.02 * loss.item()
-        for optimiser in optimisers:
-            optimiser.step()
-        step += 1
-        with torch.no_grad():
-            decay = min(stage.average, step / (step + 10))
-            for old, new in zip(average.parameters(), model.parameters(), strict=True):
-                old.lerp_(new, 1 - decay)
-        if step % 20 == 0:
-            shown = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
-            print(f"{stage.name} step {step} {clock.spent_s / 60:.1f} min {shown}", flush=True)
-        if step % 100 == 0:
-            state = {
-                "model": model.state_dict(),
-                "average": average.state_dict(),
-                "optimisers": [optimiser.state_dict() for optimiser in optimisers],
-                "spent_s": clock.spent_s,
-                "step": step,
-            }
-            _save(state, checkpoint)
-    _save(average.state_dict(), finished)
+            found[name] = loss.item()
+        return found
+
+    save(run.until_done(losses).state_dict(), finished)
     return finished
 
 
@@ -242,6 +218,8 @@ def _batches(
     scenes = _chunks(vocabulary, vae, stage.whole, stage.whole_chunks, work)
     if stage.pairs is not None:
         scenes += _chunks(vocabulary, vae, stage.pairs, stage.pair_chunks, work)
+    if stage.main is not None:
+        scenes += _chunks(vocabulary, vae, stage.main, stage.main_chunks, work)
     whole, close = Pool(scenes, 1, rng), None
     if stage.close_ups is not None:
         windows = _chunks(vocabulary, vae, stage.close_ups, stage.close_up_chunks, work)
@@ -265,43 +243,3 @@ def _chunks(
     """Loads the chunks of a kind, drawing those that are missing."""
     draw_chunks(vocabulary, vae, kind, count, work)
     return [load_chunk(work, kind, index) for index in range(count)]
-
-
-def _optimisers(model: ImageModel, stage: Stage) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the transformer's blocks, AdamW for everything else.
-
-    Under Muon the text encoders, which scale no logits and whose words are a few hundred times
-    rarer than pixels, saturate: attention of one-hot rows through which nothing is learned, and
-    outputs in which a word drowns in the sentence around it.
-    """
-    inner, text, rest = [], [], []
-    for name, weight in model.named_parameters():
-        block = "block" in name or "layers" in name
-        if name.startswith("text_encoder"):
-            (text if block else rest).append(weight)
-        elif weight.ndim == 2 and block and ".linear." not in name:
-            inner.append(weight)
-        else:
-            rest.append(weight)
-    rates = {"text": stage.text_share, "rest": stage.adam_share}
-    peaks = {name: share * stage.learning_rate for name, share in rates.items()}
-    optimisers = [
-        Muon(inner, stage.learning_rate, weight_decay=0.02),
-        torch.optim.AdamW(
-            [
-                {"params": text, "lr": peaks["text"], "weight_decay": 0.1},
-                {"params": rest, "lr": peaks["rest"], "weight_decay": 0.0},
-            ],
-            betas=(0.9, 0.98),
-        ),
-    ]
-    for optimiser in optimisers:
-        for group in optimiser.param_groups:
-            group["peak"] = group["lr"]
-    return optimisers
-
-
-def _save(content: object, path: Path) -> None:
-    """Writes a file beside and renames it."""
-    torch.save(content, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").rename(path)

@@ -5,12 +5,15 @@ import os
 
 import diffusers
 import imageio.v3 as iio
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from diffaccel.cli import main
+from diffaccel.pipelines import loading
+from diffaccel.pipelines.loading import EMBEDDED_VIDEO
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +84,22 @@ def test_bad_input_leaves_nothing(tmp_path, capsys, wan_folder, words, output, p
     assert os.listdir(tmp_path) == []
 
 
-def test_a_video_needs_a_video_model(tmp_path, capsys):
+@pytest.mark.skipif(not EMBEDDED_VIDEO.is_dir(), reason="the embedded video model is not made")
+def test_the_embedded_model_makes_what_is_asked_for(tmp_path):
+    path = tmp_path / "clip.mp4"
+    fast = ["--frames", "17", "--steps", "10", "--device", "cpu"]
+    assert main(["sample", "a rocket flies to the left", "-o", str(path), *fast]) == 0
+    clip = iio.imread(path).astype(float)
+    assert clip.shape == (17, 128, 128, 3)
+    record = json.loads((tmp_path / "clip.mp4.json").read_text())
+    assert record["model"] == "embedded" and record["native"] == [128, 128]
+    ground = np.median(clip.reshape(-1, 3), axis=0)
+    columns = [np.nonzero(np.abs(clip[i] - ground).max(-1) > 60)[1].mean() for i in (0, 16)]
+    assert columns[1] < columns[0] - 20
+
+
+def test_a_video_needs_a_video_model(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(loading, "EMBEDDED_VIDEO", tmp_path / "missing")
     path = str(tmp_path / "clip.mp4")
     assert main(["sample", "a cat", "--frames", "5", "-o", path]) == 2
     assert "--frames needs a video model" in capsys.readouterr().err

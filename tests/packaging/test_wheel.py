@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+VIDEO = ROOT / "pipelines" / "embedded" / "video"
 
 
 @pytest.fixture(scope="session")
@@ -59,6 +60,14 @@ def test_every_python_module_of_the_checkout_is_in_the_wheel(wheel):
         for path in (ROOT / folder).rglob("*.py")
     }
     assert expected <= set(wheel.namelist())
+
+
+@pytest.mark.skipif(not VIDEO.is_dir(), reason="the embedded video model is not made")
+def test_embedded_video_model_is_in_the_wheel_and_small(wheel):
+    files = [path for path in VIDEO.rglob("*") if path.is_file()]
+    inside = {f"diffaccel/{path.relative_to(ROOT).as_posix()}" for path in files}
+    assert inside <= set(wheel.namelist()) and "README.md" in {path.name for path in files}
+    assert sum(path.stat().st_size for path in files) <= 12e6
 
 
 def test_embedded_model_stays_small():

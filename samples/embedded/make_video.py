@@ -1,0 +1,138 @@
+"""Makes the embedded video model: fetches the data, trains, evaluates and writes the folder.
+
+Every stage leaves a file in the work folder. A run that was interrupted goes on from there; a
+finished stage is not repeated.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from clip_latents import draw_chunks
+from clips import load_cast
+from diffusers import AutoencoderKLWan, WanPipeline
+from evaluate_video import VideoCall, evaluate_video
+from export_video import export_video, load_video_model, write_card
+from PIL import Image
+from train_video import VideoStage, train_video_stage
+from train_video_vae import VideoVaeTraining, held_out_psnr, train_video_vae
+from vocabulary import fetch_packages
+
+CHUNKS = 12  # four clips of every object and motion
+
+
+def stages(
+    minutes: float, scale: int, learning_rate: float, is_new: bool
+) -> tuple[VideoStage, ...]:
+    """Plans the diffusion training: mostly first frames, which are cheap, then whole clips.
+
+    Some whole clips are among the first frames, so that the model does not forget about time.
+
+    Args:
+        minutes: Wall-clock length of both.
+        scale: Multiplies the number of clips.
+        learning_rate: Peak rate.
+        is_new: Whether training starts from untrained weights; else there are whole clips alone.
+    """
+    share = 0.3 if is_new else 0.0
+    first = VideoStage(
+        "first-frames",
+        minutes=share * minutes,
+        learning_rate=learning_rate,
+        chunks=CHUNKS * scale,
+        tokens=2048,
+        frames=(1, 1, 1, 5),
+        decay=0.35,
+    )
+    clips = VideoStage(
+        "clips",
+        minutes=(1 - share) * minutes,
+        learning_rate=(0.8 if is_new else 1.0) * learning_rate,
+        chunks=CHUNKS * scale,
+        tokens=5120,
+        decay=0.75,
+        average=0.98,
+        seed=1,
+    )
+    return (first, clips) if is_new else (clips,)
+
+
+def load_vae(folder: Path) -> AutoencoderKLWan:
+    """Loads the autoencoder of a finished pipeline."""
+    return AutoencoderKLWan.from_pretrained(folder, subfolder="vae").eval()
+
+
+def course(work: Path, plan: tuple[VideoStage, ...]) -> str:
+    """Says how long the stages were, as rows of a table."""
+    rows = []
+    for stage in plan:
+        state = torch.load(work / f"{stage.name}-running.pt", weights_only=True)
+        frames = ", ".join(map(str, stage.frames))
+        rows.append(
+            f"| {stage.name}: first {frames} latent frames in turn, {stage.minutes:.0f} minutes "
+            f"| {state['step']:,} steps of {stage.tokens:,} tokens |"
+        )
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Runs every stage that has not been finished in the work folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("build/embedded-video"))
+    parser.add_argument("--out", type=Path, help="pipeline folder; default: video in --work")
+    parser.add_argument("--packages", type=Path, help="folder of the npm archives")
+    parser.add_argument("--vae-minutes", type=float, default=12.0)
+    parser.add_argument("--minutes", type=float, default=60.0, help="of diffusion training")
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--scale", type=int, default=1, help="multiplies the training clips")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        help="weights to start from, or a pipeline folder, whose autoencoder is kept too",
+    )
+    parser.add_argument("--count", type=int, default=48, help="prompts of the evaluation")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--draw-only", action="store_true", help="only draw clips; may run beside training"
+    )
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    packages = args.packages or args.work / "packages"
+    fetch_packages(packages)
+    cast = load_cast(packages)
+    args.work.mkdir(parents=True, exist_ok=True)
+    plan = stages(args.minutes, args.scale, args.learning_rate, is_new=args.start is None)
+
+    if args.start is not None and args.start.is_dir():
+        vae = load_vae(args.start)
+    else:
+        vae = train_video_vae(cast, VideoVaeTraining(minutes=args.vae_minutes), args.work)
+    if args.draw_only:
+        draw_chunks(cast, vae, CHUNKS * args.scale, args.work)
+        return
+    weights: Path | None = args.start
+    for stage in plan:
+        weights = train_video_stage(cast, vae, stage, args.work, weights)
+    model = load_video_model(cast, weights)
+    folder = args.out or args.work / "video"
+    export_video(model, vae, folder)
+    call, evaluation = VideoCall(), args.work / "evaluation"
+    figures = evaluate_video(
+        WanPipeline.from_pretrained(folder), cast, evaluation, call, args.count
+    )
+    print(figures)
+    Image.open(evaluation / "contact.png").save(folder / "contact.jpg", quality=88)
+    (folder / "preview.webp").write_bytes((evaluation / "preview.webp").read_bytes())
+    told = {name: f"{value:.0%}" for name, value in figures.items() if name != "prompts"}
+    told |= {
+        "prompts": str(figures["prompts"]),
+        "steps": str(call.num_inference_steps),
+        "guidance": str(call.guidance_scale),
+        "psnr": f"{held_out_psnr(vae, cast):.1f}",
+        "course": course(args.work, plan),
+    }
+    write_card(folder, model, vae, told)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Makes the modules of samples/embedded importable, as scripts beside them see them."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+EMBEDDED = Path(__file__).parents[2] / "samples" / "embedded"
+
+
+@pytest.fixture(scope="session")
+def embedded():
+    """Puts the folder on the path, behind everything else."""
+    pytest.importorskip("resvg_py", reason="drawings need resvg-py, of the extra [test]")
+    sys.path.append(str(EMBEDDED))
+    yield EMBEDDED
+    sys.path.remove(str(EMBEDDED))
+
+
+@pytest.fixture(scope="session")
+def cast(embedded):
+    """Two objects with simple drawings: a red triangle that points left, a blue disc."""
+    from clips import Actor
+    from vocabulary import Thing
+
+    rocket = '<path d="M8 64 L120 24 L120 104 Z" fill="#c00"/>'
+    ball = '<circle cx="64" cy="64" r="52" fill="#02c"/><path d="M64 12 h40 v40 z" fill="#fff"/>'
+    return (
+        Actor(Thing(("rocket", "spaceship"), (), rocket), "flies", "left"),
+        Actor(Thing(("red apple",), (), ball), "moves", ""),
+    )
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
