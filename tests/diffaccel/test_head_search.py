@@ -28,6 +28,7 @@ from diffaccel.guidance.objectives import (
     saturation,
     sharpness,
 )
+from diffaccel.pipelines import loading
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPTS, SEEDS = ("a", "b"), (0, 1)
@@ -167,7 +168,8 @@ def test_objectives_measure_what_they_say():
         ("prompt-match", "--scorer"),
     ],
 )
-def test_unknown_objectives_are_refused(name, message):
+def test_unknown_objectives_are_refused(name, message, monkeypatch, tmp_path):
+    monkeypatch.setattr(loading, "EMBEDDED_SCORER", tmp_path / "none")
     with pytest.raises(InputError, match=message):
         objective_named(name)
 
@@ -180,6 +182,11 @@ def test_prompt_match_is_the_cosine_of_a_clip_model(tmp_path):
     assert len(scores) == 2 and all(-1 <= score <= 1 for score in scores)
     with pytest.raises(InputError, match="CLIP model"):
         objective_named("prompt-match", scorer=str(tmp_path / "none"))
+
+
+def test_prompt_match_takes_the_embedded_scorer_by_default(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "EMBEDDED_SCORER", tiny_clip(tmp_path))
+    assert len(objective_named("prompt-match")([flat(250, 0, 0)], ["red"])) == 1
 
 
 def tiny_clip(folder):

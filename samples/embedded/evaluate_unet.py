@@ -1,0 +1,73 @@
+"""Measures whether the embedded U-Net model draws what it is asked for.
+
+Run on its own, it evaluates a finished folder: accuracy over the vocabulary and a contact sheet.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from evaluate import evaluate
+from PIL import Image
+from vocabulary import load_vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class UNetCall:
+    """Arguments of the pipeline with which the model is used and measured.
+
+    Attributes:
+        num_inference_steps: Steps of the sampler.
+        guidance_scale: Strength of guidance towards the prompt.
+        size: Side of the picture in pixels.
+    """
+
+    num_inference_steps: int = 20
+    guidance_scale: float = 3.0
+    size: int = 256
+
+
+def generate_with_unet(
+    pipe: StableDiffusionPipeline,
+    prompts: list[str],
+    seeds: list[int],
+    call: UNetCall,
+    batch: int = 8,
+) -> list[Image.Image]:
+    """Generates one picture per prompt."""
+    pictures: list[Image.Image] = []
+    for start in range(0, len(prompts), batch):
+        pictures += pipe(
+            prompts[start : start + batch],
+            guidance_scale=call.guidance_scale,
+            num_inference_steps=call.num_inference_steps,
+            height=call.size,
+            width=call.size,
+            generator=[torch.Generator().manual_seed(s) for s in seeds[start : start + batch]],
+        ).images
+    return pictures
+
+
+def main() -> None:
+    """Evaluates a pipeline folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--packages", type=Path, default=Path("build/embedded/packages"))
+    parser.add_argument("--vocabulary", choices=("curated", "all"), default="curated")
+    parser.add_argument("--out", type=Path, default=Path("build/embedded/unet-evaluation"))
+    parser.add_argument("--count", type=int, default=100)
+    usual = UNetCall()
+    parser.add_argument("--steps", type=int, default=usual.num_inference_steps)
+    parser.add_argument("--cfg", type=float, default=usual.guidance_scale)
+    parser.add_argument("--size", type=int, default=usual.size)
+    args = parser.parse_args()
+    vocabulary = load_vocabulary(args.packages, args.vocabulary)
+    pipe = StableDiffusionPipeline.from_pretrained(args.model, safety_checker=None)
+    call = UNetCall(args.steps, args.cfg, args.size)
+    print(evaluate(pipe, vocabulary, args.out, call, args.count, draw=generate_with_unet))
+
+
+if __name__ == "__main__":
+    main()
