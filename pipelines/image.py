@@ -10,19 +10,23 @@ from math import ceil, log, sqrt
 
 import torch
 from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
-from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
 from diffaccel.attach import set_attn_processor
 from diffaccel.errors import InputError
 from diffaccel.methods.base import Method
-from diffaccel.pipelines.low_frequency import LowFrequencyScheduler
-from diffaccel.pipelines.presets import Preset, Refinement
+from diffaccel.pipelines.presets import Preset
+from diffaccel.pipelines.recipe import Refinement
+from diffaccel.pipelines.switches import (
+    MULTIPLE,
+    beyond_native,
+    method_with,
+    scaled_positions,
+    scheduler_for,
+)
 from diffaccel.pipelines.tiling import tile_count, tiled
 from diffaccel.progress import Timing, step_callback
 from diffaccel.report import Report
-
-MULTIPLE = 16  # pixels per token and axis in the latent models
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,8 @@ class GeneratedImage:
 
     Attributes:
         image: The picture, RGB.
-        stages: Sizes in pixels (width, height), the native one first.
+        stages: Sizes in pixels (width, height), the native one first; one alone where it was
+            sampled at once.
         seconds: Phase name to wall-clock seconds.
         reports: Per stage above native size, what the attention method did.
     """
@@ -119,10 +124,16 @@ def generate_image(
     timing = timing or Timing()
     refinement = refinement or preset.refinement
     stages = plan_stages(width, height, preset.native, refinement.max_upscale)
+    steps = steps or preset.steps
+    _check_switches(pipe, (width, height), preset, method, refinement)
+    if refinement.direct and len(stages) > 1:
+        image, report = _sample_at_once(
+            pipe, prompt, (width, height), preset, method, refinement, steps, seed, timing
+        )
+        reports = {f"{width}x{height}": report}
+        return GeneratedImage(image, ((width, height),), timing.seconds, reports)
     reports = {}
-    with set_attn_processor(pipe, method):  # refuses an unknown model before any work
-        pass
-    image = _sample_native(pipe, prompt, stages[0], preset, steps or preset.steps, seed, timing)
+    image = _sample(pipe, prompt, stages[0], preset, steps, seed, timing)
     for index, size in enumerate(stages[1:], start=1):
         image, report = refine_image(
             pipe,
@@ -177,15 +188,51 @@ def refine_image(
     refinement = refinement or preset.refinement
     refiner = AutoPipelineForImage2Image.from_pipe(pipe)
     refiner.set_progress_bar_config(disable=True)
-    refiner.scheduler = _scheduler_for(pipe, (width, height), refinement)
-    with set_attn_processor(pipe, method) as attachment:
+    refiner.scheduler = scheduler_for(pipe, (width, height), preset.native, refinement)
+    with beyond_native(pipe, (width, height), preset, method, refinement, seed) as attachment:
         refined = _refine(
             refiner, prompt, image, (width, height), preset, refinement, seed, timing or Timing()
         )
         return refined, attachment.report()
 
 
-def _sample_native(
+def _check_switches(
+    pipe: DiffusionPipeline,
+    size: tuple[int, int],
+    preset: Preset,
+    method: Method,
+    refinement: Refinement,
+) -> None:
+    """Refuses an unknown model, and switches that do not suit it, before any work."""
+    with set_attn_processor(pipe, method_with(method, preset, refinement)):
+        scaled_positions(pipe, size, preset.native, refinement)
+        scheduler_for(pipe, size, preset.native, refinement)
+
+
+def _sample_at_once(
+    pipe: DiffusionPipeline,
+    prompt: str,
+    size: tuple[int, int],
+    preset: Preset,
+    method: Method,
+    refinement: Refinement,
+    steps: int,
+    seed: int,
+    timing: Timing,
+) -> tuple[Image.Image, Report]:
+    """Samples at full size from noise, with the method and the switches at work."""
+    own = pipe.scheduler
+    try:
+        pipe.scheduler = scheduler_for(pipe, size, preset.native, refinement)
+        with beyond_native(pipe, size, preset, method, refinement, seed) as attachment:
+            with tiled(pipe.vae, lambda _kind: None):
+                image = _sample(pipe, prompt, size, preset, steps, seed, timing)
+            return image, attachment.report()
+    finally:
+        pipe.scheduler = own
+
+
+def _sample(
     pipe: DiffusionPipeline,
     prompt: str,
     size: tuple[int, int],
@@ -194,7 +241,7 @@ def _sample_native(
     seed: int,
     timing: Timing,
 ) -> Image.Image:
-    """Samples the first stage with the stock attention."""
+    """Calls the text-to-image pipeline."""
     name = f"sample {size[0]}x{size[1]}"
     with timing.phases({name: steps}) as advance:
         return pipe(
@@ -237,22 +284,3 @@ def _refine(
                 callback_on_step_end=step_callback(lambda: advance(f"denoise {label}")),
                 **{**preset.arguments, **preset.refine_arguments},
             ).images[0]
-
-
-def _scheduler_for(
-    pipe: DiffusionPipeline, size: tuple[int, int], refinement: Refinement
-) -> object:
-    """Copies the scheduler; a shift that grows with size stops at its largest trained value.
-
-    Flow models extrapolate the shift linearly in tokens; at 4096x4096 it would leave no step
-    below pure noise.
-    """
-    tokens = size[0] * size[1] // MULTIPLE**2
-    config = dict(pipe.scheduler.config)
-    if isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler):
-        config["max_image_seq_len"] = max(tokens, config["max_image_seq_len"])
-        if refinement.guidance > 0:
-            return LowFrequencyScheduler.guided(
-                config, refinement.guidance, refinement.guidance_levels
-            )
-    return type(pipe.scheduler).from_config(config)

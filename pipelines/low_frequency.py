@@ -4,24 +4,38 @@ While an enlarged picture is denoised, the low frequencies of each predicted cle
 drawn towards those of the enlarged one; the high frequencies stay free. Strongly at first, by a
 cosine to nothing at the end. After "I-Max: Maximize the Resolution Potential of Pre-trained
 Rectified Flow Transformers with Projected Flow" (Du et al., 2024,
-https://arxiv.org/abs/2410.07536).
+https://arxiv.org/abs/2410.07536), carried over from velocities to models that predict noise.
 """
 
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, SchedulerMixin
 from torch import Tensor
 
+from diffaccel.errors import InputError
 
-class LowFrequencyScheduler(FlowMatchEulerDiscreteScheduler):
-    """A flow scheduler that guides an image-to-image run by the picture that it starts from.
+FLOW = ("FlowMatchEulerDiscreteScheduler",)
+NOISE_SCALED = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
+"""Schedulers whose samples are picture + sigma * noise."""
+VARIANCE_PRESERVING = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
+"""Schedulers whose samples are sqrt(a) * picture + sqrt(1 - a) * noise, a = alphas_cumprod."""
+RATIO_PRESERVING = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
+"""The same with a = 1 / (1 + sigma ** 2)."""
+GUIDED = FLOW + NOISE_SCALED + VARIANCE_PRESERVING + RATIO_PRESERVING
 
-    The reference is what the pipeline noises before the first step.
+
+class LowFrequencyGuidance:
+    """Turns a scheduler into one that guides an image-to-image run by the picture it starts from.
+
+    A mixin in front of a diffusers scheduler. The reference is what the pipeline noises before the
+    first step. Whatever the model predicts (velocity, noise, v or the picture itself) is moved so
+    that the clean picture that follows from it has the wanted low frequencies.
 
     Attributes:
         weight: Share of the low frequencies that the reference decides at the first step, 0 to 1.
@@ -31,40 +45,131 @@ class LowFrequencyScheduler(FlowMatchEulerDiscreteScheduler):
     weight: float = 0.0
     levels: int = 1
     _reference: Tensor | None = None
+    _first_timestep: float | None = None
 
     @classmethod
-    def guided(cls, config: dict[str, Any], weight: float, levels: int) -> LowFrequencyScheduler:
+    def guided(cls, config: dict[str, Any], weight: float, levels: int) -> LowFrequencyGuidance:
         """Builds the scheduler from the configuration of a plain one."""
         scheduler = cls.from_config(config)
         scheduler.weight, scheduler.levels = weight, levels
         return scheduler
 
-    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor | None = None) -> Tensor:
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Noises the reference, and remembers it."""
-        self._reference = sample
-        return super().scale_noise(sample, timestep, noise)
+        self._remember(original_samples, timesteps)
+        return super().add_noise(original_samples, noise, timesteps)
 
     def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, **options: Any) -> Any:
-        """Takes a step with the guided velocity."""
+        """Takes a step with the guided prediction."""
         if self._reference is not None and self.weight > 0:
-            if self.step_index is None:
-                self._init_step_index(timestep)
-            model_output = self._guided(model_output, sample)
+            model_output = self._guided(model_output, timestep, sample)
         return super().step(model_output, timestep, sample, **options)
 
     def weight_at(self, index: int) -> float:
         """The weight at a step of the schedule: from `weight` at the first executed one to 0."""
-        first = self.begin_index or 0
+        first = getattr(self, "begin_index", None) or 0
+        if self._first_timestep is not None:
+            first = self._index_of(self._first_timestep)
         steps = max(1, len(self.timesteps) - first)
         return self.weight * (1 + math.cos(math.pi * (index - first) / steps)) / 2
 
-    def _guided(self, velocity: Tensor, sample: Tensor) -> Tensor:
-        sigma = self.sigmas[self.step_index].to(sample.device)
+    def clean(self, prediction: Tensor, timestep: Tensor, sample: Tensor) -> Tensor:
+        """The clean picture that a prediction means, fp32."""
+        signal, noise = self._levels_of(self._index_of(timestep), timestep)
+        sample, prediction = sample.float(), prediction.float()
+        kind = self._prediction_type()
+        if kind == "sample":
+            return prediction
+        if kind == "v_prediction":
+            size = math.hypot(signal, noise)  # the model sees sample / size
+            return (signal * sample / size - noise * prediction) / size
+        return (sample - noise * prediction) / signal
+
+    def _moved(self, prediction: Tensor, timestep: Tensor, drift: Tensor) -> Tensor:
+        """A prediction whose clean picture is less by `drift`."""
+        signal, noise = self._levels_of(self._index_of(timestep), timestep)
+        factor = {"sample": -1.0, "v_prediction": math.hypot(signal, noise) / noise}
+        return prediction.float() + factor.get(self._prediction_type(), signal / noise) * drift
+
+    def _levels_of(self, index: int, timestep: Tensor) -> tuple[float, float]:
+        """Factors on the picture and on the noise in a sample."""
+        if type(self).guides in NOISE_SCALED:
+            return 1.0, float(self.sigmas[index])
+        if type(self).guides in RATIO_PRESERVING:
+            share = 1.0 / (1.0 + float(self.sigmas[index]) ** 2)
+        else:
+            share = float(self.alphas_cumprod[int(timestep)])
+        return math.sqrt(share), math.sqrt(1.0 - share)
+
+    def _prediction_type(self) -> str:
+        return self.config.prediction_type.replace("original_sample", "sample")
+
+    def _guided(self, prediction: Tensor, timestep: Tensor, sample: Tensor) -> Tensor:
         shape = self._reference.shape
-        clean = unpacked(sample.float() - sigma * velocity.float(), shape)
+        clean = unpacked(self.clean(prediction, timestep, sample), shape)
         drift = low_frequencies(clean - self._reference.float(), self.levels)
-        pull = self.weight_at(self.step_index) * packed_like(drift, sample) / sigma
-        return (velocity.float() + pull).to(velocity.dtype)
+        drift = self.weight_at(self._index_of(timestep)) * packed_like(drift, sample)
+        return self._moved(prediction, timestep, drift).to(prediction.dtype)
+
+    def _remember(self, reference: Tensor, timesteps: Tensor) -> None:
+        # Qwen-Image has an axis of one frame.
+        self._reference = reference.flatten(1, 2) if reference.ndim == 5 else reference
+        self._first_timestep = float(timesteps.flatten()[0])
+
+    def _index_of(self, timestep: Tensor | float) -> int:
+        """Where a timestep stands in the schedule."""
+        return int((self.timesteps.float() - float(timestep)).abs().argmin())
+
+
+class LowFrequencyScheduler(LowFrequencyGuidance, FlowMatchEulerDiscreteScheduler):
+    """The guided scheduler of flow models: FLUX, SD3, Qwen-Image."""
+
+    guides = "FlowMatchEulerDiscreteScheduler"
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Noises the reference, and remembers it."""
+        self._remember(sample, timestep)
+        return super().scale_noise(sample, timestep, noise)
+
+    def _levels_of(self, index: int, timestep: Tensor) -> tuple[float, float]:
+        return 1.0, float(self.sigmas[index])
+
+    def _prediction_type(self) -> str:
+        return "flow"  # sample - sigma * velocity is the picture, as with noise of scale sigma
+
+
+def guided_scheduler(
+    scheduler: SchedulerMixin, config: dict[str, Any], weight: float, levels: int
+) -> SchedulerMixin:
+    """Builds a guided twin of a scheduler.
+
+    Args:
+        scheduler: One of `GUIDED`.
+        config: Its configuration, with changes where wanted.
+        weight: Share of the low frequencies that the reference decides at the first step.
+        levels: Low frequencies are means over 2 ** levels latent elements and axis.
+
+    Raises:
+        InputError: The scheduler is none of these, or one of them with a flow schedule.
+    """
+    kind = type(scheduler)
+    if kind.__name__ in FLOW:
+        return LowFrequencyScheduler.guided(config, weight, levels)
+    is_flow = "flow" in str(config.get("prediction_type")) or config.get("use_flow_sigmas")
+    if kind.__name__ not in GUIDED or is_flow:
+        raise InputError(
+            f"low-frequency guidance knows the schedulers {', '.join(GUIDED)}, got "
+            f"{kind.__name__}{' with a flow schedule' if is_flow else ''}; set pipe.scheduler to "
+            "one of them, or use guidance 0"
+        )
+    return _guided_class(kind).guided(config, weight, levels)
+
+
+@cache
+def _guided_class(kind: type[SchedulerMixin]) -> type[LowFrequencyGuidance]:
+    """The one subclass of a scheduler class that is guided."""
+    name = kind.__name__
+    return type(f"LowFrequency{name}", (LowFrequencyGuidance, kind), {"guides": name})
 
 
 def low_frequencies(latents: Tensor, levels: int) -> Tensor:

@@ -20,13 +20,13 @@ def tiled(vae: AutoencoderKL, on_tile: Callable[[str], None]) -> Iterator[None]:
         vae: The autoencoder.
         on_tile: Called with "encode" or "decode" whenever a tile is done.
     """
-    scale = 2 ** (len(vae.config.block_out_channels) - 1)
-    settings = {
-        "use_tiling": True,
-        "tile_sample_min_size": TILE,
-        "tile_latent_min_size": TILE // scale,
-        "tile_overlap_factor": OVERLAP,
-    }
+    settings = {"use_tiling": True}
+    if "block_out_channels" in vae.config:  # that of Qwen-Image has tiles of its own
+        settings |= {
+            "tile_sample_min_size": TILE,
+            "tile_latent_min_size": TILE // 2 ** (len(vae.config.block_out_channels) - 1),
+            "tile_overlap_factor": OVERLAP,
+        }
     before = {name: getattr(vae, name) for name in settings}
     hooks = [
         vae.encoder.register_forward_hook(lambda *_: on_tile("encode")),

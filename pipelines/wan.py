@@ -54,6 +54,7 @@ def guided_velocity(
 def shifted_scheduler(pipe: DiffusionPipeline, shift: float) -> Any:
     """Copies the pipeline's flow scheduler with another shift."""
     config = dict(pipe.scheduler.config)
+    config.pop("_use_default_values", None)  # diffusers would put the defaults back
     if "flow_shift" in config:
         config |= {"flow_shift": shift, "use_flow_sigmas": True}
     else:
