@@ -174,11 +174,10 @@ def preset_for(pipe: DiffusionPipeline, source: str | Path) -> Preset:
         pipe: A pipeline whose class is in `SUPPORTED`.
         source: What it was loaded from; the embedded model has a preset of its own.
     """
+    model = getattr(pipe, "unet", None) or pipe.transformer
+    sample_size = model.config.get("sample_size")
     return named_preset(
-        type(pipe).__name__,
-        source,
-        getattr(pipe, "default_sample_size", None),
-        getattr(pipe, "vae_scale_factor", 1),
+        type(pipe).__name__, source, sample_size, getattr(pipe, "vae_scale_factor", 1)
     )
 
 
@@ -190,15 +189,19 @@ def named_preset(
     Args:
         class_name: One of `SUPPORTED`.
         source: What it comes from; the embedded models have presets of their own.
-        sample_size: Side of the native latents, where a U-Net says it.
+        sample_size: Side of the native latents, where the denoiser says it.
         vae_scale: Pixels per latent element and axis.
     """
     from diffaccel.pipelines import loading
 
-    embedded = {loading.EMBEDDED_IMAGE: EMBEDDED, loading.EMBEDDED_UNET: EMBEDDED_UNET}
-    if Path(source) in embedded:
-        return embedded[Path(source)]
+    embedded = {
+        loading.EMBEDDED_IMAGE.resolve(): EMBEDDED,
+        loading.EMBEDDED_UNET.resolve(): EMBEDDED_UNET,
+    }
+    own = embedded.get(Path(source).resolve())
+    if own is not None:
+        return own
     preset = BY_PIPELINE[class_name]
-    if sample_size and class_name.startswith("StableDiffusion"):
+    if isinstance(sample_size, int) and class_name.startswith("StableDiffusion"):
         return replace(preset, native=sample_size * vae_scale)
     return preset
