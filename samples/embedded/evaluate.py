@@ -98,8 +98,7 @@ def object_features(picture: np.ndarray) -> np.ndarray:
         A vector of norm 1.
     """
     pixels = picture.astype(np.float32) / 255
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    ground = np.median(border, axis=0)
+    ground = _border_colour(pixels)
     mask = np.abs(pixels - ground).max(axis=-1) > 0.12
     rows, columns = np.flatnonzero(mask.sum(1) > 2), np.flatnonzero(mask.sum(0) > 2)
     if len(rows) < 4 or len(columns) < 4:
@@ -127,6 +126,17 @@ def object_features(picture: np.ndarray) -> np.ndarray:
     parts = (colours, small[..., 3] - small[..., 3].mean(), gradients)
     vector = np.concatenate([p.ravel() / (np.linalg.norm(p) + 1e-6) for p in parts])
     return vector / 3**0.5
+
+
+def background_of(picture: np.ndarray) -> str:
+    """Names the plain background that is nearest to the median colour of the border."""
+    ground = _border_colour(picture.astype(np.float32))
+    return min(BACKGROUNDS, key=lambda name: np.abs(np.array(BACKGROUNDS[name]) - ground).sum())
+
+
+def _border_colour(pixels: np.ndarray) -> np.ndarray:
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    return np.median(border, axis=0)
 
 
 def reference_features(vocabulary: tuple[Thing, ...], background: str) -> np.ndarray:
@@ -198,7 +208,8 @@ def evaluate(
         draw: Generates pictures from pipeline, prompts, seeds and call, as `generate` does.
 
     Returns:
-        Shares of prompts whose object is nearest, and among the five nearest.
+        Shares of prompts whose object is nearest, among the five nearest, and whose background
+        is the right one.
     """
     out.mkdir(parents=True, exist_ok=True)
     pipe.set_progress_bar_config(disable=True)
@@ -212,6 +223,11 @@ def evaluate(
         "prompts": len(found),
         "top_1": sum(rank < 1 for rank in found) / len(found),
         "top_5": sum(rank < 5 for rank in found) / len(found),
+        "background": sum(
+            background_of(np.asarray(picture)) == asked
+            for picture, asked in zip(pictures, backgrounds, strict=True)
+        )
+        / len(found),
     }
     missed = {p: rank for p, rank in zip(prompts, found, strict=True) if rank >= 5}
     report = {**figures, "call": repr(call), "missed": missed}
