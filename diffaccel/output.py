@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import imageio.v3 as iio
+import imageio_ffmpeg
 import torch
 from PIL import Image
 from torch import Tensor
@@ -40,6 +41,14 @@ def check_video_path(path: Path) -> None:
             f"the output must not exist as a folder, got {str(path)!r}; name a new one"
         )
     check_folder_of(path)
+    if path.suffix:
+        try:
+            imageio_ffmpeg.get_ffmpeg_exe()
+        except RuntimeError as error:
+            raise InputError(
+                "an .mp4 needs ffmpeg, which imageio-ffmpeg does not find here; install it, set "
+                "IMAGEIO_FFMPEG_EXE, or name a folder for frames as .png"
+            ) from error
 
 
 def check_folder_of(path: Path) -> None:
@@ -60,16 +69,33 @@ def check_folder_of(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path that becomes `path` when the block succeeds, and else vanishes."""
-    descriptor, name = tempfile.mkstemp(path.suffix, f".{path.stem}.", path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
+    """Yields a temporary path that becomes `path` when the block succeeds, and else vanishes.
+
+    Raises:
+        InputError: The block or this could not write, as when the disk is full.
+    """
+    with _writing(path):
+        descriptor, name = tempfile.mkstemp(path.suffix, f".{path.stem}.", path.parent)
+        os.close(descriptor)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns errors of the file system into one sentence."""
     try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{str(path)!r} could not be written ({error.strerror or error}), nothing is left of "
+            "it; make room or choose another place"
+        ) from error
 
 
 def write_image(image: Image.Image, path: Path) -> None:
@@ -88,14 +114,15 @@ def write_video(frames: Tensor, path: Path, fps: int) -> None:
             # H.264 halves the colour planes, so that sides need be even, not multiples of 16
             iio.imwrite(temporary, pictures, fps=fps, quality=8, macro_block_size=2)
         return
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        for number, picture in enumerate(pictures):
-            Image.fromarray(picture).save(folder / f"{number:04d}.png", compress_level=4)
-        folder.chmod(0o777 & ~_umask())
-        folder.replace(path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with _writing(path):
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            for number, picture in enumerate(pictures):
+                Image.fromarray(picture).save(folder / f"{number:04d}.png", compress_level=4)
+            folder.chmod(0o777 & ~_umask())
+            folder.replace(path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_sidecar(record: dict[str, object], path: Path) -> Path:
