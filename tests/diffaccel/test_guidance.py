@@ -311,3 +311,27 @@ def test_heads_travel_as_json(tmp_path):
     for name in ("bad.json", "missing.json"):
         with pytest.raises(ValueError, match="a head file must be JSON"):
             HeadPerturbation.load(tmp_path / name)
+
+
+def test_the_report_counts_what_ran(tiny_pipelines):
+    tiny = tiny_pipelines.flux()
+    runs = dict.fromkeys(range(4), 0)
+
+    def counter(index):
+        def count(*_):
+            runs[index] += 1
+
+        return count
+
+    model = tiny.pipe.transformer
+    blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
+    handles = [b.attn.register_forward_hook(counter(i)) for i, b in enumerate(blocks)]
+    with set_guidance(tiny.pipe, HeadPerturbation(layers=(2,))) as guidance:
+        tiny.sample()
+        report = guidance.report()
+    for handle in handles:
+        handle.remove()
+    assert runs == {0: 2, 1: 2, 2: 4, 3: 4}
+    assert report.extra_forwards == (sum(runs.values()) - 8) / 4 == 1.0
+    assert report.rerun == 0.5 and report.seconds > 0
+    assert "2 of 2 steps, 1.00 extra forwards (50% of the stages each)" in str(report)
