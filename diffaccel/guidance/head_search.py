@@ -230,7 +230,7 @@ def mean_score(draw: Draw, objective: Objective, settings: SearchSettings) -> fl
             f"an objective must return a finite number for each of {len(settings.prompts)} "
             f"pictures, {settings.objective} returned {scores}; what was found so far is kept"
         )
-    return sum(scores) / len(scores)
+    return float(sum(scores) / len(scores))
 
 
 def held_out_scores(

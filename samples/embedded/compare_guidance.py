@@ -91,7 +91,7 @@ class Likeness:
 
     def __call__(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
         """Likeness to the drawing of each prompt, -1 to 1."""
-        return [scores[thing] for scores, thing in self._scores(pictures, prompts)]
+        return [float(scores[thing]) for scores, thing in self._scores(pictures, prompts)]
 
     def right(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
         """1 where no other drawing is nearer, else 0."""
