@@ -76,9 +76,9 @@ def blurred_queries(query: Tensor, grid: tuple[int, int, int], sigma: float) -> 
         As query.
     """
     batch, _, heads, dim = query.shape
-    blurred = query.float().reshape(batch, *grid, heads * dim)
+    blurred = _wide(query).reshape(batch, *grid, heads * dim)
     for axis, equation in ((1, "yx,btxwc->btywc"), (2, "yx,bthxc->bthyc")):
-        weights = _gaussian_weights(grid[axis], sigma, query.device)
+        weights = _gaussian_weights(grid[axis], sigma, blurred)
         blurred = torch.einsum(equation, weights, blurred)
     return blurred.reshape(query.shape).to(query.dtype)
 
@@ -112,10 +112,10 @@ def self_and_text_attention(
     if not text_key.shape[1]:
         return value
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    own = (query.float() * key.float()).sum(-1) * scale
+    own = (_wide(query) * _wide(key)).sum(-1) * scale
     share = torch.sigmoid(own - _text_lse(query, text_key, scale, text_mask))[..., None]
     text = dense_attention(query, text_key, text_value, scale=scale, key_padding_mask=text_mask)
-    return torch.lerp(text.float(), value.float(), share).to(value.dtype)
+    return torch.lerp(_wide(text), _wide(value), share).to(value.dtype)
 
 
 def image_mass_to_self_attention(
@@ -152,17 +152,22 @@ def image_mass_to_self_attention(
     return kept + (1 - mass) * value[:, rows]
 
 
-def _gaussian_weights(length: int, sigma: float, device: torch.device) -> Tensor:
+def _wide(tokens: Tensor) -> Tensor:
+    """Converts to fp32 where the tokens are narrower."""
+    return tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+
+
+def _gaussian_weights(length: int, sigma: float, like: Tensor) -> Tensor:
     """Rows (length, length) of a Gaussian around each place, each with sum 1."""
-    place = torch.arange(length, device=device, dtype=torch.float32)
+    place = torch.arange(length, device=like.device, dtype=like.dtype)
     return (-0.5 * ((place[:, None] - place) / sigma) ** 2).softmax(-1)
 
 
 def _text_lse(query: Tensor, text_key: Tensor, scale: float, text_mask: Tensor | None) -> Tensor:
-    """Natural logarithm (B, N, H) of the summed exponentials of the text scores, fp32."""
+    """Natural logarithm (B, N, H) of the summed exponentials of the text scores."""
     parts = []
     for rows in query.split(ROWS, dim=1):
-        scores = torch.einsum("bnhd,bthd->bnht", rows.float(), text_key.float()) * scale
+        scores = torch.einsum("bnhd,bthd->bnht", _wide(rows), _wide(text_key)) * scale
         if text_mask is not None:
             scores = scores.masked_fill(~text_mask[:, None, None, :], float("-inf"))
         parts.append(scores.logsumexp(-1))

@@ -58,9 +58,7 @@ def test_mean_query_is_one_row_of_the_map(mask):
 def test_blurred_queries_are_gaussian_means(grid, sigma):
     query = drawn(length=math.prod(grid))[0]
     expected = blurred_grid(query, grid, sigma)
-    torch.testing.assert_close(
-        blurred_queries(query, grid, sigma).double(), expected, rtol=0, atol=2e-6
-    )
+    torch.testing.assert_close(blurred_queries(query, grid, sigma), expected, **EXACT)
 
 
 def test_blur_has_its_limits():
@@ -89,9 +87,7 @@ def test_image_tokens_that_see_themselves_and_text(text_first, text):
         value[:, ~is_image],
         scale=0.2,
     )
-    # The share between both parts is taken in fp32.
-    expected = apply_map(weights, value)[:, is_image]
-    torch.testing.assert_close(got.double(), expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(got, apply_map(weights, value)[:, is_image], **EXACT)
 
 
 def test_image_tokens_without_text_see_themselves():
