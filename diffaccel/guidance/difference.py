@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffaccel.attach import set_attn_processor
 from diffaccel.bindings import binding_of
 from diffaccel.guidance.block_perturbation import PermuteTokens, SkipLayers
-from diffaccel.guidance.guide import SHARED, Guide, with_prediction
+from diffaccel.guidance.guide import Guide, on_batch, perturbing, with_prediction
 from diffaccel.guidance.shared_prefix import SharedPrefix
-from diffaccel.methods import FullAttn
 from diffaccel.methods.head_perturbation import HeadPerturbation
-from diffaccel.run import run_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 Perturbation = HeadPerturbation | SkipLayers | PermuteTokens
 
@@ -43,11 +37,13 @@ class DifferenceGuide(Guide):
         """Begins a new run."""
         super().forget_run()
         self._known: tuple[int, Tensor, Tensor] | None = None
+        self._delta: Tensor | None = None
 
     def before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Records what the damaged forward will have in common with this one."""
         self._prefix.forget()
-        if self._remembered() is None:
+        self._delta = self._remembered()
+        if self._delta is None:
             self._prefix.start()
 
     def after(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
@@ -55,8 +51,7 @@ class DifferenceGuide(Guide):
         self._prefix.stop()
         if output is None:
             return None
-        prediction = output[0]
-        delta = self._remembered()
+        prediction, delta = output[0], self._delta
         if delta is None:
             rows = self.prompt_rows(len(self.latents))
             delta = self.scale * (prediction[rows] - self._damaged(args, kwargs, rows))
@@ -87,7 +82,9 @@ class DifferenceGuide(Guide):
             stack.enter_context(damaged(model, self.perturbation, self.step))
             if shares:
                 stack.enter_context(self._prefix.replayed(model, rows))
-            output = model(*_batch_rows(args, count, rows), **_batch_rows(kwargs, count, rows))[0]
+            if rows != slice(None):
+                args, kwargs = (on_batch(x, count, lambda t: t[rows]) for x in (args, kwargs))
+            output = model(*args, **kwargs)[0]
         self.guided.add(self.step)
         self.extra_forwards += self.rerun if shares else 1.0
         on_cpu = output.device.type == "cpu"
@@ -100,39 +97,12 @@ def damaged(
 ) -> AbstractContextManager[None]:
     """While active, a denoiser is damaged; a method that it has stays."""
     if isinstance(perturbation, HeadPerturbation):
-        return _heads_damaged(model, perturbation)
+        return perturbing(model, perturbation)
     binding = binding_of(model)
     return perturbation.applied(model, binding, binding.layers(model), step)
-
-
-@contextmanager
-def _heads_damaged(model: nn.Module, perturbation: HeadPerturbation) -> Iterator[None]:
-    """While active, heads of a denoiser are damaged, on top of the method that it has if any."""
-    own = run_of(model)
-    attachment = nullcontext() if own else set_attn_processor(model, FullAttn(), always=True)
-    with attachment:
-        run = run_of(model)
-        run.perturbation = perturbation
-        try:
-            yield
-        finally:
-            run.perturbation = None
 
 
 def _sound_stages(stages: tuple[str, ...], first_damaged: str) -> int:
     """Returns how many stages come before the one that holds a layer."""
     inside = [first_damaged.startswith(f"{stage}.") for stage in stages]
     return inside.index(True)
-
-
-def _batch_rows(value: Any, count: int, rows: slice, name: str = "") -> Any:
-    """Takes rows of every tensor of a call that has `count` rows, inside of containers too."""
-    if rows == slice(None) or name in SHARED:
-        return value
-    if isinstance(value, Tensor):
-        return value[rows] if value.ndim and len(value) == count else value
-    if isinstance(value, dict):
-        return {key: _batch_rows(part, count, rows, key) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_batch_rows(part, count, rows) for part in value)
-    return value

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from diffaccel.attach import set_attn_processor
 from diffaccel.bindings import AttentionLayer, Binding, ModelCall, binding_of
+from diffaccel.methods import FullAttn
+from diffaccel.run import run_of
 from diffaccel.schedule import StepClock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from diffusers import DiffusionPipeline
+
+    from diffaccel.run import Run
 
 SHARED = frozenset({"image_rotary_emb", "img_ids", "txt_ids"})  # arguments without a batch axis
 
@@ -146,6 +151,39 @@ class Guide:
         if self._inside or self._pipe() is None or not self.acts():
             return None
         return self.after(model, args, kwargs, output)
+
+
+@contextmanager
+def perturbing(model: nn.Module, perturbation: Any) -> Iterator[Run]:
+    """While active, attention outputs of a denoiser go through `perturbation.perturb`.
+
+    They are those of the method that the denoiser has, or of dense attention.
+
+    Args:
+        model: The denoiser.
+        perturbation: Has `touched`, the layers that it changes, and `perturb`.
+    """
+    has_own = run_of(model) is not None
+    with nullcontext() if has_own else set_attn_processor(model, FullAttn(), always=True):
+        run = run_of(model)
+        run.perturbation = perturbation
+        try:
+            yield run
+        finally:
+            run.perturbation = None
+
+
+def on_batch(value: Any, count: int, change: Callable[[Tensor], Tensor], name: str = "") -> Any:
+    """Changes every tensor of a call that has `count` rows, inside of containers too."""
+    if name in SHARED:
+        return value
+    if isinstance(value, Tensor):
+        return change(value) if value.ndim and len(value) == count else value
+    if isinstance(value, dict):
+        return {key: on_batch(part, count, change, key) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(on_batch(part, count, change) for part in value)
+    return value
 
 
 def with_prediction(output: Any, prediction: Tensor) -> Any:

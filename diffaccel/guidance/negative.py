@@ -12,15 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from diffaccel.attach import set_attn_processor
 from diffaccel.bindings import AttentionLayer, processor_modules
 from diffaccel.bindings.base import forward_signature
-from diffaccel.guidance.guide import SHARED, Guide, with_prediction
+from diffaccel.guidance.guide import Guide, on_batch, perturbing, with_prediction
 from diffaccel.guidance.negative_prompt import negative_prompt_of
 from diffaccel.layout import TokenLayout
-from diffaccel.methods import FullAttn
 from diffaccel.processor import linked, stock_of
-from diffaccel.run import run_of
 
 
 class JointGuide(Guide):
@@ -49,17 +46,11 @@ class JointGuide(Guide):
         self._changes.close()
         arguments, rows = self.arguments, len(self.latents)
         negative = self._negative.replaced_in(arguments, rows)
-        doubled = _doubled(arguments, rows)
+        doubled = on_batch(arguments, rows, lambda t: torch.cat([t, t]))
         for name, tensor in negative.items():
             doubled[name] = torch.cat([arguments[name], tensor])
-        own = run_of(model)
-        if own is None:
-            self._changes.enter_context(set_attn_processor(model, FullAttn(), always=True))
-        run = run_of(model)
-        if own is None:
-            run.begin_call(model, (), doubled)  # its hook comes too late for this call
-        run.perturbation = self
-        self._changes.callback(setattr, run, "perturbation", None)
+        run = self._changes.enter_context(perturbing(model, self))
+        run.begin_call(model, (), doubled)  # a hook set just now comes too late for this call
         self.guided.add(self.step)
         self.extra_forwards += 1.0
         self._started = perf_counter()
@@ -227,16 +218,3 @@ def _stop_here(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
     call = forward_signature(type(module)).bind_partial(module, *args, **kwargs).arguments
     names = ("encoder_hidden_states", "attention_mask")
     raise _ReachedError({name: call[name] for name in names if name in call})
-
-
-def _doubled(value: Any, rows: int, name: str = "") -> Any:
-    """Repeats every tensor of a call that has `rows` rows, inside of containers too."""
-    if name in SHARED:
-        return value
-    if isinstance(value, Tensor):
-        return torch.cat([value, value]) if value.ndim and len(value) == rows else value
-    if isinstance(value, dict):
-        return {key: _doubled(part, rows, key) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_doubled(part, rows) for part in value)
-    return value

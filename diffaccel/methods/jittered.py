@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from diffaccel.layout import TokenLayout
-from diffaccel.methods.base import Method, Work
 from diffaccel.methods.neighborhood import NeighborhoodAttn
 from diffaccel.methods.sliding_window import SlidingWindowAttn
-
-if TYPE_CHECKING:
-    from typing import Self
+from diffaccel.methods.wrapping import WrappingMethod
 
 _PHASES = 1 << 16  # far above any stride, which phases are taken modulo
 
 
 @dataclass(frozen=True, slots=True)
-class JitteredAttn(Method):
+class JitteredAttn(WrappingMethod):
     """Another method of windows with the borders between its windows drawn anew at each step.
 
     Queries that share a window (`NeighborhoodAttn` with a stride, the tiles and blocks of
@@ -56,35 +53,6 @@ class JitteredAttn(Method):
             return self.method
         drawn = Random(f"{self.seed} {step}")
         return replace(self.method, phase=(drawn.randrange(_PHASES), drawn.randrange(_PHASES)))
-
-    def runs_dense(
-        self,
-        layer: int | None = None,
-        step: int | None = None,
-        progress: float | None = None,
-    ) -> bool:
-        """Never here: the inner method's schedule is followed with its borders moved."""
-        return False
-
-    def dense_reason(self, layout: TokenLayout) -> str:
-        """That of the inner method."""
-        return self.method.dense_reason(layout)
-
-    def expected_density(self, layout: TokenLayout) -> float | None:
-        """That of the inner method."""
-        return self.method.expected_density(layout)
-
-    def expected_cost(self, layout: TokenLayout, device: str) -> float | None:
-        """That of the inner method."""
-        return self.method.expected_cost(layout, device)
-
-    def work(self, layout: TokenLayout, query: Tensor, layer: int | None = None) -> Work | None:
-        """That of the inner method."""
-        return self.method.work(layout, query, layer)
-
-    def resolved(self, family: str, num_layers: int, expert: int = 0) -> Self:
-        """Fills the schedule of the inner method."""
-        return replace(self, method=self.method.resolved(family, num_layers, expert))
 
     def attend_with_density(
         self,

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import log, prod, sqrt
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from diffaccel.layout import TokenLayout
-from diffaccel.methods.base import Method, Work
+from diffaccel.methods.base import Method
 from diffaccel.methods.full import FullAttn
-
-if TYPE_CHECKING:
-    from typing import Self
+from diffaccel.methods.wrapping import WrappingMethod
 
 
 @dataclass(frozen=True, slots=True)
-class ProportionalAttn(Method):
+class ProportionalAttn(WrappingMethod):
     """Another method with its scores multiplied by sqrt(log(N) / log(N_train)).
 
     With more tokens the softmax spreads; this keeps its entropy about what the model was trained
@@ -63,35 +61,6 @@ class ProportionalAttn(Method):
             others = layout.length - (layout.visual.length if layout.visual else 0)
             trained = prod(layout.native) + others
         return sqrt(log(max(layout.length, 2)) / log(trained))
-
-    def runs_dense(
-        self,
-        layer: int | None = None,
-        step: int | None = None,
-        progress: float | None = None,
-    ) -> bool:
-        """Never here: the inner method's schedule is followed with sharpened scores."""
-        return False
-
-    def dense_reason(self, layout: TokenLayout) -> str:
-        """That of the inner method."""
-        return self.method.dense_reason(layout)
-
-    def expected_density(self, layout: TokenLayout) -> float | None:
-        """That of the inner method."""
-        return self.method.expected_density(layout)
-
-    def expected_cost(self, layout: TokenLayout, device: str) -> float | None:
-        """That of the inner method."""
-        return self.method.expected_cost(layout, device)
-
-    def work(self, layout: TokenLayout, query: Tensor, layer: int | None = None) -> Work | None:
-        """That of the inner method."""
-        return self.method.work(layout, query, layer)
-
-    def resolved(self, family: str, num_layers: int, expert: int = 0) -> Self:
-        """Fills the schedule of the inner method."""
-        return replace(self, method=self.method.resolved(family, num_layers, expert))
 
     def attend_with_density(
         self,

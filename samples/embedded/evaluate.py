@@ -98,7 +98,7 @@ def object_features(picture: np.ndarray) -> np.ndarray:
         A vector of norm 1.
     """
     pixels = picture.astype(np.float32) / 255
-    ground = _border_colour(pixels)
+    ground = border_colour(pixels)
     mask = np.abs(pixels - ground).max(axis=-1) > 0.12
     rows, columns = np.flatnonzero(mask.sum(1) > 2), np.flatnonzero(mask.sum(0) > 2)
     if len(rows) < 4 or len(columns) < 4:
@@ -130,11 +130,12 @@ def object_features(picture: np.ndarray) -> np.ndarray:
 
 def background_of(picture: np.ndarray) -> str:
     """Names the plain background that is nearest to the median colour of the border."""
-    ground = _border_colour(picture.astype(np.float32))
+    ground = border_colour(picture.astype(np.float32))
     return min(BACKGROUNDS, key=lambda name: np.abs(np.array(BACKGROUNDS[name]) - ground).sum())
 
 
-def _border_colour(pixels: np.ndarray) -> np.ndarray:
+def border_colour(pixels: np.ndarray) -> np.ndarray:
+    """The median colour of the border of (H, W, 3) pixels."""
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     return np.median(border, axis=0)
 

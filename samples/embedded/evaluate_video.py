@@ -24,7 +24,7 @@ from clips import (
     render_frame,
 )
 from diffusers import WanPipeline
-from evaluate import contact_sheet, object_features
+from evaluate import border_colour, contact_sheet, object_features
 from PIL import Image
 
 SHEET_PROMPTS = (
@@ -112,8 +112,7 @@ def track(video: np.ndarray) -> np.ndarray:
     found = []
     for picture in video:
         pixels = picture.astype(np.float32) / 255
-        border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-        mask = np.abs(pixels - np.median(border, axis=0)).max(axis=-1) > FOREGROUND
+        mask = np.abs(pixels - border_colour(pixels)).max(axis=-1) > FOREGROUND
         rows, columns = np.nonzero(mask)
         if len(rows) == 0:
             found.append((0.5, 0.5, 0.0))

@@ -25,6 +25,20 @@ SPECIAL_WORDS = ("[PAD]", "[EOS]", "[UNK]")
 POOLED_WORDS = 32  # longest caption of the pooled encoder, end word included
 CAPTION_WORDS = 32  # recommended max_sequence_length
 FAR_WORDS = 24  # from this distance on, words of a caption do not see each other
+SEQUENCE_ENCODER = {  # of T5 and its like
+    "d_model": 128,
+    "d_kv": 32,
+    "d_ff": 256,
+    "num_layers": 1,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": FAR_WORDS,
+    "dropout_rate": 0.0,
+    "feed_forward_proj": "gated-gelu",
+    "use_cache": False,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+}
 WIDTH = 256  # of the transformer
 HEAD_DIM = 64
 AXES = (8, 28, 28)  # rotary dimensions of frame, row and column
@@ -93,19 +107,8 @@ def new_sequence_encoder(words: int) -> T5EncoderModel:
     encoder = T5EncoderModel(
         T5Config(
             vocab_size=words,
-            d_model=128,
-            d_kv=32,
-            d_ff=256,
-            num_layers=1,
-            num_heads=4,
-            relative_attention_num_buckets=32,
-            relative_attention_max_distance=FAR_WORDS,
-            dropout_rate=0.0,
-            feed_forward_proj="gated-gelu",
             is_decoder=False,
-            use_cache=False,
-            pad_token_id=0,
-            eos_token_id=1,
+            **SEQUENCE_ENCODER,
         )
     )
     with torch.no_grad():

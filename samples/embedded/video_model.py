@@ -11,7 +11,7 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
-from image_model import FAR_WORDS, give_order, new_tokenizer
+from image_model import SEQUENCE_ENCODER, give_order, new_tokenizer
 from places import give_places
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
@@ -21,7 +21,7 @@ WIDTH = 256  # of the transformer
 HEADS = 4
 LAYERS = 4
 HIDDEN = 512  # of the feed-forward layers
-TEXT_WIDTH = 128
+TEXT_WIDTH = SEQUENCE_ENCODER["d_model"]
 
 
 def new_text_encoder(words: int) -> UMT5EncoderModel:
@@ -29,19 +29,8 @@ def new_text_encoder(words: int) -> UMT5EncoderModel:
     encoder = UMT5EncoderModel(
         UMT5Config(
             vocab_size=words,
-            d_model=TEXT_WIDTH,
-            d_kv=32,
-            d_ff=256,
-            num_layers=1,
-            num_heads=4,
-            relative_attention_num_buckets=32,
-            relative_attention_max_distance=FAR_WORDS,
-            dropout_rate=0.0,
-            feed_forward_proj="gated-gelu",
             is_encoder_decoder=False,
-            use_cache=False,
-            pad_token_id=0,
-            eos_token_id=1,
+            **SEQUENCE_ENCODER,
         )
     )
     with torch.no_grad():
