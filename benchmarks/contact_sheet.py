@@ -1,4 +1,4 @@
-"""Puts pictures of several ways side by side: whole, and a part pixel by pixel."""
+"""Puts pictures of several ways side by side: whole, and where most edges are pixel by pixel."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def write_sheet(path: Path, shown: Sequence[Shown], columns: Sequence[str]) -> N
 def compose(shown: Sequence[Shown], columns: Sequence[str]) -> Image.Image:
     """Lays the cells out: a row for each heading, in the order they come."""
     rows = list(dict.fromkeys(cell.row for cell in shown))
-    pictures = {(cell.row, cell.column): _cell(cell) for cell in shown}
+    places = {cell.row: detail(cell.frames[0]) for cell in reversed(shown)}
+    pictures = {(cell.row, cell.column): _cell(cell, places[cell.row]) for cell in shown}
     width = max(picture.width for picture in pictures.values()) + 8
     height = max(picture.height for picture in pictures.values()) + LINE + 6
     sheet = Image.new("RGB", (width * len(columns) + 8, height * len(rows) + LINE + 6), "white")
@@ -76,14 +77,27 @@ def compose(shown: Sequence[Shown], columns: Sequence[str]) -> Image.Image:
     return sheet
 
 
-def _cell(cell: Shown) -> Image.Image:
-    """A picture whole and its middle pixel by pixel, or three frames of a clip, with a caption."""
+def detail(picture: np.ndarray) -> tuple[float, float]:
+    """Finds where a picture (H, W, 3) uint8 has most edges: the centre of one of 8 x 8 cells.
+
+    Returns:
+        From the left and from the top, in units of the sides.
+    """
+    grey = np.asarray(Image.fromarray(picture).convert("L").resize((128, 128)), np.float32)
+    edges = np.abs(np.diff(grey, axis=0))[:, :-1] + np.abs(np.diff(grey, axis=1))[:-1]
+    edges = np.pad(edges, (0, 1)).reshape(8, 16, 8, 16).sum((1, 3))
+    row, column = np.unravel_index(edges.argmax(), edges.shape)
+    return (column + 0.5) / 8, (row + 0.5) / 8
+
+
+def _cell(cell: Shown, place: tuple[float, float]) -> Image.Image:
+    """A picture whole and a part pixel by pixel, or three frames of a clip, with a caption."""
     first = Image.fromarray(cell.frames[0])
     if len(cell.frames) > 1:
         picked = np.linspace(0, len(cell.frames) - 1, 3).round().astype(int)
         parts = [_whole(Image.fromarray(cell.frames[number])) for number in picked]
     else:
-        parts = [_whole(first), _middle(first)]
+        parts = [_whole(first), _part(first, place)]
     height = max(part.height for part in parts)
     canvas = Image.new("RGB", (sum(part.width + 2 for part in parts), height + 2 * LINE), "white")
     left = 0
@@ -104,9 +118,11 @@ def _whole(picture: Image.Image) -> Image.Image:
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 
-def _middle(picture: Image.Image) -> Image.Image:
-    """The square in the upper middle, where objects have edges, at its own pixels."""
+def _part(picture: Image.Image, place: tuple[float, float]) -> Image.Image:
+    """The square around a place, at its own pixels."""
     side = min(CELL, *picture.size)
-    left = (picture.width - side) // 2
-    top = max(0, round(picture.height * 0.36) - side // 2)
+    left, top = (
+        min(max(0, round(share * length) - side // 2), length - side)
+        for share, length in zip(place, picture.size, strict=True)
+    )
     return picture.crop((left, top, left + side, top + side))
