@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from clock import Clock
 from muon import Muon
+from replicas import average_over_replicas, rank
 from torch import Tensor, nn
 
 
@@ -118,22 +119,26 @@ class TrainingRun:
         """
         while self.clock.progress < 1:
             self.take_step(losses)
-        self.save()
+        if not rank():
+            self.save()
         return self.average
 
     def take_step(self, losses: Callable[[], dict[str, float]]) -> None:
         """Takes one step, see `until_done`."""
-        self.clock.tick()
         for optimiser, peaks in zip(self.optimisers, self.peaks, strict=True):
             for group, peak in zip(optimiser.param_groups, peaks, strict=True):
                 group["lr"] = peak * self.clock.rate()
         self.model.zero_grad(set_to_none=True)
         for name, value in losses().items():
             self.losses[name] = 0.98 * self.losses.get(name, value) + 0.02 * value
+        self.clock.tick()
+        self.clock.spent_s = average_over_replicas(self.model, self.clock.spent_s)
         for optimiser in self.optimisers:
             optimiser.step()
         self.step += 1
         self._average_weights()
+        if rank():
+            return
         if self.step % 20 == 0:
             shown = " ".join(f"{name} {value:.4f}" for name, value in self.losses.items())
             minutes = self.clock.spent_s / 60
