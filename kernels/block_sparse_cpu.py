@@ -102,7 +102,7 @@ class _Buffers:
 
 def _attend(slab: Slab, buffers: _Buffers, with_lse: bool, scale: float) -> tuple[Tensor, Tensor]:
     """Computes every row of a slab: output (R, block_q, D) and lse (R, block_q), fp32."""
-    output = torch.zeros(slab.query.shape)
+    output = buffers.take("slab", *slab.query.shape).zero_()
     lse = torch.full(slab.query.shape[:2] if with_lse else (0,), -torch.inf)
     for rows in _chunks(slab):
         if slab.query.dtype == torch.bfloat16:
@@ -144,19 +144,18 @@ def _attend_chunk(
     number, (_, block_k, dim), extra = len(rows), slab.key.shape, slab.extra_width
     block_q, width, front = slab.query.shape[1], slab.widths[rows[0]], slab.front_width
     blocks = slab.table[rows, : -(-width // block_k)]
-    heads = slab.heads_of(rows)
     query = slab.query[rows]
 
     scores = buffers.take("scores", number, block_q, front + width)
     if slab.extra_key is not None:
-        torch.bmm(query, slab.extra_key[heads].transpose(1, 2), out=scores[..., :extra])
+        torch.bmm(query, slab.per_row(slab.extra_key, rows).transpose(1, 2), out=scores[..., :extra])
     if slab.moments is not None:
         has_variance = slab.moments.shape[2] > dim
         powers = torch.cat([query, query.square().mul_(0.5)], 2) if has_variance else query
         torch.baddbmm(
             slab.centroid_bias[rows].unsqueeze(1),
             powers,
-            slab.moments[heads].transpose(1, 2),
+            slab.per_row(slab.moments, rows).transpose(1, 2),
             out=scores[..., extra:front],
         )
     if width:
@@ -166,15 +165,16 @@ def _attend_chunk(
     peak = scores.amax(dim=-1) if with_lse else None
     torch.softmax(scores, dim=-1, out=scores)
 
-    output = torch.zeros(number, block_q, dim)
-    if slab.extra_value is not None:
-        torch.bmm(scores[..., :extra], slab.extra_value[heads], out=output)
-    if slab.centroid_value is not None:
-        output.baddbmm_(scores[..., extra:front], slab.centroid_value[heads])
+    output = buffers.take("output", number, block_q, dim)
     if width:
-        output.baddbmm_(
-            scores[..., front:], _gather(buffers, "value", slab.value, blocks)[:, :width]
-        )
+        value = _gather(buffers, "value", slab.value, blocks)[:, :width]
+        torch.bmm(scores[..., front:], value, out=output)
+    else:
+        output.zero_()
+    if slab.extra_value is not None:
+        output.baddbmm_(scores[..., :extra], slab.per_row(slab.extra_value, rows))
+    if slab.centroid_value is not None:
+        output.baddbmm_(scores[..., extra:front], slab.per_row(slab.centroid_value, rows))
     if is_dead is not None:
         output[is_dead] = 0.0
     if peak is None:
@@ -188,15 +188,15 @@ def _attend_chunk(
 
 def _attend_fused(slab: Slab, buffers: _Buffers, rows: list[int], scale: float) -> Tensor:
     """Computes some rows with SDPA in bf16, without centroids or lse: (n, block_q, D) fp32."""
-    width, heads = slab.widths[rows[0]], slab.heads_of(rows)
+    width = slab.widths[rows[0]]
     blocks = slab.table[rows, : -(-width // slab.key.shape[1])]
     key, value = (
         _gather(buffers, name, pool, blocks)[:, :width]
         for name, pool in (("key", slab.key), ("value", slab.value))
     )
     if slab.extra_key is not None:
-        key = torch.cat([slab.extra_key[heads], key], 1)
-        value = torch.cat([slab.extra_value[heads], value], 1)
+        key = torch.cat([slab.per_row(slab.extra_key, rows), key], 1)
+        value = torch.cat([slab.per_row(slab.extra_value, rows), value], 1)
     bias = torch.zeros(len(rows), 1, key.shape[1])
     is_dead = _hide(slab, bias, rows, blocks)
     output = torch.nn.functional.scaled_dot_product_attention(

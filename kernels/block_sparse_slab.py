@@ -44,9 +44,11 @@ class Slab:
         centroids = 0 if self.moments is None else self.moments.shape[1]
         return self.extra_width + centroids
 
-    def heads_of(self, rows: list[int]) -> Tensor:
-        """Returns the head (n,) within the slab that each row belongs to."""
-        return torch.tensor(rows) * self.heads // len(self.widths)
+    def per_row(self, tensor: Tensor, rows: list[int]) -> Tensor:
+        """Returns what a tensor (heads, ...) holds for the head of each row: (n, ...)."""
+        if self.heads == 1:
+            return tensor.expand(len(rows), *tensor.shape[1:])
+        return tensor[torch.tensor(rows) * self.heads // len(self.widths)]
 
 
 def build_slab(

@@ -47,10 +47,11 @@ IN_PLACE = {  # verbs of motions whose verb does not depend on the object, the u
     "shrink": ("shrinks",),
     "bounce": ("bounces", "jumps"),
 }
-MOVING_SIZE = 0.44  # side of an object that moves, in units of the picture's
+MOVING_SIZE = 0.48  # side of an object that moves, in units of the picture's
 RESTING_SIZE = 0.6
-SMALLEST, LARGEST = 0.26, 0.8
-NEAR, FAR = 0.26, 0.74  # centres between which objects move
+SMALLEST, LARGEST = 0.34, 0.74
+NEAR, FAR = 0.34, 0.66  # centres between which objects move
+TURN = 120.0  # degrees
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +124,9 @@ def pose(motion: str, progress: float) -> Pose:
     if motion in ("up", "down"):
         return Pose(y=forth if motion == "down" else back)
     if motion == "turn":
-        return Pose(size=RESTING_SIZE, angle=180 * progress)
+        return Pose(size=RESTING_SIZE, angle=TURN * progress)
     if motion == "bounce":
-        return Pose(y=FAR - (FAR - NEAR) * abs(math.sin(2 * math.pi * progress)))
+        return Pose(y=FAR - (FAR - NEAR) * math.sin(math.pi * progress))
     if motion in ("grow", "shrink"):
         share = progress if motion == "grow" else 1 - progress
         return Pose(size=SMALLEST + (LARGEST - SMALLEST) * share)

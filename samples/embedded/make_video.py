@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/embedded-video"))
     parser.add_argument("--out", type=Path, help="pipeline folder; default: video in --work")
     parser.add_argument("--packages", type=Path, help="folder of the npm archives")
-    parser.add_argument("--vae-minutes", type=float, default=14.0)
+    parser.add_argument("--vae-minutes", type=float, default=18.0)
     parser.add_argument("--minutes", type=float, default=60.0, help="of diffusion training")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--scale", type=int, default=1, help="multiplies the training clips")

@@ -20,6 +20,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor
 
 THETA = 10_000.0  # of the rotary positions
+SEEN_CHANNELS = 12  # whose differences tell places; more leave no room for the codes
 UNITS = 24  # directions in which the size of a mean is measured
 GAIN = 0.4  # of what is measured
 TYPICAL = 20.0  # size of it that becomes a code of 0
@@ -63,11 +64,11 @@ def give_places(model: WanTransformer3DModel) -> None:
     """Sets the first two blocks as the module says.
 
     Args:
-        model: Four heads of width 64; a patch (1, 2, 2) of at most 12 channels.
+        model: Four heads of width 64; a patch (1, 2, 2) of at most 16 channels.
     """
     channels, width = model.config.in_channels, model.patch_embedding.out_channels
     basis = torch.linalg.qr(torch.randn(width, width))[0]
-    own, changes = 4 * channels, 3 * channels
+    own, changes = 4 * channels, 3 * min(channels, SEEN_CHANNELS)
     content = basis[:, :own]
     code = basis[:, own + 4 * changes :]
     model.patch_embedding.weight.copy_(
@@ -76,7 +77,7 @@ def give_places(model: WanTransformer3DModel) -> None:
     model.patch_embedding.bias.zero_()
     # Differences of the four latent pixels of a token, per channel.
     haar = torch.tensor([[1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
-    reader = torch.kron(torch.eye(channels), haar) @ content.T
+    reader = torch.kron(torch.eye(channels), haar)[:changes] @ content.T
 
     first, second = model.blocks[0], model.blocks[1]
     _set_logits(first.attn1, WINDOWS)

@@ -16,7 +16,7 @@ from places import give_places
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
-CHANNELS = 12  # of the latents
+CHANNELS = 16  # of the latents
 WIDTH = 256  # of the transformer
 HEADS = 4
 LAYERS = 4
@@ -133,7 +133,7 @@ class VideoModel(nn.Module):
         """Predicts the velocity, noise minus clip.
 
         Args:
-            noisy: Latents (B, 12, F, h, w).
+            noisy: Latents (B, 16, F, h, w).
             sigma: Noise levels (B,), 0 to 1.
             captions: B captions.
             length: Rows to which the pipeline would pad the captions.

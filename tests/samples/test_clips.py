@@ -5,6 +5,7 @@ import random
 
 import numpy as np
 import pytest
+from PIL import Image
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +42,19 @@ def test_objects_move_where_the_motion_says(clips, cast, motion, change):
     assert tuple(signs) == change
 
 
-def test_a_bouncing_object_rises_twice(clips, cast):
+def test_a_bouncing_object_rises_once_and_comes_back(clips, cast):
     height = tracked(clips, cast, "bounce")[:, 1]
-    rising = np.diff(height) < -0.05
-    assert int((rising[1:] & ~rising[:-1]).sum()) + int(rising[0]) == 2
+    assert height.argmin() == len(height) // 2
+    assert np.all(np.diff(height[: len(height) // 2]) < 0)
+    assert abs(height[0] - height[-1]) < 0.01
 
 
-def test_a_turning_object_ends_upside_down(clips, cast):
+def test_a_turning_object_turns_by_a_third(clips, cast):
     clip = clips.Clip(1, "turn", clips.plain_ground("white"))
-    video = clips.render_clip(cast, clip, frames=5, pixels=64).astype(int)
-    assert np.abs(video[0] - video[-1]).mean() > 3
-    assert np.abs(video[0] - video[-1][::-1, ::-1]).mean() < 1
+    video = clips.render_clip(cast, clip, frames=5, pixels=64)
+    turned = Image.fromarray(video[0]).rotate(-120, resample=Image.BICUBIC, fillcolor="white")
+    assert np.abs(video[0].astype(int) - video[-1]).mean() > 3
+    assert np.abs(np.asarray(turned).astype(int) - video[-1]).mean() < 1.5
 
 
 def test_an_object_with_a_front_looks_where_it_goes(clips, cast):

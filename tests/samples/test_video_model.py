@@ -40,7 +40,7 @@ def test_counted_pads_are_what_the_pipeline_computes(model, folder, length):
     torch.nn.init.normal_(model.transformer.proj_out.weight, 0, 0.05)
     pipe = model.pipeline(None, 2.0)
     rows = pipe._get_t5_prompt_embeds(CAPTIONS, max_sequence_length=length)
-    noisy, sigma = torch.randn(3, 12, 2, 4, 6), torch.tensor([0.9, 0.5, 0.2])
+    noisy, sigma = torch.randn(3, 16, 2, 4, 6), torch.tensor([0.9, 0.5, 0.2])
     stock = pipe.transformer(noisy, 1000 * sigma, rows, return_dict=False)[0]
     found = model(noisy, sigma, CAPTIONS, length)
     torch.nn.init.zeros_(model.transformer.proj_out.weight)
@@ -54,7 +54,7 @@ def test_places_can_be_read_off_pure_noise(model):
     torch.manual_seed(2)
     found = []
     hook = model.transformer.blocks[1].register_forward_hook(lambda _m, _a, out: found.append(out))
-    model(torch.randn(8, 12, 5, 16, 16), torch.ones(8), [CAPTIONS[0]] * 8, 512)
+    model(torch.randn(8, 16, 5, 16, 16), torch.ones(8), [CAPTIONS[0]] * 8, 512)
     hook.remove()
     states = torch.nn.functional.pad(
         torch.nn.functional.layer_norm(found[0], (256,)), (0, 1), value=1
@@ -74,7 +74,7 @@ def test_steps_on_a_fixed_batch_lower_the_loss(cast, tmp_path):
     from video_model import VideoModel
 
     torch.manual_seed(0)
-    model, clean = VideoModel(words_of(cast)), torch.randn(2, 12, 1, 8, 8)
+    model, clean = VideoModel(words_of(cast)), torch.randn(2, 16, 1, 8, 8)
     path = tmp_path / "running.pt"
 
     def losses():
@@ -114,7 +114,7 @@ def test_the_autoencoder_starts_as_a_codec_and_learns(cast):
     target = to_video(clip[None])
     with torch.no_grad():
         latents = vae.encode(target).latent_dist.mode()
-        assert latents.shape == (1, 12, 2, 4, 4)
+        assert latents.shape == (1, 16, 2, 4, 4)
         free = decode_unclamped(vae, latents)
         assert torch.equal(free.clamp(-1, 1), vae.decode(latents).sample)
     optimiser = torch.optim.Adam(vae.parameters(), 3e-3)
