@@ -1,32 +1,40 @@
-"""Compares kinds of guidance on the embedded image model, with heads found by a search.
+"""Compares kinds of guidance on an embedded model, with heads found by a search.
 
-Every picture is compared with the drawing that its prompt names; prompts of the search and of the
-comparison are different ones:
+Heads are searched for the embedded scorer's prompt match. Every picture is also compared with the
+drawing that its prompt names; prompts of the search and of the comparison are different ones:
 
-    python samples/embedded/compare_guidance.py --packages build/embedded/packages
+    python samples/embedded/compare_guidance.py --model unet --packages build/embedded/packages
 """
 
 import argparse
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from time import perf_counter
 
 import numpy as np
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from evaluate import Call, contact_sheet, generate, object_features, reference_features
+from evaluate_unet import UNetCall, generate_with_unet
 from PIL import Image
 from scenes import BACKGROUNDS, plain_caption
 from vocabulary import Thing, load_vocabulary
 
 from diffaccel import HeadPerturbation, SkipLayers, set_guidance
 from diffaccel.guidance.head_search import SearchSettings, SearchState, search_heads
-from diffaccel.guidance.objectives import saturation, sharpness
-from diffaccel.pipelines.loading import EMBEDDED_IMAGE, load_image_pipeline
+from diffaccel.guidance.objectives import Objective, PromptMatch, saturation, sharpness
+from diffaccel.pipelines.loading import (
+    EMBEDDED_IMAGE,
+    EMBEDDED_SCORER,
+    EMBEDDED_UNET,
+    load_image_pipeline,
+)
 
-MEASURES = ("likeness", "right object", "sharpness", "saturation", "seconds a picture")
+Draw = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,82 +119,100 @@ class Likeness:
         return found
 
 
+def load(model: str, steps: int) -> tuple[DiffusionPipeline, Draw, Draw]:
+    """Loads a model; returns it and how it draws without and with classifier-free guidance."""
+    if model == "image":
+        pipe = load_image_pipeline(EMBEDDED_IMAGE, device="cpu")
+        calls = Call(num_inference_steps=steps, true_cfg_scale=1.0), Call(steps)
+        plain, guided = (partial(generate, pipe, call=call) for call in calls)
+    else:
+        pipe = StableDiffusionPipeline.from_pretrained(EMBEDDED_UNET, safety_checker=None)
+        pipe.set_progress_bar_config(disable=True)
+        calls = UNetCall(steps, guidance_scale=1.0), UNetCall(steps)
+        plain, guided = (partial(generate_with_unet, pipe, call=call) for call in calls)
+    return pipe, plain, guided
+
+
 def find_heads(
-    pipe: object, asked: Asked, likeness: Likeness, call: Call, file: Path, per_round: int
-) -> SearchState:
-    """Searches heads for likeness, without classifier-free guidance, or takes up a search."""
+    pipe: DiffusionPipeline, asked: Asked, objective: Objective, draw: Draw, file: Path,
+    per_round: int, scale: float,
+) -> SearchState:  # fmt: skip
+    """Searches heads for prompt match, without classifier-free guidance, or takes up a search."""
     settings = SearchSettings(
-        objective="likeness",
+        objective="prompt-match",
         prompts=asked.prompts,
         seeds=asked.seeds,
         per_round=per_round,
-        scale=2.0,
+        scale=scale,
     )
-
-    def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        return generate(pipe, list(prompts), list(seeds), call)
-
     return search_heads(
-        pipe, draw, likeness, settings, file=file, advance=lambda: print(".", end="", flush=True)
+        pipe, draw, objective, settings, file=file, advance=lambda: print(".", end="", flush=True)
     )
 
 
 def measure(
-    pipe: object, asked: Asked, likeness: Likeness, call: Call, guidance: object, scale: float
+    pipe: DiffusionPipeline,
+    asked: Asked,
+    measures: dict[str, Objective],
+    draw: Draw,
+    guidance: object,
+    scale: float,
 ) -> tuple[dict[str, list[float]], list[Image.Image]]:
     """Draws all prompts with a guidance, and measures the pictures."""
     started = perf_counter()
     with set_guidance(pipe, guidance, scale=scale) if guidance else nullcontext():
-        pictures = generate(pipe, list(asked.prompts), list(asked.seeds), call)
+        pictures = draw(list(asked.prompts), list(asked.seeds))
     seconds = (perf_counter() - started) / len(pictures)
-    values = {
-        "likeness": likeness(pictures, asked.prompts),
-        "right object": likeness.right(pictures, asked.prompts),
-        "sharpness": sharpness(pictures, asked.prompts),
-        "saturation": saturation(pictures, asked.prompts),
-        "seconds a picture": [seconds],
-    }
-    return values, pictures
+    values = {name: score(pictures, asked.prompts) for name, score in measures.items()}
+    return values | {"seconds a picture": [seconds]}, pictures
 
 
 def main() -> None:
     """Searches heads, then prints a table and writes contact sheets."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=("image", "unet"), default="unet")
     parser.add_argument("--packages", type=Path, default=Path("build/embedded/packages"))
     parser.add_argument("--out", type=Path, default=Path("build/embedded/guidance"))
     parser.add_argument("--searched", type=int, default=12, help="prompts of the search")
     parser.add_argument("--samples", type=int, default=64, help="prompts of the comparison")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--per-round", type=int, default=3)
+    parser.add_argument("--scale", type=float, default=2.0, help="of every perturbation")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     vocabulary = load_vocabulary(args.packages)
-    questions = draw_questions(vocabulary, (args.searched, args.samples))
-    likeness = Likeness(vocabulary, questions)
-    pipe = load_image_pipeline(EMBEDDED_IMAGE, device="cpu")
-    plain = Call(num_inference_steps=args.steps, true_cfg_scale=1.0)
-    guided = Call(num_inference_steps=args.steps)
+    searched, asked = draw_questions(vocabulary, (args.searched, args.samples))
+    likeness, match = Likeness(vocabulary, (searched, asked)), PromptMatch(EMBEDDED_SCORER)
+    measures = {
+        "prompt match": match,
+        "likeness": likeness,
+        "right object": likeness.right,
+        "sharpness": sharpness,
+        "saturation": saturation,
+    }
+    pipe, plain, guided = load(args.model, args.steps)
     state = find_heads(
-        pipe, questions[0], likeness, plain, args.out / "heads.json", args.per_round
+        pipe, searched, match, plain, args.out / "heads.json", args.per_round, args.scale
     )
     half = HeadPerturbation(heads=tuple(state.chosen), strength=0.5)
     chosen = ", ".join(f"{layer}.{head}" for layer, head in state.chosen)
-    print(f"\nheads {chosen}; likeness {state.unguided:.3f} without guidance in the search")
+    best = max(score for scores in state.rounds for score in scores.values())
+    print(f"\nheads {chosen}; in the search {state.unguided:.3f} without, {best:.3f} at best")
     middle = len({layer for layer, _ in state.rounds[0]}) // 2
     kinds = {
-        "none": (plain, None, 0.0),
-        "CFG 3": (guided, None, 0.0),
-        f"heads {chosen}": (plain, state.perturbation(), 2.0),
-        "the same at strength 0.5": (plain, half, 2.0),
-        f"PAG, layer {middle}": (plain, HeadPerturbation(layers=(middle,)), 2.0),
-        f"SLG, layer {middle}": (plain, SkipLayers((middle,)), 2.0),
-        "CFG 3 and heads": (guided, state.perturbation(), 2.0),
-        "CFG 3 and heads at 0.5": (guided, half, 2.0),
+        "none": (plain, None),
+        "CFG 3": (guided, None),
+        f"heads {chosen}": (plain, state.perturbation()),
+        "the same at strength 0.5": (plain, half),
+        f"PAG, layer {middle}": (plain, HeadPerturbation(layers=(middle,))),
+        f"SLG, layer {middle}": (plain, SkipLayers((middle,))),
+        "CFG 3 and heads": (guided, state.perturbation()),
+        "CFG 3 and heads at 0.5": (guided, half),
     }
-    print("| guidance | " + " | ".join(MEASURES) + " |")
-    print("|---|" + "---|" * len(MEASURES))
-    for number, (name, (call, guidance, scale)) in enumerate(kinds.items()):
-        values, pictures = measure(pipe, questions[1], likeness, call, guidance, scale)
+    print("| guidance | " + " | ".join((*measures, "seconds a picture")) + " |")
+    print("|---" * (len(measures) + 2) + "|")
+    for number, (name, (draw, guidance)) in enumerate(kinds.items()):
+        values, pictures = measure(pipe, asked, measures, draw, guidance, args.scale)
         contact_sheet(pictures[:24], 8).save(args.out / f"{number}.png")
         cells = []
         for measured in values.values():
