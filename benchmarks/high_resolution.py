@@ -245,6 +245,7 @@ def _draw_clip(job: Job) -> tuple[np.ndarray, float]:
         pipe, job.prompt, width, height, job.frames, recipe=recipe, seed=job.seed,
         steps=job.steps or preset.steps,
         native=(width, height) if job.way == "direct" else native,
+        positions=preset.positions_for(pipe, job.frames),
     )  # fmt: skip
     frames = (result.frames[0].permute(0, 2, 3, 1) * 255).round().byte().numpy()
     densities = [report.density for report in result.reports.values()]

@@ -6,6 +6,7 @@ The native sample decides what happens where; the refinement redraws it at full 
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import sqrt
 from typing import Any
@@ -22,6 +23,7 @@ from diffaccel.pipelines.freeswim import FreeSwim, refine_latents
 from diffaccel.pipelines.wan import decode_video, encode_conditions, encode_video, tiled_vae
 from diffaccel.progress import Timing, step_callback
 from diffaccel.report import Report
+from diffaccel.rope import Axis, scaled_rope
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,7 @@ def generate_video(
     native: tuple[int, int] | None = None,
     steps: int = 50,
     recipe: FreeSwim | None = None,
+    positions: Axis | None = None,
     seed: int = 0,
     timing: Timing | None = None,
     **prompt_embeds: Tensor,
@@ -102,6 +105,7 @@ def generate_video(
         native: Size (width, height) of the native sample; by default the model's own area.
         steps: Denoising steps of the native sample.
         recipe: How to go above native size.
+        positions: How rotary positions along time change, for more frames than the model knows.
         seed: Of all noise.
         timing: Where phases are timed and drawn.
         prompt_embeds: `prompt_embeds` and `negative_prompt_embeds` in place of the prompts.
@@ -116,11 +120,28 @@ def generate_video(
     told = {"prompt": prompt, "negative_prompt": negative_prompt}
     if prompt_embeds:
         told = dict(prompt_embeds)
-    if video is None:
-        told_image = {} if image is None else {"image": image}
-        video = _sample_native(
-            pipe, told | told_image, native, frames, steps, recipe.guidance_scale, seed, timing
-        )
+    with _positions_along_time(pipe, positions):
+        if video is None:
+            told_image = {} if image is None else {"image": image}
+            video = _sample_native(
+                pipe, told | told_image, native, frames, steps, recipe.guidance_scale, seed, timing
+            )
+        return _enlarge(pipe, told, width, height, video, image, recipe, native, seed, timing)
+
+
+def _enlarge(
+    pipe: DiffusionPipeline,
+    told: dict[str, Any],
+    width: int,
+    height: int,
+    video: Tensor,
+    image: Image.Image | None,
+    recipe: FreeSwim,
+    native: tuple[int, int],
+    seed: int,
+    timing: Timing,
+) -> GeneratedVideo:
+    """Refines a video (B, F, 3, h, w) at full size, unless it has that already."""
     if video.shape[-2:] == (height, width):
         return GeneratedVideo(video, native, timing.seconds)
     generator = torch.Generator().manual_seed(seed + 1)
@@ -131,7 +152,9 @@ def generate_video(
         large = F.interpolate(video.flatten(0, 1), (height, width), mode="bilinear")
         large = large.unflatten(0, video.shape[:2]).transpose(1, 2) * 2 - 1
         latents = encode_video(pipe, large.to(device))
-        conditions = encode_conditions(pipe, told, recipe.guidance_scale, image, latents, frames)
+        conditions = encode_conditions(
+            pipe, told, recipe.guidance_scale, image, latents, video.shape[1]
+        )
         advance(f"encode {label}")
         latents, reports = refine_latents(
             pipe, latents, conditions, recipe, generator=generator,
@@ -141,6 +164,16 @@ def generate_video(
         pipe.maybe_free_model_hooks()
         advance(f"decode {label}")
     return GeneratedVideo(result, native, timing.seconds, reports)
+
+
+def _positions_along_time(pipe: DiffusionPipeline, positions: Axis | None) -> ExitStack:
+    """Scales rotary positions along time in every transformer, for a `with` block."""
+    stack = ExitStack()
+    for name in ("transformer", "transformer_2"):
+        model = getattr(pipe, name, None)
+        if positions is not None and model is not None:
+            stack.enter_context(scaled_rope(model, frames=positions))
+    return stack
 
 
 def _sample_native(

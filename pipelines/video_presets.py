@@ -1,5 +1,6 @@
 """How each video model is called: native size, steps, and recipes beyond that size and length."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from diffusers import DiffusionPipeline
 from diffaccel.pipelines.freeswim import FreeSwim
 from diffaccel.pipelines.long_video import TimeWindows
 from diffaccel.pipelines.video import native_size
+from diffaccel.rope import Axis, Linear, Riflex
 
 WIDE = (1 << 20, 9 << 16)  # any size of aspect 16:9, far above every native one
 
@@ -21,17 +23,31 @@ class VideoPreset:
             area at 16:9.
         steps: Denoising steps at native size.
         recipe: How to go above native size; its guidance also holds at native size.
-        windows: How to go beyond the native length.
+        windows: How to go beyond the native length with `--recipe windows`.
+        latent_frames: Native length in latent frames.
+        stretch: How positions along time change for a larger number of latent frames.
     """
 
     native: tuple[int, int] | None = None
     steps: int = 50
     recipe: FreeSwim = FreeSwim()
     windows: TimeWindows = TimeWindows()
+    latent_frames: int = 21
+    stretch: Callable[[int], Axis] = Riflex
+
+    def positions_for(self, pipe: DiffusionPipeline, frames: int) -> Axis | None:
+        """Returns how positions along time change for a video of so many frames, if they do."""
+        length = (frames - 1) // pipe.vae_scale_factor_temporal + 1
+        return self.stretch(length) if length > self.latent_frames else None
 
     def size_for(self, pipe: DiffusionPipeline) -> tuple[int, int]:
         """Returns the size (width, height) in pixels of a video for which none was asked."""
         return self.native or native_size(pipe, *WIDE)
+
+
+def _slower(length: int) -> Linear:
+    """What takes 5 latent frames takes all: the embedded model knows whole motions alone."""
+    return Linear(length / 5)
 
 
 WAN = VideoPreset()
@@ -42,6 +58,8 @@ EMBEDDED_VIDEO_PRESET = VideoPreset(
     steps=20,
     recipe=FreeSwim(steps=20, strength=0.4, shift=2.0, guidance_scale=3.0),
     windows=TimeWindows(length=5, overlap=2),
+    latent_frames=5,
+    stretch=_slower,
 )
 
 

@@ -90,8 +90,9 @@ def _generate(
             guidance_scale=guidance_scale, **common,
         ), recipe  # fmt: skip
     return generate_video(
-        pipe, arguments.prompt, width, height, arguments.frames, recipe=recipe, **common
-    ), recipe
+        pipe, arguments.prompt, width, height, arguments.frames, recipe=recipe,
+        positions=preset.positions_for(pipe, arguments.frames), **common
+    ), recipe  # fmt: skip
 
 
 def video_source(arguments: argparse.Namespace) -> str | Path:

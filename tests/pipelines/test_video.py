@@ -10,7 +10,9 @@ from diffaccel.dual_path import DualPath
 from diffaccel.errors import InputError
 from diffaccel.pipelines.freeswim import FreeSwim, refine_latents
 from diffaccel.pipelines.video import generate_video, native_size
+from diffaccel.pipelines.video_presets import EMBEDDED_VIDEO_PRESET, WAN
 from diffaccel.pipelines.wan import Conditions, shifted_scheduler
+from diffaccel.rope import Linear, Riflex
 
 WHOLE = SlidingWindowAttn(99)
 SMALL = SlidingWindowAttn((3, 3))
@@ -194,6 +196,35 @@ def test_a_whole_video(video_pipe):
     assert torch.equal(again.frames, result.frames)
     other = generate_video(pipe, None, 96, 64, 9, seed=1, **arguments)
     assert not torch.equal(other.frames, result.frames)
+
+
+def test_positions_along_time_change_both_stages_and_come_back(video_pipe):
+    pipe, embeds = video_pipe()
+    before = pipe.transformer.rope.freqs_cos
+    recipe = FreeSwim(steps=2, strength=1.0, method=SMALL)
+    arguments = dict(native=(48, 32), steps=2, recipe=recipe, **embeds)
+    same, slower = (
+        generate_video(pipe, None, 48, 32, 9, positions=positions, **arguments).frames
+        for positions in (Linear(1.0), Linear(2.0))
+    )
+    plain = generate_video(pipe, None, 48, 32, 9, **arguments).frames
+    torch.testing.assert_close(same, plain, atol=1e-4, rtol=1e-4)
+    assert (slower - plain).abs().max() > 1e-3
+    clip = torch.rand(1, 9, 3, 32, 48)
+    large = [
+        generate_video(pipe, None, 96, 64, 9, video=clip, positions=positions, **arguments).frames
+        for positions in (None, Linear(2.0))
+    ]
+    assert (large[0] - large[1]).abs().max() > 1e-3
+    assert pipe.transformer.rope.freqs_cos is before
+
+
+def test_presets_change_positions_of_long_videos_alone(video_pipe):
+    pipe, _ = video_pipe()
+    assert WAN.positions_for(pipe, 81) is None
+    assert WAN.positions_for(pipe, 161) == Riflex(41)
+    assert EMBEDDED_VIDEO_PRESET.positions_for(pipe, 17) is None
+    assert EMBEDDED_VIDEO_PRESET.positions_for(pipe, 33) == Linear(9 / 5)
 
 
 def test_a_given_video_and_a_given_first_frame(video_pipe):
