@@ -108,10 +108,11 @@ def main() -> None:
         draw_latents(vocabulary, vae, for_unet, args.work)
         draw_all_pictures(vocabulary, for_scorer.chunks, args.work, for_scorer.groups)
         return
-    scorer = train_scorer(vocabulary, for_scorer, args.work)
-    unet = train_unet(vocabulary, vae, for_unet, args.work, args.start)
     out = args.out or args.work
-    print(finish_scorer(vocabulary, for_scorer, scorer, args.work, out / "scorer"))
+    scorer = train_scorer(vocabulary, for_scorer, args.work)
+    if not (out / "scorer").exists():
+        print(finish_scorer(vocabulary, for_scorer, scorer, args.work, out / "scorer"))
+    unet = train_unet(vocabulary, vae, for_unet, args.work, args.start)
     print(finish_unet(vocabulary, vae, for_unet, unet, args.work, out / "unet"))
 
 
