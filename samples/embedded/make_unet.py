@@ -110,7 +110,7 @@ def main() -> None:
         return
     out = args.out or args.work
     scorer = train_scorer(vocabulary, for_scorer, args.work)
-    if not (out / "scorer").exists():
+    if not (out / "scorer" / "README.md").exists():
         print(finish_scorer(vocabulary, for_scorer, scorer, args.work, out / "scorer"))
     unet = train_unet(vocabulary, vae, for_unet, args.work, args.start)
     print(finish_unet(vocabulary, vae, for_unet, unet, args.work, out / "unet"))
