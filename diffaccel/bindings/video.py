@@ -9,7 +9,7 @@ from torch import nn
 from diffaccel.bindings.base import AttentionLayer, Binding, ModelCall, patched
 from diffaccel.layout import Grid, TokenLayout
 
-EMBEDDED_CHANNELS = 12  # latent channels of the model in the package; published ones have more
+EMBEDDED_POSITIONS = 512  # rotary table of the model in the package; published ones have 1024
 
 
 class WanBinding(Binding):
@@ -34,7 +34,7 @@ class WanBinding(Binding):
     def native(self, model: nn.Module, layer: AttentionLayer) -> Grid | None:
         if self.family(model, None) == "wan2.2-ti2v":
             return (31, 22, 40)  # 121 frames of 704 x 1280, each token 32 x 32 pixels
-        if model.config.in_channels == EMBEDDED_CHANNELS:
+        if model.config.rope_max_seq_len == EMBEDDED_POSITIONS:
             return (5, 8, 8)  # 17 frames of 128 x 128
         is_large = model.config.num_attention_heads >= 40
         return (21, 45, 80) if is_large else (21, 30, 52)  # 81 frames, 720 or 480 rows

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from clips import Actor, Clip, every_clip, render_clip
+from clips import Actor, Clip, every_clip, every_close_up, render_clip
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 from train_video_vae import to_video
 from workers import in_processes
 
 PARTS = 3  # chunks in which every object does every motion once
-SEED = 31
+KINDS = {"clips": (31, every_clip), "close-ups": (37, every_close_up)}  # seed and source
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,35 +40,40 @@ def encode_clips(vae: AutoencoderKLWan, videos: Tensor) -> Tensor:
 
 
 def load_latents(
-    cast: tuple[Actor, ...], vae: AutoencoderKLWan, chunks: int, work: Path
+    cast: tuple[Actor, ...], vae: AutoencoderKLWan, kind: str, chunks: int, work: Path
 ) -> ClipLatents:
-    """Loads the first chunks, drawing those that are missing."""
-    draw_chunks(cast, vae, chunks, work)
-    found = [torch.load(_path(work, i), weights_only=False) for i in range(chunks)]
+    """Loads the first chunks of a kind, drawing those that are missing."""
+    draw_chunks(cast, vae, kind, chunks, work)
+    found = [torch.load(_path(work, kind, i), weights_only=False) for i in range(chunks)]
     return ClipLatents(
         torch.cat([part.latents for part in found]),
         [clip for part in found for clip in part.clips],
     )
 
 
-def draw_chunks(cast: tuple[Actor, ...], vae: AutoencoderKLWan, chunks: int, work: Path) -> None:
+def draw_chunks(
+    cast: tuple[Actor, ...], vae: AutoencoderKLWan, kind: str, chunks: int, work: Path
+) -> None:
     """Draws those of the first chunks that are missing, one per processor core."""
-    missing = [index for index in range(chunks) if not _path(work, index).exists()]
-    in_processes(draw_chunk, [(cast, vae, index, work) for index in missing])
+    missing = [index for index in range(chunks) if not _path(work, kind, index).exists()]
+    in_processes(draw_chunk, [(cast, vae, kind, index, work) for index in missing])
 
 
-def draw_chunk(cast: tuple[Actor, ...], vae: AutoencoderKLWan, index: int, work: Path) -> None:
-    """Draws and encodes one chunk, unless its file exists."""
-    path = _path(work, index)
+def draw_chunk(
+    cast: tuple[Actor, ...], vae: AutoencoderKLWan, kind: str, index: int, work: Path
+) -> None:
+    """Draws and encodes one chunk of a kind of `KINDS`, unless its file exists."""
+    path = _path(work, kind, index)
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    clips = every_clip(random.Random(SEED * 10_000 + index // PARTS), cast)[index % PARTS :: PARTS]
+    seed, source = KINDS[kind]
+    clips = source(random.Random(seed * 10_000 + index // PARTS), cast)[index % PARTS :: PARTS]
     latents = [encode_clips(vae, to_video(render_clip(cast, clip)[None])).half() for clip in clips]
     partial = path.with_suffix(f".{os.getpid()}")
     torch.save(ClipLatents(torch.cat(latents), clips), partial)
     partial.rename(path)
 
 
-def _path(work: Path, index: int) -> Path:
-    return work / "latents" / f"clips-{index:03d}.pt"
+def _path(work: Path, kind: str, index: int) -> Path:
+    return work / "latents" / f"{kind}-{index:03d}.pt"

@@ -3,7 +3,7 @@
 import json
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,7 @@ RESTING_SIZE = 0.6
 SMALLEST, LARGEST = 0.34, 0.74
 NEAR, FAR = 0.34, 0.66  # centres between which objects move
 TURN = 120.0  # degrees
+ZOOMS = (2, 2, 3, 4, 4)  # of close-ups
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +79,13 @@ class Clip:
         actor: Index into the cast.
         motion: One of `MOTIONS`.
         background: What lies behind.
+        window: The part of the picture that is seen.
     """
 
     actor: int
     motion: str
     background: Background
+    window: Window = Window()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,7 @@ def render_frame(cast: tuple[Actor, ...], clip: Clip, progress: float, pixels: i
         f"scale({-scale if is_mirrored else scale} {scale}) "
         f'translate({-DRAWING_SIZE / 2} {-DRAWING_SIZE / 2})">{actor.thing.body}</g>'
     )
-    return rasterise(drawn, clip.background, pixels, Window())
+    return rasterise(drawn, clip.background, pixels, clip.window)
 
 
 def render_clip(
@@ -167,6 +170,20 @@ def every_clip(rng: random.Random, cast: tuple[Actor, ...]) -> list[Clip]:
                 name = rng.choices(names, weights)[0]
             clips.append(Clip(actor, motion, plain_ground(name)))
     rng.shuffle(clips)
+    return clips
+
+
+def every_close_up(rng: random.Random, cast: tuple[Actor, ...]) -> list[Clip]:
+    """Draws the clips of `every_clip` seen through windows as large models' pictures have.
+
+    A window of a half to a quarter of the side meets the object at a random moment.
+    """
+    clips = []
+    for clip in every_clip(rng, cast):
+        at, size = pose(clip.motion, rng.random()), 1 / rng.choice(ZOOMS)
+        x, y = (place + at.size * rng.uniform(-0.5, 0.5) - size / 2 for place in (at.x, at.y))
+        x, y = (min(max(start, 0.0), 1.0 - size) for start in (x, y))
+        clips.append(replace(clip, window=Window(x, y, size)))
     return clips
 
 

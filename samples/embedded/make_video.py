@@ -19,6 +19,7 @@ from train_video_vae import VideoVaeTraining, held_out_psnr, train_video_vae
 from vocabulary import fetch_packages
 
 CHUNKS = 12  # four clips of every object and motion
+CLOSE_UPS = 6  # two of each
 
 
 def stages(
@@ -50,6 +51,7 @@ def stages(
         learning_rate=(0.8 if is_new else 1.0) * learning_rate,
         chunks=CHUNKS * scale,
         tokens=5120,
+        close_ups=CLOSE_UPS * scale,
         decay=0.75,
         average=0.98,
         seed=1,
@@ -81,7 +83,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/embedded-video"))
     parser.add_argument("--out", type=Path, help="pipeline folder; default: video in --work")
     parser.add_argument("--packages", type=Path, help="folder of the npm archives")
-    parser.add_argument("--vae-minutes", type=float, default=18.0)
+    parser.add_argument("--vae-minutes", type=float, default=28.0)
     parser.add_argument("--minutes", type=float, default=60.0, help="of diffusion training")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--scale", type=int, default=1, help="multiplies the training clips")
@@ -106,9 +108,19 @@ def main() -> None:
     if args.start is not None and args.start.is_dir():
         vae = load_vae(args.start)
     else:
-        vae = train_video_vae(cast, VideoVaeTraining(minutes=args.vae_minutes), args.work)
+        first = VideoVaeTraining(minutes=0.65 * args.vae_minutes)
+        then = VideoVaeTraining(
+            minutes=0.35 * args.vae_minutes,
+            name="vae-close",
+            learning_rate=5e-4,
+            pictures=0.0,
+            close_ups=0.6,
+        )
+        train_video_vae(cast, first, args.work)
+        vae = train_video_vae(cast, then, args.work, args.work / first.name)
     if args.draw_only:
-        draw_chunks(cast, vae, CHUNKS * args.scale, args.work)
+        draw_chunks(cast, vae, "clips", CHUNKS * args.scale, args.work)
+        draw_chunks(cast, vae, "close-ups", CLOSE_UPS * args.scale, args.work)
         return
     weights: Path | None = args.start
     for stage in plan:

@@ -30,6 +30,9 @@ class VideoStage:
         tokens: Of all clips of a step.
         frames: First latent frames of its clips that a step trains on, taken in turn, 1 to 5.
         noise_mean: Mean of the logit of the noise level; above 0 trains layout more.
+        close_ups: Chunks of close-ups, which teach what windows of larger clips show.
+        close_up_every: Every how many steps it trains on close-ups, which are whole clips.
+        close_up_noise_mean: The same for them: they follow a layout that is there.
         decay: Share of the stage over which the rate falls.
         average: Decay of the moving average of the weights.
         adam_share: Rate of AdamW in terms of that of Muon.
@@ -44,6 +47,9 @@ class VideoStage:
     tokens: int
     frames: tuple[int, ...] = (5,)
     noise_mean: float = 1.0
+    close_ups: int = 0
+    close_up_every: int = 4
+    close_up_noise_mean: float = -0.3
     decay: float = 0.6
     average: float = 0.99
     adam_share: float = 0.4
@@ -92,7 +98,10 @@ def train_video_stage(
     finished = work / f"{stage.name}.pt"
     if finished.exists():
         return finished
-    data = load_latents(cast, vae, stage.chunks, work)
+    data = load_latents(cast, vae, "clips", stage.chunks, work)
+    close = (
+        load_latents(cast, vae, "close-ups", stage.close_ups, work) if stage.close_ups else None
+    )
     torch.manual_seed(stage.seed)
     model = VideoModel(words_of(cast))
     if start is not None and start.is_dir():
@@ -110,16 +119,20 @@ def train_video_stage(
         seed=stage.seed,
     )
     rng = random.Random(stage.seed + run.step)
-    order = _endless_order(len(data.clips), rng)
+    pools = [(data, _endless_order(len(data.clips), rng), stage.noise_mean)]
+    if close is not None:
+        pools.append((close, _endless_order(len(close.clips), rng), stage.close_up_noise_mean))
 
     def losses() -> dict[str, float]:
-        frames = stage.frames[run.step % len(stage.frames)]
+        is_close = close is not None and run.step % stage.close_up_every == 1
+        pool, order, noise_mean = pools[is_close]
+        frames = 5 if is_close else stage.frames[run.step % len(stage.frames)]
         chosen = list(itertools.islice(order, max(1, stage.tokens // (FRAME_TOKENS * frames))))
-        clean = data.latents[chosen, :, :frames].float()
-        captions = [caption(rng, cast, data.clips[index]) for index in chosen]
-        loss = flow_loss(model, clean, captions, rng.choice(LENGTHS), stage.noise_mean)
+        clean = pool.latents[chosen, :, :frames].float()
+        captions = [caption(rng, cast, pool.clips[index]) for index in chosen]
+        loss = flow_loss(model, clean, captions, rng.choice(LENGTHS), noise_mean)
         loss.backward()
-        return {f"{frames}-frames": loss.item()}
+        return {"close-ups" if is_close else f"{frames}-frames": loss.item()}
 
     save(run.until_done(losses).state_dict(), finished)
     return finished

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from clips import Actor, Clip, every_clip, held_out_clips, render_clip
+from clips import Actor, Clip, every_clip, every_close_up, held_out_clips, render_clip
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from muon import Muon
@@ -27,10 +27,12 @@ class VideoVaeTraining:
 
     Attributes:
         minutes: Wall-clock length.
+        name: Of its checkpoint and of the folder of the result.
         learning_rate: Peak rate of Muon (inner convolutions); AdamW (the rest) gets twice that.
         pictures: Share of the run that trains on single frames, which teach shapes and colours
             five times as fast as clips do.
         crops: Number, frames and side in pixels of the crops of a step, taken in turn.
+        close_ups: Share of close-ups among the clips, which move two to four times as fast.
         pool: Clips held in memory; one is redrawn every fourth step.
         kl: Weight of the mean Kullback-Leibler term, small: it only keeps latents smooth.
         noise: Deviation of noise on the latents in terms of theirs, so that the decoder bears
@@ -39,10 +41,12 @@ class VideoVaeTraining:
         seed: Seed of the clips and of the weights.
     """
 
-    minutes: float = 18.0
+    minutes: float
+    name: str = "vae"
     learning_rate: float = 1e-3
     pictures: float = 0.25
     crops: tuple[tuple[int, int, int], ...] = ((2, 9, 64), (3, 5, 64), (1, 17, 64), (1, 5, 128))
+    close_ups: float = 0.0
     pool: int = 216
     kl: float = 1e-3
     noise: float = 0.08
@@ -115,40 +119,43 @@ def to_video(clips: np.ndarray) -> Tensor:
 
 
 def train_video_vae(
-    cast: tuple[Actor, ...], settings: VideoVaeTraining, work: Path
+    cast: tuple[Actor, ...], settings: VideoVaeTraining, work: Path, start: Path | None = None
 ) -> AutoencoderKLWan:
-    """Trains the autoencoder, resuming from `work`/vae.pt, and saves it to `work`/vae.
+    """Trains the autoencoder, resuming from its checkpoint, and saves it to a folder in `work`.
 
     Args:
         cast: What the clips show.
         settings: How to train.
         work: Folder of checkpoints.
+        start: Folder of an autoencoder to start from; none to start untrained.
 
     Returns:
         The trained autoencoder.
     """
-    finished = work / "vae"
+    finished = work / settings.name
     if not finished.exists():
-        replicate(_train, cast, settings, work)
+        replicate(_train, cast, settings, work, start)
     return AutoencoderKLWan.from_pretrained(finished).eval()
 
 
-def _train(cast: tuple[Actor, ...], settings: VideoVaeTraining, work: Path) -> None:
+def _train(
+    cast: tuple[Actor, ...], settings: VideoVaeTraining, work: Path, start: Path | None
+) -> None:
     """Trains one replica."""
     torch.manual_seed(settings.seed)
-    vae = new_video_vae()
+    vae = AutoencoderKLWan.from_pretrained(start) if start else new_video_vae()
     run = TrainingRun(
-        "vae",
+        settings.name,
         vae,
         _optimisers(vae, settings.learning_rate),
-        work / "vae.pt",
+        work / f"{settings.name}.pt",
         minutes=settings.minutes,
         decay=1 - settings.pictures,
         seed=settings.seed,
     )
     torch.manual_seed(settings.seed + run.step + 1000 * rank())
     rng = random.Random(settings.seed + run.step + 1000 * rank())
-    source = endless_clips(rng, cast)
+    source = endless_clips(rng, cast, settings.close_ups)
     pool = np.stack([render_clip(cast, next(source)) for _ in range(settings.pool)])
 
     def losses() -> dict[str, float]:
@@ -162,8 +169,9 @@ def _train(cast: tuple[Actor, ...], settings: VideoVaeTraining, work: Path) -> N
     if rank():
         return
     set_latent_statistics(average, cast)
-    print(f"vae {held_out_psnr(average, cast):.2f} dB after {run.step} steps", flush=True)
-    average.save_pretrained(work / "vae")
+    decibels = held_out_psnr(average, cast)
+    print(f"{settings.name} {decibels:.2f} dB after {run.step} steps", flush=True)
+    average.save_pretrained(work / settings.name)
 
 
 def crops_of(run: TrainingRun, settings: VideoVaeTraining) -> tuple[int, int, int]:
@@ -208,10 +216,13 @@ def decode_unclamped(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     return unpatchify(torch.cat(frames, 2), vae.config.patch_size)
 
 
-def endless_clips(rng: random.Random, cast: tuple[Actor, ...]) -> Iterator[Clip]:
-    """Yields every object and motion on random backgrounds, again and again."""
+def endless_clips(
+    rng: random.Random, cast: tuple[Actor, ...], close_ups: float = 0.0
+) -> Iterator[Clip]:
+    """Yields every object and motion on random backgrounds, again and again, partly close."""
     while True:
-        yield from every_clip(rng, cast)
+        pairs = zip(every_clip(rng, cast), every_close_up(rng, cast), strict=True)
+        yield from (close if rng.random() < close_ups else clip for clip, close in pairs)
 
 
 def random_crops(

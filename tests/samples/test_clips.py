@@ -135,3 +135,16 @@ def test_the_judges_know_the_truth(clips, cast):
     assert not shows_object(cast, other, video) and not shows_motion(cast, other, video)
     nothing = np.full_like(video, 200)
     assert not shows_motion(cast, clip, nothing)
+
+
+def test_close_ups_meet_their_objects(clips, cast):
+    close = clips.every_close_up(random.Random(0), cast)
+    assert sorted((clip.actor, clip.motion) for clip in close) == sorted(
+        (clip.actor, clip.motion) for clip in clips.every_clip(random.Random(0), cast)
+    )
+    for clip in close:
+        window = clip.window
+        assert window.size in {1 / zoom for zoom in clips.ZOOMS}
+        assert 0 <= min(window.x, window.y) and max(window.x, window.y) + window.size <= 1
+        seen = clips.render_clip(cast, clip, frames=17, pixels=16).astype(int)
+        assert np.abs(seen - clip.background.colours[0]).max() > 20, clip
