@@ -9,14 +9,13 @@ units: those multiply bf16 several times faster, and SDPA keeps their sums in fp
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from math import prod
 
 import torch
 from torch import Tensor
 
 from diffaccel.kernels.block_sparse_slab import Slab, build_slab
 from diffaccel.kernels.centroids import Centroids
+from diffaccel.kernels.scratch import Scratch
 
 # scores and gathered blocks of one chunk: more falls out of the cache (0.5 instead of 0.7 of the
 # dense rate at 64 MiB a thread), less spends its time in the barriers of the thread pool
@@ -55,7 +54,7 @@ def block_sparse_cpu(
     batch, queries, heads, _ = query.shape
     output = torch.empty(query.shape, dtype=query.dtype)
     lse = torch.empty((batch, queries, heads) if return_lse else (0,), dtype=torch.float32)
-    buffers = _Buffers()
+    scratch = Scratch()
     is_fused = query.dtype == torch.bfloat16 and has_bf16_units()
     is_fused = is_fused and centroids is None and not return_lse
     slab_heads = max(1, _SLAB_ROWS // counts.shape[2])
@@ -67,7 +66,7 @@ def block_sparse_cpu(
                 None if is_fused else scale, key_padding_mask, extra_key, extra_value,
                 extra_padding_mask, centroids,
             )  # fmt: skip
-            part, part_lse = _attend(slab, buffers, return_lse, scale)
+            part, part_lse = _attend(slab, scratch, return_lse, scale)
             if row_scale is not None:
                 part.mul_(row_scale[sample, some].reshape(-1, 1, 1))
             if row_bias is not None:
@@ -86,29 +85,15 @@ def has_bf16_units() -> bool:
     return torch.cpu._is_amx_tile_supported()
 
 
-@dataclass(slots=True)
-class _Buffers:
-    """Scratch memory that the chunks share: fresh pages for each would cost half the time."""
-
-    flat: dict[str, Tensor] = field(default_factory=dict)
-
-    def take(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Returns uninitialised scratch, valid until the next take of this name."""
-        size = prod(shape)
-        if name not in self.flat or self.flat[name].numel() < size:
-            self.flat[name] = torch.empty(size, dtype=dtype)
-        return self.flat[name][:size].view(shape)
-
-
-def _attend(slab: Slab, buffers: _Buffers, with_lse: bool, scale: float) -> tuple[Tensor, Tensor]:
+def _attend(slab: Slab, scratch: Scratch, with_lse: bool, scale: float) -> tuple[Tensor, Tensor]:
     """Computes every row of a slab: output (R, block_q, D) and lse (R, block_q), fp32."""
-    output = buffers.take("slab", *slab.query.shape).zero_()
+    output = scratch.take("slab", *slab.query.shape).zero_()
     lse = torch.full(slab.query.shape[:2] if with_lse else (0,), -torch.inf)
     for rows in _chunks(slab):
         if slab.query.dtype == torch.bfloat16:
-            part, part_lse = _attend_fused(slab, buffers, rows, scale), None
+            part, part_lse = _attend_fused(slab, scratch, rows, scale), None
         else:
-            part, part_lse = _attend_chunk(slab, buffers, rows, with_lse)
+            part, part_lse = _attend_chunk(slab, scratch, rows, with_lse)
         index = torch.tensor(rows)
         output.index_copy_(0, index, part)
         if part_lse is not None:
@@ -138,7 +123,7 @@ def _chunks(slab: Slab) -> Iterator[list[int]]:
 
 
 def _attend_chunk(
-    slab: Slab, buffers: _Buffers, rows: list[int], with_lse: bool
+    slab: Slab, scratch: Scratch, rows: list[int], with_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Computes some rows padded to the longest, which comes first: (n, block_q, D) and lse."""
     number, (_, block_k, dim), extra = len(rows), slab.key.shape, slab.extra_width
@@ -146,9 +131,11 @@ def _attend_chunk(
     blocks = slab.table[rows, : -(-width // block_k)]
     query = slab.query[rows]
 
-    scores = buffers.take("scores", number, block_q, front + width)
+    scores = scratch.take("scores", number, block_q, front + width)
     if slab.extra_key is not None:
-        torch.bmm(query, slab.per_row(slab.extra_key, rows).transpose(1, 2), out=scores[..., :extra])
+        torch.bmm(
+            query, slab.per_row(slab.extra_key, rows).transpose(1, 2), out=scores[..., :extra]
+        )
     if slab.moments is not None:
         has_variance = slab.moments.shape[2] > dim
         powers = torch.cat([query, query.square().mul_(0.5)], 2) if has_variance else query
@@ -159,15 +146,15 @@ def _attend_chunk(
             out=scores[..., extra:front],
         )
     if width:
-        key = _gather(buffers, "key", slab.key, blocks)[:, :width]
+        key = _gather(scratch, "key", slab.key, blocks)[:, :width]
         torch.bmm(query, key.transpose(1, 2), out=scores[..., front:])
     is_dead = _hide(slab, scores, rows, blocks)
     peak = scores.amax(dim=-1) if with_lse else None
     torch.softmax(scores, dim=-1, out=scores)
 
-    output = buffers.take("output", number, block_q, dim)
+    output = scratch.take("output", number, block_q, dim)
     if width:
-        value = _gather(buffers, "value", slab.value, blocks)[:, :width]
+        value = _gather(scratch, "value", slab.value, blocks)[:, :width]
         torch.bmm(scores[..., front:], value, out=output)
     else:
         output.zero_()
@@ -186,12 +173,12 @@ def _attend_chunk(
     return output, lse
 
 
-def _attend_fused(slab: Slab, buffers: _Buffers, rows: list[int], scale: float) -> Tensor:
+def _attend_fused(slab: Slab, scratch: Scratch, rows: list[int], scale: float) -> Tensor:
     """Computes some rows with SDPA in bf16, without centroids or lse: (n, block_q, D) fp32."""
     width = slab.widths[rows[0]]
     blocks = slab.table[rows, : -(-width // slab.key.shape[1])]
     key, value = (
-        _gather(buffers, name, pool, blocks)[:, :width]
+        _gather(scratch, name, pool, blocks)[:, :width]
         for name, pool in (("key", slab.key), ("value", slab.value))
     )
     if slab.extra_key is not None:
@@ -209,9 +196,9 @@ def _attend_fused(slab: Slab, buffers: _Buffers, rows: list[int], scale: float) 
     return output.float()
 
 
-def _gather(buffers: _Buffers, name: str, pool: Tensor, blocks: Tensor) -> Tensor:
+def _gather(scratch: Scratch, name: str, pool: Tensor, blocks: Tensor) -> Tensor:
     """Copies the blocks (n, count) of a pool together, to (n, count * block_k, D)."""
-    gathered = buffers.take(name, blocks.numel(), *pool.shape[1:], dtype=pool.dtype)
+    gathered = scratch.take(name, blocks.numel(), *pool.shape[1:], dtype=pool.dtype)
     torch.index_select(pool, 0, blocks.flatten(), out=gathered)
     return gathered.view(len(blocks), -1, pool.shape[2])
 

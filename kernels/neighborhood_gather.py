@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from diffaccel.kernels.neighborhood_window import Axis, AxisTiles, axis_tiles, tile_sizes
+from diffaccel.kernels.scratch import Scratch
 
 # scores and gathered windows of one chunk: what fits a cache, or what fills a GPU
 _CHUNK_BYTES_PER_THREAD = 8 << 20
@@ -52,26 +53,25 @@ def neighborhood_gather(
     output = query.new_empty(batch, length, heads, value.shape[-1])
     lse_shape = (batch, length, heads) if return_lse else (0,)
     lse = torch.empty(lse_shape, dtype=torch.float32, device=query.device)
-    groups = list(tile_groups(axes, query.device))
+    groups, scratch = list(tile_groups(axes, query.device)), Scratch(query.device)
     for sample in range(batch):
         one = slice(sample, sample + 1)
-        q = _heads_first(query[one], heads).mul_(scale)
-        k, v = _heads_first(key[one], heads), _heads_first(value[one], heads)
-        valid = None if key_padding_mask is None else key_padding_mask[sample]
-        if valid is not None:  # padding may hold NaN, which a weight of 0 would not remove
-            k.masked_fill_(~valid[:, None], 0.0)
-            v.masked_fill_(~valid[:, None], 0.0)
-        extra = None
+        more_keys, more_values = [], []
         if extra_key is not None and extra_value is not None:
             real = slice(None) if extra_padding_mask is None else extra_padding_mask[sample]
-            extra = (
-                _heads_first(extra_key[one, real], heads),
-                _heads_first(extra_value[one, real], heads),
-            )
+            more_keys, more_values = [extra_key[one, real]], [extra_value[one, real]]
+        q = _heads_first(heads, query[one]).mul_(scale)
+        k = _heads_first(heads, key[one], *more_keys)
+        v = _heads_first(heads, value[one], *more_values)
+        extras = k.shape[1] - length
+        valid = None if key_padding_mask is None else key_padding_mask[sample]
+        if valid is not None:  # padding may hold NaN, which a weight of 0 would not remove
+            k[:, :length].masked_fill_(~valid[:, None], 0.0)
+            v[:, :length].masked_fill_(~valid[:, None], 0.0)
         for tiles in groups:
-            for part in _chunks(tiles, heads, q.shape[-1] + v.shape[-1], extra):
+            for part in _chunks(tiles, heads, q.shape[-1] + v.shape[-1], extras):
                 rows = part.queries.flatten()
-                result, normaliser = _attend(q, k, v, valid, part, extra, return_lse)
+                result, normaliser = _attend(q, k, v, valid, part, extras, return_lse, scratch)
                 output[sample, rows] = result.transpose(0, 1).to(output.dtype)
                 if return_lse:
                     lse[sample, rows] = normaliser.transpose(0, 1)
@@ -127,15 +127,13 @@ def _mask(alike: tuple[AxisTiles, ...], device: torch.device) -> Tensor | None:
     return mask
 
 
-def _chunks(
-    tiles: Tiles, heads: int, dims: int, extra: tuple[Tensor, Tensor] | None
-) -> Iterator[Tiles]:
+def _chunks(tiles: Tiles, heads: int, dims: int, extras: int) -> Iterator[Tiles]:
     """Splits tiles into parts that a byte budget bounds."""
     budget = _CHUNK_BYTES
     if tiles.queries.device.type == "cpu":
         budget = _CHUNK_BYTES_PER_THREAD * torch.get_num_threads()
     count, most = tiles.queries.shape
-    keys = tiles.keys.shape[1] + (0 if extra is None else extra[0].shape[1])
+    keys = tiles.keys.shape[1] + extras
     step = max(1, budget // (4 * heads * keys * (most + dims)))
     for start in range(0, count, step):
         part = slice(start, start + step)
@@ -148,45 +146,55 @@ def _attend(
     value: Tensor,
     valid: Tensor | None,
     tiles: Tiles,
-    extra: tuple[Tensor, Tensor] | None,
+    extras: int,
     with_lse: bool,
+    scratch: Scratch,
 ) -> tuple[Tensor, Tensor | None]:
-    """Computes n tiles: output (H, n * Q, E) and lse (H, n * Q)."""
+    """Computes n tiles, which all see the last `extras` keys too.
+
+    Returns:
+        The output (H, n * Q, E), valid until the next call, and the lse (H, n * Q).
+    """
     heads, (count, most) = len(query), tiles.queries.shape
-    q = _gather(query, tiles.queries)
-    first = 0 if extra is None else extra[0].shape[1]
-    scores = query.new_empty(heads * count, most, first + tiles.keys.shape[1])
-    torch.bmm(q, _gather(key, tiles.keys).mT, out=scores[..., first:])
+    numbers = tiles.keys
+    if extras:
+        last = torch.arange(key.shape[1] - extras, key.shape[1], device=key.device)
+        numbers = torch.cat([numbers, last.expand(count, -1)], 1)
+    q = _gather(scratch, "query", query, tiles.queries)
+    k = _gather(scratch, "key", key, numbers)
+    scores = scratch.take("scores", heads * count, most, k.shape[1])
+    torch.bmm(q, k.mT, out=scores)
+    inside = scores[..., : tiles.keys.shape[1]]
     if tiles.mask is not None:
-        scores[..., first:].masked_fill_(~tiles.mask, -torch.inf)
+        inside.masked_fill_(~tiles.mask, -torch.inf)
     if valid is not None:
         is_real = valid[tiles.keys].repeat(heads, 1)[:, None]
-        scores[..., first:].masked_fill_(~is_real, -torch.inf)
-    if extra is not None:
-        each = extra[0].repeat_interleave(count, 0)
-        torch.bmm(q, each.mT, out=scores[..., :first])
+        inside.masked_fill_(~is_real, -torch.inf)
     peak = scores.amax(-1) if with_lse else None
-    weights = torch.softmax(scores, -1, out=scores)
+    torch.softmax(scores, -1, out=scores)
     if valid is not None:  # only padding can leave a row without any key
-        weights.nan_to_num_(nan=0.0)
-    output = weights[..., first:] @ _gather(value, tiles.keys)
-    if extra is not None:
-        output.baddbmm_(weights[..., :first], extra[1].repeat_interleave(count, 0))
+        scores.nan_to_num_(nan=0.0)
+    v = _gather(scratch, "value", value, numbers)
+    output = scratch.take("output", heads * count, most, v.shape[2])
+    torch.bmm(scores, v, out=output)
     output = output.view(heads, count * most, -1)
     if peak is None:
         return output, None
     # the largest weight of a row is 1 / sum(exp(score - peak))
-    lse = (peak - weights.amax(-1).log_()).masked_fill_(peak == -torch.inf, -torch.inf)
+    lse = (peak - scores.amax(-1).log_()).masked_fill_(peak == -torch.inf, -torch.inf)
     return output, lse.view(heads, count * most)
 
 
-def _gather(tokens: Tensor, numbers: Tensor) -> Tensor:
+def _gather(scratch: Scratch, name: str, tokens: Tensor, numbers: Tensor) -> Tensor:
     """Copies tokens (H, N, D) by number (n, K) to (H * n, K, D)."""
-    picked = tokens.index_select(1, numbers.flatten())
-    return picked.view(-1, numbers.shape[1], tokens.shape[2])
+    heads, _, dim = tokens.shape
+    picked = scratch.take(name, heads, numbers.numel(), dim)
+    torch.index_select(tokens, 1, numbers.flatten(), out=picked)
+    return picked.view(-1, numbers.shape[1], dim)
 
 
-def _heads_first(tokens: Tensor, heads: int) -> Tensor:
-    """Copies (1, N, G, D) to fp32 (heads, N, D), each key head repeated for its query heads."""
-    tokens = tokens[0].transpose(0, 1).repeat_interleave(heads // tokens.shape[2], 0)
-    return tokens.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+def _heads_first(heads: int, *parts: Tensor) -> Tensor:
+    """Copies parts (1, n, G, D) one after another to fp32 (heads, N, D), key heads repeated."""
+    tokens = torch.cat([part[0].transpose(0, 1) for part in parts], 1).float()
+    groups = heads // tokens.shape[0]
+    return tokens if groups == 1 else tokens.repeat_interleave(groups, 0)
