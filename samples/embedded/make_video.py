@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from clip_latents import draw_chunks
-from clips import load_cast
+from clips import Actor, load_cast
 from diffusers import AutoencoderKLWan, WanPipeline
 from evaluate_video import VideoCall, evaluate_video
 from export_video import export_video, load_video_model, write_card
@@ -59,14 +59,28 @@ def stages(
     return (first, clips) if is_new else (clips,)
 
 
+def codecs_of(minutes: float) -> tuple[VideoVaeTraining, ...]:
+    """Plans the training of the autoencoder: clips, then close-ups too, which move faster."""
+    close = VideoVaeTraining(
+        minutes=0.35 * minutes, name="vae-close", learning_rate=5e-4, pictures=0.0, close_ups=0.6
+    )
+    return VideoVaeTraining(minutes=0.65 * minutes), close
+
+
 def load_vae(folder: Path) -> AutoencoderKLWan:
     """Loads the autoencoder of a finished pipeline."""
     return AutoencoderKLWan.from_pretrained(folder, subfolder="vae").eval()
 
 
-def course(work: Path, plan: tuple[VideoStage, ...]) -> str:
+def course(work: Path, codecs: tuple[VideoVaeTraining, ...], plan: tuple[VideoStage, ...]) -> str:
     """Says how long the stages were, as rows of a table."""
     rows = []
+    for codec in codecs:
+        state = torch.load(work / f"{codec.name}.pt", weights_only=True)
+        shown = "single frames, then clips" if codec.pictures else "clips and close-ups"
+        rows.append(
+            f"| autoencoder: {shown}, {codec.minutes:.0f} minutes | {state['step']:,} steps |"
+        )
     for stage in plan:
         state = torch.load(work / f"{stage.name}-running.pt", weights_only=True)
         frames = ", ".join(map(str, stage.frames))
@@ -75,6 +89,45 @@ def course(work: Path, plan: tuple[VideoStage, ...]) -> str:
             f"| {state['step']:,} steps of {stage.tokens:,} tokens |"
         )
     return "\n".join(rows)
+
+
+def train_codecs(
+    cast: tuple[Actor, ...], codecs: tuple[VideoVaeTraining, ...], work: Path
+) -> AutoencoderKLWan:
+    """Trains the autoencoder in stages, each from the one before."""
+    start: Path | None = None
+    for codec in codecs:
+        vae = train_video_vae(cast, codec, work, start)
+        start = work / codec.name
+    return vae
+
+
+def finish_video(
+    cast: tuple[Actor, ...],
+    vae: AutoencoderKLWan,
+    weights: Path,
+    course: str,
+    work: Path,
+    folder: Path,
+    count: int,
+) -> None:
+    """Exports the model, evaluates the folder and writes its sheets and card."""
+    model = load_video_model(cast, weights)
+    export_video(model, vae, folder)
+    call, evaluation = VideoCall(), work / "evaluation"
+    figures = evaluate_video(WanPipeline.from_pretrained(folder), cast, evaluation, call, count)
+    print(figures)
+    Image.open(evaluation / "contact.png").save(folder / "contact.jpg", quality=88)
+    (folder / "preview.webp").write_bytes((evaluation / "preview.webp").read_bytes())
+    told = {name: f"{value:.0%}" for name, value in figures.items() if name != "prompts"}
+    told |= {
+        "prompts": str(figures["prompts"]),
+        "steps": str(call.num_inference_steps),
+        "guidance": str(call.guidance_scale),
+        "psnr": f"{held_out_psnr(vae, cast):.1f}",
+        "course": course,
+    }
+    write_card(folder, model, vae, told)
 
 
 def main() -> None:
@@ -105,19 +158,8 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     plan = stages(args.minutes, args.scale, args.learning_rate, is_new=args.start is None)
 
-    if args.start is not None and args.start.is_dir():
-        vae = load_vae(args.start)
-    else:
-        first = VideoVaeTraining(minutes=0.65 * args.vae_minutes)
-        then = VideoVaeTraining(
-            minutes=0.35 * args.vae_minutes,
-            name="vae-close",
-            learning_rate=5e-4,
-            pictures=0.0,
-            close_ups=0.6,
-        )
-        train_video_vae(cast, first, args.work)
-        vae = train_video_vae(cast, then, args.work, args.work / first.name)
+    codecs = () if args.start is not None and args.start.is_dir() else codecs_of(args.vae_minutes)
+    vae = train_codecs(cast, codecs, args.work) if codecs else load_vae(args.start)
     if args.draw_only:
         draw_chunks(cast, vae, "clips", CHUNKS * args.scale, args.work)
         draw_chunks(cast, vae, "close-ups", CLOSE_UPS * args.scale, args.work)
@@ -125,25 +167,10 @@ def main() -> None:
     weights: Path | None = args.start
     for stage in plan:
         weights = train_video_stage(cast, vae, stage, args.work, weights)
-    model = load_video_model(cast, weights)
     folder = args.out or args.work / "video"
-    export_video(model, vae, folder)
-    call, evaluation = VideoCall(), args.work / "evaluation"
-    figures = evaluate_video(
-        WanPipeline.from_pretrained(folder), cast, evaluation, call, args.count
+    finish_video(
+        cast, vae, weights, course(args.work, codecs, plan), args.work, folder, args.count
     )
-    print(figures)
-    Image.open(evaluation / "contact.png").save(folder / "contact.jpg", quality=88)
-    (folder / "preview.webp").write_bytes((evaluation / "preview.webp").read_bytes())
-    told = {name: f"{value:.0%}" for name, value in figures.items() if name != "prompts"}
-    told |= {
-        "prompts": str(figures["prompts"]),
-        "steps": str(call.num_inference_steps),
-        "guidance": str(call.guidance_scale),
-        "psnr": f"{held_out_psnr(vae, cast):.1f}",
-        "course": course(args.work, plan),
-    }
-    write_card(folder, model, vae, told)
 
 
 if __name__ == "__main__":
