@@ -78,17 +78,20 @@ def course(work: Path, codecs: tuple[VideoVaeTraining, ...], plan: tuple[VideoSt
     for codec in codecs:
         state = torch.load(work / f"{codec.name}.pt", weights_only=True)
         shown = "single frames, then clips" if codec.pictures else "clips and close-ups"
-        rows.append(
-            f"| autoencoder: {shown}, {codec.minutes:.0f} minutes | {state['step']:,} steps |"
-        )
+        rows.append(f"| autoencoder: {shown}, {minutes_of(state)} | {state['step']:,} steps |")
     for stage in plan:
         state = torch.load(work / f"{stage.name}-running.pt", weights_only=True)
         frames = ", ".join(map(str, stage.frames))
         rows.append(
-            f"| {stage.name}: first {frames} latent frames in turn, {stage.minutes:.0f} minutes "
+            f"| {stage.name}: first {frames} latent frames in turn, {minutes_of(state)} "
             f"| {state['step']:,} steps of {stage.tokens:,} tokens |"
         )
     return "\n".join(rows)
+
+
+def minutes_of(state: dict) -> str:
+    """Says how long the run of a checkpoint has taken."""
+    return f"{state['spent_s'] / 60:.0f} minutes"
 
 
 def train_codecs(
