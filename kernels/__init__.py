@@ -12,7 +12,7 @@ else:
     from diffaccel.kernels.merge import merge_attention
     from diffaccel.kernels.neighborhood import neighborhood_attention, visited_share
     from diffaccel.kernels.neighborhood_window import Axis as WindowAxis
-    from diffaccel.kernels.neighborhood_window import seen_share
+    from diffaccel.kernels.neighborhood_window import gathered_share, seen_share
     from diffaccel.kernels.selection import select_blocks
     from diffaccel.kernels.selection_cpu import block_lists
 
@@ -24,6 +24,7 @@ __all__ = [
     "block_sparse_attention",
     "block_statistics",
     "dense_attention",
+    "gathered_share",
     "listed_blocks",
     "merge_attention",
     "neighborhood_attention",

@@ -130,19 +130,30 @@ def visited_along(axis: Axis, queries: int, keys: int) -> float:
 @lru_cache(maxsize=256)
 def tile_sizes(axes: tuple[Axis, ...]) -> tuple[int, ...]:
     """Chooses the queries per tile and axis: few keys to copy, few pairs that are masked."""
-
-    def cost(sizes: tuple[int, ...]) -> float:
-        queries, keys, tiles = prod(sizes), 1, 1
-        for axis, size in zip(axes, sizes, strict=True):
-            length = axis.group_length(0)
-            keys *= min(length, axis.kernel + size - min(axis.stride, size))
-            tiles *= ceil(length / size)
-        return tiles * keys * (queries + _PAIRS_PER_KEY)
-
     choices = [_sizes(axis) for axis in axes]
     fitting = [s for s in itertools.product(*choices) if prod(s) <= _MOST_QUERIES]
     smallest = tuple(sizes[0] for sizes in choices)
-    return min(fitting or [smallest], key=cost)
+    return min(fitting or [smallest], key=lambda sizes: _gathering_work(axes, sizes))
+
+
+def gathered_share(axes: tuple[Axis, ...]) -> float:
+    """What gathering computes, masked pairs and copies of keys included, as a share of all pairs.
+
+    A copy counts as the pairs that take as long.
+    """
+    residues = prod(axis.dilation for axis in axes)
+    pairs = prod(axis.length for axis in axes) ** 2
+    return residues * _gathering_work(axes, tile_sizes(axes)) / pairs
+
+
+def _gathering_work(axes: tuple[Axis, ...], sizes: tuple[int, ...]) -> int:
+    """Pairs of the tiles of one residue, and what copying their keys costs, as pairs."""
+    queries, keys, tiles = prod(sizes), 1, 1
+    for axis, size in zip(axes, sizes, strict=True):
+        length = axis.group_length(0)
+        keys *= min(length, axis.kernel + size - min(axis.stride, size))
+        tiles *= ceil(length / size)
+    return tiles * keys * (queries + _PAIRS_PER_KEY)
 
 
 def _sizes(axis: Axis) -> list[int]:

@@ -16,6 +16,7 @@ from diffaccel import (
     set_attn_processor,
     speed,
 )
+from diffaccel.kernels import gathered_share
 
 
 @dataclass
@@ -75,8 +76,17 @@ def test_a_method_that_runs_dense_itself_is_not_judged():
 def test_the_expected_cost_follows_density_and_text():
     layout, with_text = TokenLayout.image(64, 64), TokenLayout.image(64, 64, text_after=4096)
     method = NeighborhoodAttn(16)
-    assert method.expected_cost(layout, "cpu") == pytest.approx(1 / 16 / 0.4)
-    assert method.expected_cost(with_text, "cpu") == pytest.approx((1 / 64 + 3 / 4) / 0.4)
+    assert method.expected_cost(layout, "cuda") == pytest.approx(1 / 16 / 0.6)
+    assert method.expected_cost(with_text, "cuda") == pytest.approx((1 / 64 + 3 / 4) / 0.6)
+    on_cpu = method.expected_cost(layout, "cpu")
+    assert on_cpu > 1 / 16 / 0.65  # masked pairs and copies count there
+    assert method.expected_cost(with_text, "cpu") == pytest.approx(on_cpu / 4 + 3 / 4 / 0.65)
+
+
+def test_copies_count_as_pairs_when_windows_are_gathered():
+    # tiles of 8 x 8 queries meet 23 x 23 keys, and each key costs 40 products more
+    axes = tuple(NeighborhoodAttn(16).axes(TokenLayout.image(256, 256)))
+    assert gathered_share(axes) == pytest.approx(23**2 / 256**2 * (1 + 40 / 64))
 
 
 @pytest.mark.usefixtures("h200")
@@ -93,7 +103,7 @@ def test_an_attached_layer_runs_dense_and_says_so(monkeypatch, tiny_pipelines):
     monkeypatch.setattr(speed, "CPU_TOKENS", 1)
     tiny = tiny_pipelines.flux()
     stock = tiny.sample()
-    wide, small = NeighborhoodAttn((7, 11)), NeighborhoodAttn((1, 2))
+    wide, small = NeighborhoodAttn((7, 11)), SparseAttn(keep=0.1, block=8, neighbors=False)
     with set_attn_processor(tiny.pipe, wide) as attachment:
         assert torch.equal(tiny.sample(), stock)
         for layer in attachment.report().layers:
