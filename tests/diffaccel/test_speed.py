@@ -103,7 +103,7 @@ def test_an_attached_layer_runs_dense_and_says_so(monkeypatch, tiny_pipelines):
     monkeypatch.setattr(speed, "CPU_TOKENS", 1)
     tiny = tiny_pipelines.flux()
     stock = tiny.sample()
-    wide, small = NeighborhoodAttn((7, 11)), SparseAttn(keep=0.1, block=8, neighbors=False)
+    wide, small = NeighborhoodAttn((7, 11)), SparseAttn(keep=0.1, block=16, neighbors=False)
     with set_attn_processor(tiny.pipe, wide) as attachment:
         assert torch.equal(tiny.sample(), stock)
         for layer in attachment.report().layers:
