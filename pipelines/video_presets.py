@@ -67,4 +67,5 @@ def video_preset(source: str | Path) -> VideoPreset:
     """Returns the preset of a Wan pipeline by what it is loaded from."""
     from diffaccel.pipelines.loading import EMBEDDED_VIDEO
 
-    return EMBEDDED_VIDEO_PRESET if Path(source) == EMBEDDED_VIDEO else WAN
+    is_embedded = Path(source).resolve() == EMBEDDED_VIDEO.resolve()
+    return EMBEDDED_VIDEO_PRESET if is_embedded else WAN

@@ -9,8 +9,9 @@ from diffaccel import SlidingWindowAttn
 from diffaccel.dual_path import DualPath
 from diffaccel.errors import InputError
 from diffaccel.pipelines.freeswim import FreeSwim, refine_latents
+from diffaccel.pipelines.loading import EMBEDDED_VIDEO
 from diffaccel.pipelines.video import generate_video, native_size
-from diffaccel.pipelines.video_presets import EMBEDDED_VIDEO_PRESET, WAN
+from diffaccel.pipelines.video_presets import EMBEDDED_VIDEO_PRESET, WAN, video_preset
 from diffaccel.pipelines.wan import Conditions, shifted_scheduler
 from diffaccel.rope import Linear, Riflex
 
@@ -217,6 +218,13 @@ def test_positions_along_time_change_both_stages_and_come_back(video_pipe):
     ]
     assert (large[0] - large[1]).abs().max() > 1e-3
     assert pipe.transformer.rope.freqs_cos is before
+
+
+def test_the_embedded_preset_is_found_by_a_relative_path(monkeypatch):
+    monkeypatch.chdir(EMBEDDED_VIDEO.parents[1])
+    assert video_preset(EMBEDDED_VIDEO) is EMBEDDED_VIDEO_PRESET
+    assert video_preset("embedded/video") is EMBEDDED_VIDEO_PRESET
+    assert video_preset("owner/name") is WAN
 
 
 def test_presets_change_positions_of_long_videos_alone(video_pipe):
