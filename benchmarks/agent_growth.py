@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, layer_norm
 
 from diffaccel.benchmarks.rectification import capture
-from diffaccel.environment import device_name, package_versions
+from diffaccel.environment import device_name, versions_line
 from diffaccel.kernels import dense_attention
 from diffaccel.layout import TokenLayout
 from diffaccel.methods import AgentAttn, Method, SparseAttn, TokenMergingAttn
@@ -265,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "of the tokens",
         "small sizes": "least_tokens=0; by default less than 1024 tokens run dense",
         "error of": f"|output - dense| / |dense| over {ROWS} rows",
-        "versions": ", ".join(f"{name} {text}" for name, text in package_versions().items()),
+        "versions": versions_line(),
     }
     print(as_markdown(rows, facts))
     if options.csv:

@@ -18,7 +18,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from math import log10
 from pathlib import Path
 from statistics import fmean, stdev
 from time import perf_counter
@@ -30,8 +29,9 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from diffaccel.attach import set_attn_processor
+from diffaccel.benchmarks.picture_measures import psnr
 from diffaccel.benchmarks.table import write_rows
-from diffaccel.environment import device_name, package_versions
+from diffaccel.environment import device_name, versions_line
 from diffaccel.guidance.objectives import PromptMatch
 from diffaccel.methods import AgentAttn, Method, TokenMergingAttn
 from diffaccel.pipelines.loading import load_image_pipeline
@@ -191,12 +191,6 @@ def draw(pipe: DiffusionPipeline, prompt: str, size: int, steps: int, seed: int)
     ).images[0]  # fmt: skip
 
 
-def psnr(picture: np.ndarray, exact: np.ndarray) -> float:
-    """Peak signal to noise in dB of two pictures, uint8; infinite where they are equal."""
-    error = np.square(picture.astype(float) - exact).mean()
-    return float("inf") if error == 0 else 10 * log10(255**2 / error)
-
-
 def as_markdown(steps: Sequence[StepRow], pictures: Sequence[PictureRow]) -> str:
     """Writes both tables."""
     lines = ["| pixels | tokens | method | attention, GFLOP | all, GFLOP | step, s | speed-up |"]
@@ -229,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     print(as_markdown(steps, pictures))
     if options.csv:
-        versions = ", ".join(f"{name} {text}" for name, text in package_versions().items())
+        versions = versions_line()
         facts = {"device": device_name("cpu"), "dtype": "float32", "versions": versions}
         write_rows(options.csv, steps, facts)
         quality = options.csv.with_stem(f"{options.csv.stem}-quality")

@@ -106,7 +106,7 @@ def draw(job: Job) -> Drawn:
     """Draws one job in this process."""
     import torch
 
-    from diffaccel.environment import device_name, package_versions
+    from diffaccel.environment import device_name, versions_line
 
     started = perf_counter()
     frames, density = (_draw_clip if job.frames else _draw_picture)(job)
@@ -115,7 +115,7 @@ def draw(job: Job) -> Drawn:
         peak = torch.cuda.max_memory_allocated(job.device) / 1e9
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    versions = ", ".join(f"{name} {text}" for name, text in package_versions().items())
+    versions = versions_line()
     facts = {"device": device_name(job.device), "versions": versions, "seed": str(job.seed)}
     return Drawn(frames, seconds, peak, density, facts)
 

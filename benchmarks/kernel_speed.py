@@ -25,7 +25,7 @@ from diffaccel.benchmarks.report import Row, write_csv
 from diffaccel.benchmarks.roofline import Ceilings, measure_ceilings
 from diffaccel.benchmarks.shapes import Shape
 from diffaccel.benchmarks.timing import Deadline
-from diffaccel.environment import device_name, package_versions
+from diffaccel.environment import device_name, versions_line
 from diffaccel.progress import Timing
 
 OPS: dict[str, Op] = DENSE_OPS | OWN_OPS | OTHER_SPARSE_OPS
@@ -138,7 +138,7 @@ def facts_of(choice: Choice, ceilings: dict[str, Ceilings]) -> dict[str, str]:
     """Says what the numbers depend on."""
     facts = {
         "device": device_name(choice.device),
-        "versions": ", ".join(f"{name} {text}" for name, text in package_versions().items()),
+        "versions": versions_line(),
         "inputs": f"random, seed {choice.seed}; half of the variance of query and key is smooth "
         "over the grid",
         "timing": f"at most {choice.repetitions} calls or {choice.row_seconds:g} s per row, at "

@@ -1,8 +1,9 @@
 """Measures of what goes wrong above the size on which a model was trained.
 
 A model that is run too large repeats its subject, and a picture that is only enlarged is blurred.
-Both can be measured without knowing the right picture, which nobody has for a given prompt. All of
-these are own designs; none says whether a picture is good, and none replaces looking at it.
+Both can be measured without knowing the right picture, which nobody has for a given prompt. All
+but `psnr`, which needs it, are own designs; none says whether a picture is good, and none replaces
+looking at it.
 """
 
 from __future__ import annotations
@@ -74,6 +75,12 @@ def sharpness(picture: Array, native: Array) -> float:
     """
     scale = np.sqrt(picture.shape[0] * picture.shape[1] / (native.shape[0] * native.shape[1]))
     return float(scale * _finest_energy(picture) / max(_finest_energy(native), 1e-12))
+
+
+def psnr(picture: Array, truth: Array) -> float:
+    """Peak signal-to-noise ratio in dB of two uint8 pictures, infinite where they are equal."""
+    error = np.square(picture.astype(float) - truth).mean()
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 def clip_repetition(clip: Array) -> float:

@@ -23,7 +23,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from diffaccel.environment import device_name, package_versions
+from diffaccel.environment import device_name, versions_line
 from diffaccel.layout import TokenLayout
 from diffaccel.methods import FullAttn, Method, RectifiedSpaAttn, SparseAttn
 from diffaccel.output import replacing
@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "order=hilbert",
         "calls": f"{len(options.prompts)} prompts, steps {options.steps}, "
         f"{1 + max(call.layer for call in calls)} layers, seed {options.seed}",
-        "versions": ", ".join(f"{name} {text}" for name, text in package_versions().items()),
+        "versions": versions_line(),
     }
     print(as_markdown(rows, facts))
     if options.csv:

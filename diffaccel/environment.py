@@ -65,3 +65,8 @@ def _processor_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def versions_line() -> str:
+    """Returns all of `package_versions` in one line, for tables of results."""
+    return ", ".join(f"{name} {text}" for name, text in package_versions().items())

@@ -16,6 +16,7 @@ from scenes import BACKGROUNDS, Background, Placed, Scene, plain_caption, render
 from vocabulary import Thing, load_vocabulary
 
 from diffaccel import FullAttn, NeighborhoodAttn, RectifiedSpaAttn, SparseAttn
+from diffaccel.benchmarks.picture_measures import psnr
 from diffaccel.methods import Method
 from diffaccel.pipelines.image import refine_image
 from diffaccel.pipelines.loading import EMBEDDED_IMAGE, load_image_pipeline
@@ -40,12 +41,6 @@ def scene_of(vocabulary: Sequence[Thing], first: str, second: str, background: s
         Placed(number[second], 0.515, 0.275, 0.45),
     )
     return Scene(placed, Background((background,), (BACKGROUNDS[background],), 0))
-
-
-def psnr(picture: np.ndarray, truth: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of two uint8 pictures."""
-    error = np.square(picture.astype(float) - truth).mean()
-    return float(10 * np.log10(255**2 / error))
 
 
 def sharpness(picture: np.ndarray, truth: np.ndarray) -> float:
