@@ -18,7 +18,7 @@ from export_unet import export_unet, load_unet_model, write_unet_card
 from PIL import Image
 from scorer_pictures import FOUR, draw_all_pictures
 from train_scorer import ScorerTraining, train_scorer
-from train_unet import UNetTraining, draw_latents, train_unet
+from train_unet import UNetTraining, coarse_training, draw_latents, train_unet
 from vocabulary import Thing, fetch_packages, load_vocabulary
 
 from diffaccel.guidance.objectives import PromptMatch
@@ -37,16 +37,28 @@ def finish_unet(
     vae: AutoencoderKL,
     settings: UNetTraining,
     weights: Path,
+    earlier: str,
     work: Path,
     folder: Path,
 ) -> dict[str, float]:
-    """Exports the U-Net model, evaluates the folder and writes its card."""
+    """Exports the U-Net model, evaluates the folder and writes its card.
+
+    Args:
+        vocabulary: What it draws.
+        vae: Its autoencoder.
+        settings: How it was trained.
+        weights: What came of that.
+        earlier: What the training began with, for the card.
+        work: Where the pictures of the evaluation go.
+        folder: Where the pipeline goes.
+    """
     model, step = load_unet_model(vocabulary, weights)
     export_unet(model, vae, folder)
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     out = work / "unet-evaluation"
     figures = evaluate(pipe, vocabulary, out, UNetCall(), draw=generate_with_unet)
     training = {
+        "earlier": earlier,
         "minutes": settings.minutes,
         "step": step,
         "batch": settings.batch,
@@ -87,6 +99,9 @@ def main() -> None:
     parser.add_argument("--vocabulary", choices=("curated", "all"), default="curated")
     parser.add_argument("--vae", type=Path, help="autoencoder; default: that of the image model")
     parser.add_argument("--minutes", type=float, default=100.0, help="of the U-Net's training")
+    parser.add_argument(
+        "--coarse-minutes", type=float, default=20.0, help="at 128 px, before that"
+    )
     parser.add_argument("--scorer-minutes", type=float, default=15.0)
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="of the U-Net")
     parser.add_argument("--start", type=Path, help="weights or pipeline folder of the U-Net")
@@ -102,9 +117,11 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     vae = load_vae(args.vae, args.work)
     for_unet = UNetTraining(minutes=args.minutes, learning_rate=args.learning_rate)
+    for_coarse = coarse_training(args.coarse_minutes, args.learning_rate)
     for_scorer = ScorerTraining(minutes=args.scorer_minutes)
 
     if args.draw_only:
+        draw_latents(vocabulary, vae, for_coarse, args.work)
         draw_latents(vocabulary, vae, for_unet, args.work)
         draw_all_pictures(vocabulary, for_scorer.chunks, args.work, for_scorer.groups)
         return
@@ -112,8 +129,14 @@ def main() -> None:
     scorer = train_scorer(vocabulary, for_scorer, args.work)
     if not (out / "scorer" / "README.md").exists():
         print(finish_scorer(vocabulary, for_scorer, scorer, args.work, out / "scorer"))
-    unet = train_unet(vocabulary, vae, for_unet, args.work, args.start)
-    print(finish_unet(vocabulary, vae, for_unet, unet, args.work, out / "unet"))
+    start, earlier = args.start, "Earlier weights, then"
+    if start is None:
+        start = train_unet(vocabulary, vae, for_coarse, args.work)
+        _, step = load_unet_model(vocabulary, start)
+        earlier = f"{for_coarse.minutes:.0f} minutes of training at 128 px "
+        earlier += f"({step} steps of {for_coarse.batch} pictures), then"
+    unet = train_unet(vocabulary, vae, for_unet, args.work, start)
+    print(finish_unet(vocabulary, vae, for_unet, unet, earlier, args.work, out / "unet"))
 
 
 if __name__ == "__main__":

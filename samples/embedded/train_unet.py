@@ -12,7 +12,15 @@ from latents import GROUP, Chunk, PoolKind, draw_chunks, load_chunk
 from muon import Muon
 from scenes import caption
 from torch import Tensor
-from train_image import CLOSE_256, PAIRS_256, WHOLE_256, Pool, words_of
+from train_image import (
+    CLOSE_256,
+    PAIRS_128,
+    PAIRS_256,
+    WHOLE_128,
+    WHOLE_256,
+    Pool,
+    words_of,
+)
 from training_run import TrainingRun, save
 from unet_model import UNetModel
 from vocabulary import Thing
@@ -26,6 +34,7 @@ class UNetTraining:
 
     Attributes:
         minutes: Wall-clock length.
+        name: Of its files in the work folder.
         learning_rate: Peak rate of Muon; AdamW gets `adam_share` of it.
         pools: Pools of whole scenes, each with its number of chunks.
         batch: Whole scenes per step.
@@ -45,6 +54,7 @@ class UNetTraining:
     """
 
     minutes: float
+    name: str = "unet"
     learning_rate: float = 3e-3
     pools: tuple[tuple[PoolKind, int], ...] = ((WHOLE_256, 8), (PAIRS_256, 4))
     batch: int = 16
@@ -60,6 +70,23 @@ class UNetTraining:
     text_share: float = 0.15
     save_every: int = 100
     seed: int = 0
+
+
+def coarse_training(minutes: float, learning_rate: float) -> UNetTraining:
+    """Settings of the stage before: small pictures, of which one goes by in a sixth of the time.
+
+    Args:
+        minutes: Wall-clock length.
+        learning_rate: As in `UNetTraining`.
+    """
+    return UNetTraining(
+        minutes,
+        name="unet-coarse",
+        learning_rate=learning_rate,
+        pools=((WHOLE_128, 20), (PAIRS_128, 10)),
+        batch=48,
+        close_ups=None,
+    )
 
 
 def unpack(packed: Tensor) -> Tensor:
@@ -110,7 +137,7 @@ def train_unet(
     work: Path,
     start: Path | None = None,
 ) -> Path:
-    """Trains the model, resuming from `work`/unet-running.pt.
+    """Trains the model, resuming from `work`/NAME-running.pt.
 
     Args:
         vocabulary: What the pictures show.
@@ -123,7 +150,7 @@ def train_unet(
     Returns:
         File of the averaged weights ("average") and the number of steps ("step").
     """
-    finished = work / "unet.pt"
+    finished = work / f"{settings.name}.pt"
     if finished.exists():
         return finished
     draw_latents(vocabulary, vae, settings, work)
@@ -134,10 +161,10 @@ def train_unet(
     elif start is not None:
         model.load_state_dict(torch.load(start, weights_only=True)["average"])
     run = TrainingRun(
-        "unet",
+        settings.name,
         model,
         optimisers_of(model, settings),
-        work / "unet-running.pt",
+        work / f"{settings.name}-running.pt",
         minutes=settings.minutes,
         decay=settings.decay,
         average=settings.average,

@@ -140,14 +140,23 @@ def test_training_resumes_from_its_checkpoint(vocabulary, vae, tmp_path):
 
     kind = PoolKind("tiny", 64, close_ups=False, seed=1, pictures=4)
     draw_chunk(vocabulary[:2] * 2, vae, kind, 0, tmp_path)
-    settings = {"pools": ((kind, 1),), "close_ups": None, "batch": 2, "save_every": 1}
+    settings = {"pools": ((kind, 1),), "close_ups": None, "batch": 2, "save_every": 1, "name": "n"}
     steps = []
     for minutes in (0.01, 0.02):
         weights = train_unet(vocabulary[:2] * 2, vae, UNetTraining(minutes, **settings), tmp_path)
         steps.append(torch.load(weights, weights_only=True)["step"])
-        assert torch.load(tmp_path / "unet-running.pt", weights_only=True)["step"] == steps[-1]
+        assert torch.load(tmp_path / "n-running.pt", weights_only=True)["step"] == steps[-1]
+        assert weights == tmp_path / "n.pt"
         weights.unlink()
     assert 1 <= steps[0] < steps[1]
+
+
+def test_the_coarse_stage_has_files_of_its_own(embedded):
+    from train_unet import UNetTraining, coarse_training
+
+    coarse = coarse_training(minutes=1.0, learning_rate=1e-3)
+    assert coarse.name != UNetTraining(1.0).name and coarse.close_ups is None
+    assert {kind.pixels for kind, _ in coarse.pools} == {128}
 
 
 def test_export_loads_as_a_stock_pipeline(model, vae, vocabulary, tmp_path):
