@@ -11,9 +11,10 @@ from torch import Tensor
 from diffaccel.cells import Cells, Groups, group_means, taken
 from diffaccel.kernels import dense_attention
 from diffaccel.layout import Grid, TokenLayout
-from diffaccel.methods.base import DenseLayers, Method, OtherKeys, check_schedule
+from diffaccel.methods.base import DenseLayers, Method, check_schedule
 from diffaccel.methods.full import FullAttn
 from diffaccel.methods.grouped import GroupedMethod, check_least_tokens, counted_attention
+from diffaccel.methods.other_tokens import OtherKeys
 from diffaccel.methods.published import AGENTS
 from diffaccel.methods.window import Extent, check_extent, spread
 

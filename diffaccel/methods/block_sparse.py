@@ -12,15 +12,8 @@ from diffaccel.correctors import NoCorrection, Selected
 from diffaccel.estimator import BlockStatistics, block_attention, block_statistics, row_steps
 from diffaccel.kernels import Centroids, block_sparse_attention, dense_attention
 from diffaccel.layout import TokenLayout
-from diffaccel.methods.base import (
-    DenseLayers,
-    Method,
-    OtherKeys,
-    check_schedule,
-    other_keys,
-    other_rows,
-    total_density,
-)
+from diffaccel.methods.base import DenseLayers, Method, check_schedule
+from diffaccel.methods.other_tokens import OtherKeys, other_keys, other_rows, total_density
 from diffaccel.order import ORDERS, TokenOrder, token_order
 from diffaccel.selectors import ForcedBlocks, TopBlocks, forced_blocks
 

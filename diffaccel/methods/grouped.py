@@ -10,7 +10,8 @@ from torch import Tensor
 
 from diffaccel.kernels import dense_attention
 from diffaccel.layout import TokenLayout
-from diffaccel.methods.base import Method, OtherKeys, other_keys, other_rows, total_density
+from diffaccel.methods.base import Method
+from diffaccel.methods.other_tokens import OtherKeys, other_keys, other_rows, total_density
 
 
 @dataclass(frozen=True, slots=True)

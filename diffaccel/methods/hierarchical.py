@@ -15,7 +15,8 @@ from diffaccel.kernels import (
     seen_share,
 )
 from diffaccel.layout import Grid, Segment, TokenLayout
-from diffaccel.methods.base import DenseLayers, check_schedule, other_rows
+from diffaccel.methods.base import DenseLayers, check_schedule
+from diffaccel.methods.other_tokens import other_rows
 from diffaccel.methods.window import Extent, WindowMethod, check_extent, spread
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from diffaccel.cells import Cells, group_means, taken
 from diffaccel.layout import TokenLayout
-from diffaccel.methods.base import DenseLayers, OtherKeys, check_schedule
+from diffaccel.methods.base import DenseLayers, check_schedule
 from diffaccel.methods.grouped import GroupedMethod, check_least_tokens, counted_attention
+from diffaccel.methods.other_tokens import OtherKeys
 from diffaccel.methods.window import Extent, check_extent, spread
 
 

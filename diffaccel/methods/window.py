@@ -16,7 +16,8 @@ from diffaccel.kernels import (
     visited_share,
 )
 from diffaccel.layout import Grid, TokenLayout
-from diffaccel.methods.base import Method, Work, other_keys, other_rows, total_density
+from diffaccel.methods.base import Method, Work
+from diffaccel.methods.other_tokens import other_keys, other_rows, total_density
 
 GATHERED_RATE = 0.65
 """FLOP rate of gathered tiles, the way of every device but CUDA, in terms of dense attention: 0.56
