@@ -29,6 +29,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from diffaccel.attach import set_attn_processor
+from diffaccel.benchmarks.contact_sheet import Shown, write_sheet
 from diffaccel.benchmarks.picture_measures import psnr
 from diffaccel.benchmarks.table import write_rows
 from diffaccel.environment import device_name, versions_line
@@ -54,6 +55,7 @@ PROMPTS = (
     "an owl on a pink background",
     "a house on a teal background",
 )
+SHOWN = 3  # pictures of each size in the contact sheet
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +163,16 @@ def step_rows(pipe: DiffusionPipeline, sizes: Sequence[int], longest_s: float) -
 
 def picture_rows(
     pipe: DiffusionPipeline, sizes: Sequence[int], steps: int, count: int, scorer: Path | None
-) -> list[PictureRow]:
-    """Draws `count` pictures at every size with every method, and compares them."""
+) -> tuple[list[PictureRow], list[Shown]]:
+    """Draws `count` pictures at every size with every method, and compares them.
+
+    Returns:
+        The measures, and the first pictures of every size for a contact sheet.
+    """
     match = None if scorer is None else PromptMatch(scorer)
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(count)]
     rows: list[PictureRow] = []
+    shown: list[Shown] = []
     for size in sizes:
         exact: list[np.ndarray] = []
         for name, method in METHODS.items():
@@ -175,12 +182,15 @@ def picture_rows(
             seconds = (perf_counter() - started) / count
             found = [np.asarray(picture) for picture in pictures]
             exact = exact or found
-            near = fmean(psnr(a, b) for a, b in zip(found, exact, strict=True))
+            near = [psnr(a, b) for a, b in zip(found, exact, strict=True)]
             scores = [float("nan")] if match is None else match(pictures, prompts)
             error = stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else float("nan")
-            rows.append(PictureRow(size, name, near, fmean(scores), error, seconds))
+            rows.append(PictureRow(size, name, fmean(near), fmean(scores), error, seconds))
             print(rows[-1], file=sys.stderr, flush=True)
-    return rows
+            for i in range(min(count, SHOWN)):
+                caption = "" if method is None else f"{near[i]:.1f} dB to dense"
+                shown.append(Shown(f"{size} px: {prompts[i]}", name, caption, found[i][None]))
+    return rows, shown
 
 
 def draw(pipe: DiffusionPipeline, prompt: str, size: int, steps: int, seed: int) -> Image.Image:
@@ -218,10 +228,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     pipe = load_image_pipeline(options.model, device="cpu")
     pipe.set_progress_bar_config(disable=True)
     steps = step_rows(pipe, options.sizes, options.seconds)
-    pictures = picture_rows(
+    pictures, shown = picture_rows(
         pipe, options.quality_sizes, options.steps, options.count, options.scorer
     )
     print(as_markdown(steps, pictures))
+    if options.sheet:
+        write_sheet(options.sheet, shown, tuple(METHODS))
     if options.csv:
         versions = versions_line()
         facts = {"device": device_name("cpu"), "dtype": "float32", "versions": versions}
@@ -241,6 +253,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--count", type=int, default=16, help="pictures of each method and size")
     parser.add_argument("--seconds", type=float, default=60.0, help="longest step to measure")
     parser.add_argument("--csv", type=Path)
+    parser.add_argument("--sheet", type=Path, help="contact sheet of the first pictures, .jpg")
     return parser
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from evaluate import Call, contact_sheet, generate, object_features, reference_features
 from evaluate_unet import UNetCall, generate_with_unet
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from scenes import BACKGROUNDS, plain_caption
 from vocabulary import Thing, load_vocabulary
 
@@ -167,6 +167,26 @@ def measure(
     return values | {"seconds a picture": [seconds]}, pictures
 
 
+def with_spread(values: Sequence[float]) -> str:
+    """Mean and, of several values, its standard error."""
+    spread = "" if len(values) < 2 else f" ± {stdev(values) / len(values) ** 0.5:.3f}"
+    return f"{fmean(values):.3f}{spread}"
+
+
+def overview(rows: dict[str, list[Image.Image]], side: int = 112) -> Image.Image:
+    """Puts the pictures of each kind into a row below its name."""
+    line = side + 18
+    columns = max(map(len, rows.values()))
+    sheet = Image.new("RGB", (columns * (side + 2), len(rows) * line), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for number, (name, pictures) in enumerate(rows.items()):
+        draw.text((2, number * line + 1), name, "black", font)
+        for column, picture in enumerate(pictures):
+            small = picture.resize((side, side), Image.Resampling.LANCZOS)
+            sheet.paste(small, (column * (side + 2), number * line + 17))
+    return sheet
+
+
 def main() -> None:
     """Searches heads, then prints a table and writes contact sheets."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -209,16 +229,22 @@ def main() -> None:
         "CFG 3 and heads": (guided, state.perturbation()),
         "CFG 3 and heads at 0.5": (guided, half),
     }
-    print("| guidance | " + " | ".join((*measures, "seconds a picture")) + " |")
-    print("|---" * (len(measures) + 2) + "|")
-    for number, (name, (draw, guidance)) in enumerate(kinds.items()):
+    columns = ("guidance", *measures, "change of prompt match", "seconds a picture")
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+    unguided: list[float] = []
+    rows: dict[str, list[Image.Image]] = {}
+    for name, (draw, guidance) in kinds.items():
         values, pictures = measure(pipe, asked, measures, draw, guidance, args.scale)
-        contact_sheet(pictures[:24], 8).save(args.out / f"{number}.png")
-        cells = []
-        for measured in values.values():
-            spread = stdev(measured) / len(measured) ** 0.5 if len(measured) > 1 else None
-            cells.append(f"{fmean(measured):.3f}" + ("" if spread is None else f" ± {spread:.3f}"))
+        seconds = values.pop("seconds a picture")
+        unguided = unguided or values["prompt match"]
+        # the same prompts and noise: differences spread less than the scores
+        pairs = zip(values["prompt match"], unguided, strict=True)
+        changes = [after - before for after, before in pairs]
+        cells = map(with_spread, (*values.values(), changes, seconds))
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+        rows[name] = pictures[:8]
+        contact_sheet(pictures[:24], 8).save(args.out / f"{len(rows)}.png")
+    overview(rows).save(args.out / "overview.png")
 
 
 if __name__ == "__main__":

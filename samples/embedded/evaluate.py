@@ -6,7 +6,7 @@ Run on its own, it evaluates a finished folder: accuracy over the vocabulary and
 import argparse
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,12 +65,12 @@ class Call:
 
 
 def generate(
-    pipe: FluxPipeline, prompts: list[str], seeds: list[int], call: Call, batch: int = 8
+    pipe: FluxPipeline, prompts: Sequence[str], seeds: Sequence[int], call: Call, batch: int = 8
 ) -> list[Image.Image]:
     """Generates one picture per prompt."""
     pictures: list[Image.Image] = []
     for start in range(0, len(prompts), batch):
-        part = prompts[start : start + batch]
+        part = list(prompts[start : start + batch])
         pictures += pipe(
             part,
             negative_prompt=[""] * len(part),

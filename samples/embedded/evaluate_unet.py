@@ -4,6 +4,7 @@ Run on its own, it evaluates a finished folder: accuracy over the vocabulary and
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +32,8 @@ class UNetCall:
 
 def generate_with_unet(
     pipe: StableDiffusionPipeline,
-    prompts: list[str],
-    seeds: list[int],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
     call: UNetCall,
     batch: int = 8,
 ) -> list[Image.Image]:
@@ -40,7 +41,7 @@ def generate_with_unet(
     pictures: list[Image.Image] = []
     for start in range(0, len(prompts), batch):
         pictures += pipe(
-            prompts[start : start + batch],
+            list(prompts[start : start + batch]),
             guidance_scale=call.guidance_scale,
             num_inference_steps=call.num_inference_steps,
             height=call.size,

@@ -39,7 +39,9 @@ def test_agents_count_less_and_dense_steps_are_extrapolated():
 def test_the_tables_are_written(tmp_path, capsys):
     path = tmp_path / "agent.csv"
     told = ["--model", str(EMBEDDED_UNET), "--sizes", "256", "--quality-sizes", "256"]
-    assert agent_unet.main([*told, "--steps", "2", "--count", "1", "--csv", str(path)]) == 0
+    told += ["--steps", "2", "--count", "1", "--sheet", str(tmp_path / "sheet.jpg")]
+    assert agent_unet.main([*told, "--csv", str(path)]) == 0
+    assert (tmp_path / "sheet.jpg").stat().st_size > 10_000
     rows = list(csv.DictReader(path.open()))
     assert rows[0]["method"] == "dense" and float(rows[0]["speed_up"]) == 1.0
     assert float(rows[1]["attention_gflop"]) < float(rows[0]["attention_gflop"])
