@@ -3,8 +3,16 @@
 import pytest
 import torch
 from diffusers.guiders import BaseGuidance
+from diffusers.modular_pipelines.wan.modular_blocks_wan import WanCoreDenoiseStep
 
-from diffaccel import FullAttn, HeadPerturbation, PermuteTokens, SkipLayers, set_attn_processor
+from diffaccel import (
+    FullAttn,
+    HeadPerturbation,
+    PermuteTokens,
+    SkipLayers,
+    set_attn_processor,
+    set_guidance,
+)
 from diffaccel.guidance.guider import PerturbationGuider
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -92,3 +100,19 @@ def test_unknown_layers_are_refused(tiny_pipelines):
     model, kwargs = call_of(tiny_pipelines.flux())
     with pytest.raises(ValueError, match="layers must lie in 0 to 3"):
         guided(PerturbationGuider(SkipLayers((9,))), model, kwargs)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 4.0])
+def test_a_modular_pipeline_gives_what_set_guidance_gives(tiny_pipelines, cfg):
+    tiny = tiny_pipelines.wan21()
+    noise = torch.randn(1, 16, 3, 8, 12, generator=torch.Generator().manual_seed(3))
+    modular = WanCoreDenoiseStep().init_pipeline()
+    guider = PerturbationGuider(HEADS, guidance_scale=cfg, perturbation_scale=2.0)
+    parts = {"transformer": tiny.pipe.transformer, "scheduler": tiny.pipe.scheduler}
+    modular.update_components(**parts, guider=guider)
+    got = modular(**tiny.arguments, latents=noise, output="latents")
+    plain = tiny.sample(guidance_scale=cfg, latents=noise)
+    with set_guidance(tiny.pipe, HEADS, scale=2.0):
+        expected = tiny.sample(guidance_scale=cfg, latents=noise)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert (expected - plain).abs().max() > 1e-3
