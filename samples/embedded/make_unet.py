@@ -98,12 +98,12 @@ def main() -> None:
     parser.add_argument("--packages", type=Path, help="folder of the npm archives")
     parser.add_argument("--vocabulary", choices=("curated", "all"), default="curated")
     parser.add_argument("--vae", type=Path, help="autoencoder; default: that of the image model")
-    parser.add_argument("--minutes", type=float, default=100.0, help="of the U-Net's training")
+    parser.add_argument("--minutes", type=float, default=45.0, help="of the U-Net at 256 px")
     parser.add_argument(
-        "--coarse-minutes", type=float, default=20.0, help="at 128 px, before that"
+        "--coarse-minutes", type=float, default=42.0, help="at 128 px, before that"
     )
     parser.add_argument("--scorer-minutes", type=float, default=15.0)
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="of the U-Net")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="at 256 px")
     parser.add_argument("--start", type=Path, help="weights or pipeline folder of the U-Net")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
@@ -117,7 +117,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     vae = load_vae(args.vae, args.work)
     for_unet = UNetTraining(minutes=args.minutes, learning_rate=args.learning_rate)
-    for_coarse = coarse_training(args.coarse_minutes, args.learning_rate)
+    for_coarse = coarse_training(args.coarse_minutes)
     for_scorer = ScorerTraining(minutes=args.scorer_minutes)
 
     if args.draw_only:
@@ -129,13 +129,13 @@ def main() -> None:
     scorer = train_scorer(vocabulary, for_scorer, args.work)
     if not (out / "scorer" / "README.md").exists():
         print(finish_scorer(vocabulary, for_scorer, scorer, args.work, out / "scorer"))
-    start, earlier = args.start, "Earlier weights, then"
-    if start is None:
-        start = train_unet(vocabulary, vae, for_coarse, args.work)
-        _, step = load_unet_model(vocabulary, start)
+    coarse, earlier = None, "Earlier weights, then"
+    if args.start is None:
+        coarse = train_unet(vocabulary, vae, for_coarse, args.work)
+        step = torch.load(coarse, weights_only=True)["step"]
         earlier = f"{for_coarse.minutes:.0f} minutes of training at 128 px "
-        earlier += f"({step} steps of {for_coarse.batch} pictures), then"
-    unet = train_unet(vocabulary, vae, for_unet, args.work, start)
+        earlier += f"({step} steps of {for_coarse.batch} pictures) without the finest level, then"
+    unet = train_unet(vocabulary, vae, for_unet, args.work, args.start, coarse)
     print(finish_unet(vocabulary, vae, for_unet, unet, earlier, args.work, out / "unet"))
 
 

@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 WORDS = 32  # to which captions are padded, the end word included
 TEXT_WIDTH = 96
 HEAD_DIM = 40  # of the U-Net
-WIDTHS = (40, 80, 80)  # of its levels, on latents of 32 x 32, 16 x 16 and 8 x 8 at 256 px
+WIDTHS = (40, 40, 80, 80)  # of its levels, on latents of 32 x 32 to 4 x 4 at 256 px
 PLACES = 32  # leading dimensions of a word that say where it stands
 SHARPNESS = 0.84  # of the heads that look back
 SLOWEST, FASTEST = 0.1, 1.5  # radians per word
@@ -80,25 +80,30 @@ def give_order(encoder: CLIPTextModel) -> None:
             projection.weight[rows, :PLACES] = SHARPNESS * matrix
 
 
-def new_unet() -> UNet2DConditionModel:
-    """Builds the velocity model: three levels, attention at all, four norm groups.
+def new_unet(is_coarse: bool = False) -> UNet2DConditionModel:
+    """Builds the velocity model: four levels, three with attention each way, four norm groups.
 
-    Wide norm groups, since narrow ones erase the colour of flat areas. The residual branches and
-    the output start at zero.
+    Attention at 16 x 16 to 4 x 4 on the way down and at 8 x 8 to 32 x 32 on the way up. Wide norm
+    groups, since narrow ones erase the colour of flat areas. The residual branches and the output
+    start at zero.
+
+    Args:
+        is_coarse: Without the finest level, for pictures of half the side.
     """
+    widths = WIDTHS[is_coarse:]
     unet = UNet2DConditionModel(
-        sample_size=32,
+        sample_size=32 // (1 + is_coarse),
         in_channels=8,
         out_channels=8,
-        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * 3)[is_coarse:],
         mid_block_type=None,
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=WIDTHS,
+        up_block_types=("UpBlock2D", *["CrossAttnUpBlock2D"] * (len(widths) - 1)),
+        block_out_channels=widths,
         layers_per_block=1,
         norm_num_groups=4,
         cross_attention_dim=TEXT_WIDTH,
         # The number of heads, in spite of its name.
-        attention_head_dim=tuple(width // HEAD_DIM for width in WIDTHS),
+        attention_head_dim=tuple(width // HEAD_DIM for width in widths),
         use_linear_projection=True,
     )
     with torch.no_grad():
@@ -106,6 +111,40 @@ def new_unet() -> UNet2DConditionModel:
             if name.startswith("conv_out") or "conv2." in name or "proj_out." in name:
                 weight.zero_()
     return unet
+
+
+@torch.no_grad()
+def grow(unet: UNet2DConditionModel, coarse: dict[str, Tensor]) -> None:
+    """Puts a trained coarse U-Net inside, so that the first picture is its own, enlarged.
+
+    At twice the size, layers that have learned shapes draw none; they must go on to see what they
+    saw. The new level takes means of 2 x 2 on the way down, doubled as
+    means of noise have half its deviation, and repeats values on the way up.
+
+    Args:
+        unet: Untrained, with all levels.
+        coarse: State of a U-Net without the finest one.
+    """
+    inner = {_one_level_deeper(name): weight for name, weight in coarse.items()}
+    unet.load_state_dict(unet.state_dict() | inner)
+    width = WIDTHS[0]
+    same = torch.eye(width)
+    pool = unet.down_blocks[0].downsamplers[0].conv
+    pool.weight.zero_()
+    pool.weight[:, :, 1:, 1:] = 0.5 * same[:, :, None, None]
+    pool.bias.zero_()
+    nn.init.dirac_(unet.up_blocks[-2].upsamplers[0].conv.weight)
+    unet.up_blocks[-2].upsamplers[0].conv.bias.zero_()
+    for block in unet.up_blocks[-1].resnets:
+        block.conv_shortcut.weight.zero_()
+        block.conv_shortcut.weight[:, :width, 0, 0] = same
+        block.conv_shortcut.bias.zero_()
+
+
+def _one_level_deeper(name: str) -> str:
+    """Where a weight of the coarse U-Net stands in the whole one."""
+    first, number, *rest = name.split(".")
+    return ".".join((first, str(int(number) + 1), *rest)) if first == "down_blocks" else name
 
 
 def new_scheduler() -> DDIMScheduler:
@@ -132,14 +171,24 @@ class UNetModel(nn.Module):
 
     Args:
         words: Words of the captions.
+        is_coarse: Without the finest level of the U-Net, see `new_unet`.
     """
 
-    def __init__(self, words: Iterable[str]) -> None:
+    def __init__(self, words: Iterable[str], is_coarse: bool = False) -> None:
         super().__init__()
         self.tokenizer = new_tokenizer(words, WORDS)
         self.text_encoder = new_text_encoder(len(self.tokenizer))
-        self.unet = new_unet().to(memory_format=torch.channels_last)
+        self.unet = new_unet(is_coarse).to(memory_format=torch.channels_last)
         self.scheduler = new_scheduler()
+
+    def grow(self, coarse: dict[str, Tensor]) -> None:
+        """Takes over a trained coarse model of the same words, whose state is given."""
+        parts = {"text_encoder": {}, "unet": {}}
+        for name, weight in coarse.items():
+            part, name = name.split(".", 1)
+            parts[part][name] = weight
+        self.text_encoder.load_state_dict(parts["text_encoder"])
+        grow(self.unet, parts["unet"])
 
     @torch.no_grad()
     def adopt(self, folder: Path) -> None:

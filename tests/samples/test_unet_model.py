@@ -151,11 +151,37 @@ def test_training_resumes_from_its_checkpoint(vocabulary, vae, tmp_path):
     assert 1 <= steps[0] < steps[1]
 
 
+@torch.no_grad()
+def test_a_grown_model_draws_what_the_coarse_one_does(vocabulary):
+    """Exactly, where the outermost convolutions look at single pixels and add nothing."""
+    from train_image import words_of
+    from unet_model import UNetModel
+
+    torch.manual_seed(0)
+    coarse, whole = (UNetModel(words_of(vocabulary), is_coarse) for is_coarse in (True, False))
+    for name, weight in coarse.unet.named_parameters():
+        weight.add_(0.1 * torch.randn_like(weight))
+        if name.startswith(("conv_in.", "conv_out.")):
+            centre = weight[..., 1, 1].clone() if weight.ndim == 4 else None
+            weight.zero_()
+            if centre is not None:
+                weight[..., 1, 1] = centre
+    whole.grow(coarse.state_dict())
+    noisy, times = torch.randn(2, 8, 16, 24), torch.tensor([999, 300])
+    expected = coarse(2 * torch.nn.functional.avg_pool2d(noisy, 2), times, CAPTIONS[:2])
+    expected = torch.nn.functional.interpolate(expected, scale_factor=2.0)
+    torch.testing.assert_close(whole(noisy, times, CAPTIONS[:2]), expected, atol=1e-4, rtol=1e-4)
+    assert expected.std() > 0.1
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        whole.grow(whole.state_dict())
+
+
 def test_the_coarse_stage_has_files_of_its_own(embedded):
     from train_unet import UNetTraining, coarse_training
 
-    coarse = coarse_training(minutes=1.0, learning_rate=1e-3)
-    assert coarse.name != UNetTraining(1.0).name and coarse.close_ups is None
+    coarse = coarse_training(minutes=1.0)
+    assert coarse.name != UNetTraining(1.0).name
+    assert coarse.is_coarse and coarse.close_ups is None
     assert {kind.pixels for kind, _ in coarse.pools} == {128}
 
 
@@ -188,10 +214,9 @@ def test_export_loads_as_a_stock_pipeline(model, vae, vocabulary, tmp_path):
 
 def test_model_is_small(model):
     count = sum(weight.numel() for weight in model.unet.parameters())
-    assert count < 2.2e6
-    grids = {"32 x 32": (model.unet.down_blocks[0], model.unet.up_blocks[2])}
-    grids["16 x 16"] = (model.unet.down_blocks[1], model.unet.up_blocks[1])
-    for blocks in grids.values():
+    assert count < 2.4e6
+    down, up = model.unet.down_blocks, model.unet.up_blocks
+    for blocks in ((up[3],), (down[1], up[2]), (down[2], up[1]), (down[3],)):
         assert all(
             layer.transformer_blocks[0].attn1.heads * 40
             == layer.transformer_blocks[0].attn1.inner_dim
