@@ -33,6 +33,15 @@ def share(text: str) -> float:
     return number
 
 
+def model_source(text: str) -> str:
+    """Returns a diffusers folder or hub name; "embedded-unet" is the U-Net in the package."""
+    if text != "embedded-unet":
+        return text
+    from diffaccel.pipelines.loading import EMBEDDED_UNET
+
+    return str(EMBEDDED_UNET)
+
+
 def usable_device(name: str) -> str:
     """Returns the name if PyTorch can put a tensor there."""
     import torch

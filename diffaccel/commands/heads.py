@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffaccel.commands.argument_types import at_least, share, usable_device
+from diffaccel.commands.argument_types import at_least, model_source, share, usable_device
 from diffaccel.errors import InputError
 
 if TYPE_CHECKING:
@@ -96,7 +96,10 @@ def _add_apply(actions: argparse._SubParsersAction) -> None:
 
 def _add_common(parser: argparse.ArgumentParser, output: str) -> None:
     parser.add_argument(
-        "--model", metavar="ID_OR_FOLDER", help="default: the small model in the package"
+        "--model",
+        type=model_source,
+        metavar="ID_OR_FOLDER",
+        help="default: the small transformer in the package; embedded-unet is its small U-Net",
     )
     parser.add_argument("--scale", type=float, default=3.0, metavar="W", help="of the guidance")
     parser.add_argument("--steps", type=at_least(1), metavar="N", help="default: the model's")

@@ -22,7 +22,7 @@ def execute(_arguments: argparse.Namespace) -> int:
     from diffaccel.bindings import BINDINGS
     from diffaccel.commands.method_options import METHODS
     from diffaccel.environment import best_device, device_name, package_versions
-    from diffaccel.pipelines.loading import EMBEDDED_IMAGE, EMBEDDED_VIDEO
+    from diffaccel.pipelines.loading import EMBEDDED_IMAGE
     from diffaccel.pipelines.presets import SUPPORTED, SUPPORTED_VIDEO
 
     console = Console()
@@ -30,8 +30,9 @@ def execute(_arguments: argparse.Namespace) -> int:
     for name, number in package_versions().items():
         versions.add_row(name, number)
     versions.add_row("device", device_name(best_device()))
-    for name, folder in (("model", EMBEDDED_IMAGE), ("video model", EMBEDDED_VIDEO)):
-        versions.add_row(f"embedded {name}", "present" if folder.is_dir() else "missing")
+    for name in ("image", "video", "unet", "scorer"):
+        is_there = EMBEDDED_IMAGE.with_name(name).is_dir()
+        versions.add_row(f"embedded {name} model", "present" if is_there else "missing")
     console.print(versions)
 
     methods = Table("--method", "class", "knobs (--set)", title="Methods", title_justify="left")

@@ -7,7 +7,7 @@ from pathlib import Path
 from time import perf_counter
 
 from diffaccel.commands import plan, sample_video
-from diffaccel.commands.argument_types import at_least, parse_size, usable_device
+from diffaccel.commands.argument_types import at_least, model_source, parse_size, usable_device
 from diffaccel.commands.method_options import add_method_options
 from diffaccel.commands.recipe_options import add_recipe_options, check_recipe, chosen_recipe
 from diffaccel.errors import InputError
@@ -35,8 +35,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds what `sample` and `plan` have in common to a parser."""
     parser.add_argument(
         "--model",
+        type=model_source,
         metavar="ID_OR_FOLDER",
-        help="diffusers folder or hub name (default: the small model in the package)",
+        help="diffusers folder or hub name (default: the small transformer in the package; "
+        "embedded-unet is the small U-Net in it)",
     )
     parser.add_argument(
         "--size", metavar="WxH", help="in pixels, multiples of 16 (default: the native size)"

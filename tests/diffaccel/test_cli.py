@@ -53,6 +53,14 @@ def test_the_embedded_model_attends_its_native_window_by_default(tmp_path):
     assert record["density"]["512x512"] < 0.35
 
 
+def test_the_embedded_unet_goes_by_its_name(tmp_path):
+    words = ["--model", "embedded-unet", "--method", "agent", "--set", "least_tokens=0"]
+    assert sample(tmp_path, *words)[0] == 0
+    record = json.loads((tmp_path / "out.png.json").read_text())
+    assert record["model"].endswith("unet") and record["method"].startswith("AgentAttn(")
+    assert Image.open(tmp_path / "out.png").size == (256, 256)
+
+
 def test_density_is_full_with_the_full_method(tmp_path):
     assert sample(tmp_path, "--size", "512x512", "--method", "full")[0] == 0
     record = json.loads((tmp_path / "out.png.json").read_text())

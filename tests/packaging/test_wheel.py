@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-VIDEO = ROOT / "pipelines" / "embedded" / "video"
+EMBEDDED = ROOT / "pipelines" / "embedded"
 
 
 @pytest.fixture(scope="session")
@@ -62,16 +62,17 @@ def test_every_python_module_of_the_checkout_is_in_the_wheel(wheel):
     assert expected <= set(wheel.namelist())
 
 
-@pytest.mark.skipif(not VIDEO.is_dir(), reason="the embedded video model is not made")
-def test_embedded_video_model_is_in_the_wheel_and_small(wheel):
-    files = [path for path in VIDEO.rglob("*") if path.is_file()]
+@pytest.mark.parametrize("models", [("video",), ("unet", "scorer")])
+def test_other_embedded_models_are_in_the_wheel_and_small(wheel, models):
+    files = [p for model in models for p in (EMBEDDED / model).rglob("*") if p.is_file()]
     inside = {f"diffaccel/{path.relative_to(ROOT).as_posix()}" for path in files}
-    assert inside <= set(wheel.namelist()) and "README.md" in {path.name for path in files}
+    cards = {f"diffaccel/pipelines/embedded/{model}/README.md" for model in models}
+    assert cards <= inside <= set(wheel.namelist())
     assert sum(path.stat().st_size for path in files) <= 12e6
 
 
 def test_embedded_model_stays_small():
-    files = [path for path in (ROOT / "pipelines/embedded/image").rglob("*") if path.is_file()]
+    files = [path for path in (EMBEDDED / "image").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 20e6
     assert max(path.stat().st_size for path in files) <= 15e6
 
