@@ -1,7 +1,8 @@
 """Compares kinds of guidance on an embedded model, with heads found by a search.
 
-Heads are searched for the embedded scorer's prompt match. Every picture is also compared with the
-drawing that its prompt names; prompts of the search and of the comparison are different ones:
+Heads are searched for the embedded scorer's prompt match or another measure. Every picture is
+also compared with the drawing that its prompt names; prompts of the search and of the comparison
+are different ones:
 
     python samples/embedded/compare_guidance.py --model unet --packages build/embedded/packages
 """
@@ -35,6 +36,8 @@ from diffaccel.pipelines.loading import (
 )
 
 Draw = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
+
+MEASURES = ("prompt match", "likeness", "right object", "sharpness", "saturation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +137,12 @@ def load(model: str, steps: int) -> tuple[DiffusionPipeline, Draw, Draw]:
 
 
 def find_heads(
-    pipe: DiffusionPipeline, asked: Asked, objective: Objective, draw: Draw, file: Path,
-    per_round: int, scale: float,
+    pipe: DiffusionPipeline, asked: Asked, name: str, objective: Objective, draw: Draw,
+    file: Path, per_round: int, scale: float,
 ) -> SearchState:  # fmt: skip
-    """Searches heads for prompt match, without classifier-free guidance, or takes up a search."""
+    """Searches heads for an objective, without classifier-free guidance, or takes up a search."""
     settings = SearchSettings(
-        objective="prompt-match",
+        objective=name,
         prompts=asked.prompts,
         seeds=asked.seeds,
         per_round=per_round,
@@ -198,22 +201,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--per-round", type=int, default=3)
     parser.add_argument("--scale", type=float, default=2.0, help="of every perturbation")
+    parser.add_argument("--objective", choices=MEASURES, default=MEASURES[0])
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     vocabulary = load_vocabulary(args.packages)
     searched, asked = draw_questions(vocabulary, (args.searched, args.samples))
-    likeness, match = Likeness(vocabulary, (searched, asked)), PromptMatch(EMBEDDED_SCORER)
-    measures = {
-        "prompt match": match,
-        "likeness": likeness,
-        "right object": likeness.right,
-        "sharpness": sharpness,
-        "saturation": saturation,
-    }
+    likeness = Likeness(vocabulary, (searched, asked))
+    scores = (PromptMatch(EMBEDDED_SCORER), likeness, likeness.right, sharpness, saturation)
+    measures = dict(zip(MEASURES, scores, strict=True))
     pipe, plain, guided = load(args.model, args.steps)
     state = find_heads(
-        pipe, searched, match, plain, args.out / "heads.json", args.per_round, args.scale
-    )
+        pipe, searched, args.objective, measures[args.objective], plain,
+        args.out / "heads.json", args.per_round, args.scale,
+    )  # fmt: skip
     half = HeadPerturbation(heads=tuple(state.chosen), strength=0.5)
     chosen = ", ".join(f"{layer}.{head}" for layer, head in state.chosen)
     best = max(score for scores in state.rounds for score in scores.values())
@@ -229,16 +229,16 @@ def main() -> None:
         "CFG 3 and heads": (guided, state.perturbation()),
         "CFG 3 and heads at 0.5": (guided, half),
     }
-    columns = ("guidance", *measures, "change of prompt match", "seconds a picture")
+    columns = ("guidance", *measures, f"change of {args.objective}", "seconds a picture")
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     unguided: list[float] = []
     rows: dict[str, list[Image.Image]] = {}
     for name, (draw, guidance) in kinds.items():
         values, pictures = measure(pipe, asked, measures, draw, guidance, args.scale)
         seconds = values.pop("seconds a picture")
-        unguided = unguided or values["prompt match"]
+        unguided = unguided or values[args.objective]
         # the same prompts and noise: differences spread less than the scores
-        pairs = zip(values["prompt match"], unguided, strict=True)
+        pairs = zip(values[args.objective], unguided, strict=True)
         changes = [after - before for after, before in pairs]
         cells = map(with_spread, (*values.values(), changes, seconds))
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
