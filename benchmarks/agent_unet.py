@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from time import perf_counter
 from typing import Any
 
@@ -127,7 +127,7 @@ def counted_gflop(
 
 
 def step_rows(pipe: DiffusionPipeline, sizes: Sequence[int], longest_s: float) -> list[StepRow]:
-    """Times the second of two steps, with guidance, at every size."""
+    """Times steps after the first, with guidance, at every size: the median of five, or one."""
     rows: list[StepRow] = []
     rate = 20.0
     for size in sizes:
@@ -146,10 +146,10 @@ def step_rows(pipe: DiffusionPipeline, sizes: Sequence[int], longest_s: float) -
             else:
                 timer = StepTimer()
                 with using(pipe, always):
-                    pipe(PROMPTS[0], height=size, width=size, num_inference_steps=2,
-                         guidance_scale=3.0, output_type="latent",
-                         callback_on_step_end=timer)  # fmt: skip
-                seconds = timer.seconds[-1]
+                    pipe(PROMPTS[0], height=size, width=size, guidance_scale=3.0,
+                         num_inference_steps=2 if expected > longest_s / 20 else 6,
+                         output_type="latent", callback_on_step_end=timer)  # fmt: skip
+                seconds = median(timer.seconds[1:])
                 if method is None:
                     rate = 2 * (attention + other) / seconds
             dense_s = seconds if method is None else dense_s
