@@ -13,19 +13,19 @@ if not (Path(__file__).parent / "kernels").is_dir():
     # folders beside it into the package.
     __path__.append(str(Path(__file__).parents[1]))
 
-from diffaccel.attach import (
+from diffaccel.attach.attachment import (
     add_pipeline_method,
     restore_attn_processor,
     set_attn_processor,
 )
 from diffaccel.guidance.attachment import add_guidance_method, restore_guidance, set_guidance
-from diffaccel.guidance.block_perturbation import PermuteTokens, SkipLayers
-from diffaccel.guidance.normalized_attention import NormalizedAttention
+from diffaccel.guidance.normalized.config import NormalizedAttention
+from diffaccel.guidance.perturb.blocks import PermuteTokens, SkipLayers
+from diffaccel.guidance.perturb.heads import HeadPerturbation
 from diffaccel.layout import TokenLayout
 from diffaccel.methods import (
     AgentAttn,
     FullAttn,
-    HeadPerturbation,
     HierarchicalWindowAttn,
     JitteredAttn,
     NeighborhoodAttn,

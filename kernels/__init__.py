@@ -5,16 +5,16 @@
 if __name__ == "kernels":
     __version__ = "0"
 else:
-    from diffaccel.kernels.block_sparse import block_sparse_attention
-    from diffaccel.kernels.block_summary import BlockStatistics, block_statistics
+    from diffaccel.kernels.block_selection.cpu import block_lists
+    from diffaccel.kernels.block_selection.op import select_blocks
+    from diffaccel.kernels.block_sparse.op import block_sparse_attention
+    from diffaccel.kernels.block_statistics.op import BlockStatistics, block_statistics
     from diffaccel.kernels.centroids import Centroids, listed_blocks
     from diffaccel.kernels.dense import dense_attention
     from diffaccel.kernels.merge import merge_attention
-    from diffaccel.kernels.neighborhood import neighborhood_attention, visited_share
-    from diffaccel.kernels.neighborhood_window import Axis as WindowAxis
-    from diffaccel.kernels.neighborhood_window import gathered_share, seen_share
-    from diffaccel.kernels.selection import select_blocks
-    from diffaccel.kernels.selection_cpu import block_lists
+    from diffaccel.kernels.neighborhood.op import neighborhood_attention, visited_share
+    from diffaccel.kernels.neighborhood.windows import Axis as WindowAxis
+    from diffaccel.kernels.neighborhood.windows import gathered_share, seen_share
 
 __all__ = [
     "BlockStatistics",

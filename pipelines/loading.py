@@ -7,7 +7,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from diffaccel.errors import ModelError
-from diffaccel.pipelines.presets import SUPPORTED, SUPPORTED_VIDEO
+from diffaccel.pipelines.image.presets import SUPPORTED, SUPPORTED_VIDEO
 
 EMBEDDED_IMAGE = Path(__file__).parent / "embedded" / "image"
 EMBEDDED_UNET = EMBEDDED_IMAGE.with_name("unet")

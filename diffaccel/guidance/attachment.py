@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from diffaccel.attach import denoisers
+from diffaccel.attach.attachment import denoisers
+from diffaccel.attach.step_clock import StepClock
 from diffaccel.bindings import binding_of
-from diffaccel.guidance.difference import DifferenceGuide, Perturbation
 from diffaccel.guidance.guide import Guide
-from diffaccel.guidance.negative import CrossGuide, JointGuide
-from diffaccel.guidance.normalized_attention import NormalizedAttention
-from diffaccel.schedule import StepClock
+from diffaccel.guidance.normalized.config import NormalizedAttention
+from diffaccel.guidance.normalized.guides import CrossGuide, JointGuide
+from diffaccel.guidance.perturb.difference import DifferenceGuide, Perturbation
 
 INSTEAD = "use one of HeadPerturbation, SkipLayers, PermuteTokens, NormalizedAttention"
 

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from diffaccel.attach import set_attn_processor
+from diffaccel.attach.attachment import set_attn_processor
+from diffaccel.attach.state import run_of
+from diffaccel.attach.step_clock import StepClock
 from diffaccel.bindings import AttentionLayer, Binding, ModelCall, binding_of
 from diffaccel.methods import FullAttn
-from diffaccel.run import run_of
-from diffaccel.schedule import StepClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from diffusers import DiffusionPipeline
 
-    from diffaccel.run import Run
+    from diffaccel.attach.state import Run
 
 SHARED = frozenset({"image_rotary_emb", "img_ids", "txt_ids"})  # arguments without a batch axis
 

@@ -26,14 +26,14 @@ from scenes import BACKGROUNDS, plain_caption
 from vocabulary import Thing, load_vocabulary
 
 from diffaccel import HeadPerturbation, SkipLayers, set_guidance
-from diffaccel.guidance.head_search import SearchSettings, SearchState, search_heads
-from diffaccel.guidance.objectives import Objective, PromptMatch, saturation, sharpness
+from diffaccel.guidance.head_search.search import SearchSettings, SearchState, search_heads
 from diffaccel.pipelines.loading import (
     EMBEDDED_IMAGE,
     EMBEDDED_SCORER,
     EMBEDDED_UNET,
     load_image_pipeline,
 )
+from diffaccel.quality.objectives import Objective, PromptMatch, saturation, sharpness
 
 Draw = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
 

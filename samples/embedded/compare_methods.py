@@ -16,12 +16,12 @@ from scenes import BACKGROUNDS, Background, Placed, Scene, plain_caption, render
 from vocabulary import Thing, load_vocabulary
 
 from diffaccel import FullAttn, NeighborhoodAttn, RectifiedSpaAttn, SparseAttn
-from diffaccel.benchmarks.picture_measures import psnr
 from diffaccel.methods import Method
-from diffaccel.pipelines.image import refine_image
+from diffaccel.pipelines.image.generate import refine_image
+from diffaccel.pipelines.image.presets import EMBEDDED
 from diffaccel.pipelines.loading import EMBEDDED_IMAGE, load_image_pipeline
-from diffaccel.pipelines.presets import EMBEDDED
 from diffaccel.progress import Timing
+from diffaccel.quality.pictures import psnr
 
 METHODS: tuple[Method, ...] = (
     FullAttn(),

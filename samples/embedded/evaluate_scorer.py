@@ -16,7 +16,7 @@ from scenes import BACKGROUNDS, Background, Scene, plain_caption, random_scene, 
 from torch import Tensor
 from vocabulary import Thing, load_vocabulary
 
-from diffaccel.guidance.objectives import PromptMatch
+from diffaccel.quality.objectives import PromptMatch
 
 SEED = 7  # of the places of the held-out pictures; those of training are large
 

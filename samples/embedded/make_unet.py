@@ -21,8 +21,8 @@ from train_scorer import ScorerTraining, train_scorer
 from train_unet import UNetTraining, coarse_training, draw_latents, train_unet
 from vocabulary import Thing, fetch_packages, load_vocabulary
 
-from diffaccel.guidance.objectives import PromptMatch
 from diffaccel.pipelines.loading import EMBEDDED_IMAGE
+from diffaccel.quality.objectives import PromptMatch
 
 
 def load_vae(folder: Path | None, work: Path) -> AutoencoderKL:

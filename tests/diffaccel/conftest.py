@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,13 +15,6 @@ from diffaccel.methods.base import Method
 from diffaccel.methods.full import FullAttn
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @dataclass(frozen=True)
@@ -63,7 +53,9 @@ class WatchedAttn(Method):
 @pytest.fixture(scope="session")
 def tiny_pipelines() -> ModuleType:
     """The module of tiny pipelines."""
-    return _load("tiny_pipelines")
+    import tiny_pipelines
+
+    return tiny_pipelines
 
 
 @pytest.fixture

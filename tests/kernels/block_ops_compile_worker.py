@@ -14,10 +14,10 @@ from cross_compile_worker import measured
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from diffaccel.kernels.block_summary_kernel import block_statistics_kernel
-from diffaccel.kernels.block_summary_triton import tile_config
-from diffaccel.kernels.selection_kernel import select_blocks_kernel
-from diffaccel.kernels.selection_triton import row_warps, row_width
+from diffaccel.kernels.block_selection.kernel import select_blocks_kernel
+from diffaccel.kernels.block_selection.launch import row_warps, row_width
+from diffaccel.kernels.block_statistics.kernel import block_statistics_kernel
+from diffaccel.kernels.block_statistics.launch import tile_config
 
 POINTERS = {
     "q_ptr": "*bf16",

@@ -5,10 +5,10 @@ left out, because the interpreter computes on its bit patterns.
 """
 
 import torch
-from problems import check_selection, check_summary, selection_problem, summary_problem
+from kernel_problems import check_selection, check_summary, selection_problem, summary_problem
 
 from diffaccel.kernels import block_statistics, reference, select_blocks
-from diffaccel.kernels.block_summary_triton import block_statistics_triton
+from diffaccel.kernels.block_statistics.launch import block_statistics_triton
 
 
 def check_large_rows(blocks):

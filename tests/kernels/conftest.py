@@ -1,6 +1,5 @@
 """Fixtures of the kernel tests: the random problems and the workers beside this file."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -9,16 +8,15 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent
+SUPPORT = FOLDER.parent / "support"
 
 
 @pytest.fixture(scope="session")
 def problems():
-    """Loads problems.py by path: importlib mode keeps the test folders off sys.path."""
-    path = FOLDER / "problems.py"
-    spec = importlib.util.spec_from_file_location("kernel_test_problems", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The module of random problems."""
+    import kernel_problems
+
+    return kernel_problems
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +27,7 @@ def run_worker():
         # 3.10 changes the default of this variable, and 3.9 warns unless it is set
         environment = os.environ | {"TRITON_DEFAULT_FP_FUSION": "1", "PYTHONSAFEPATH": ""}
         environment.pop("TRITON_INTERPRET", None)
+        environment["PYTHONPATH"] = str(SUPPORT)
         command = [sys.executable, str(FOLDER / script), *map(str, arguments)]
         result = subprocess.run(
             command, env=environment | variables, capture_output=True, text=True, timeout=timeout

@@ -15,8 +15,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from diffaccel.kernels.block_sparse_kernel import block_sparse_fwd_kernel as kernel
-from diffaccel.kernels.block_sparse_tiles import TileConfig, tile_configs
+from diffaccel.kernels.block_sparse.kernel import block_sparse_fwd_kernel as kernel
+from diffaccel.kernels.block_sparse.tiles import TileConfig, tile_configs
 
 _TOOLS = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 _POINTERS = {

@@ -5,11 +5,11 @@ the interpreter computes on its bit patterns.
 """
 
 import torch
-from problems import masked_sdpa, random_lists, random_tokens
+from kernel_problems import masked_sdpa, random_lists, random_tokens
 
 from diffaccel.kernels import Centroids, block_sparse_attention, reference
-from diffaccel.kernels.block_sparse_tiles import tile_configs
-from diffaccel.kernels.block_sparse_triton import block_sparse_triton
+from diffaccel.kernels.block_sparse.launch import block_sparse_triton
+from diffaccel.kernels.block_sparse.tiles import tile_configs
 
 
 def check_lists(dtype, queries, keys, dim, block_q, block_k):

@@ -13,9 +13,9 @@ from cross_compile_worker import measured
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from diffaccel.kernels.neighborhood_kernel import neighborhood_fwd_kernel as kernel
-from diffaccel.kernels.neighborhood_triton import box_config
-from diffaccel.kernels.neighborhood_window import Axis
+from diffaccel.kernels.neighborhood.kernel import neighborhood_fwd_kernel as kernel
+from diffaccel.kernels.neighborhood.launch import box_config
+from diffaccel.kernels.neighborhood.windows import Axis
 
 WINDOW = (Axis(1, 1), Axis(256, 80, 16), Axis(256, 80, 16))
 POINTERS = {

@@ -5,7 +5,7 @@ the interpreter computes on its bit patterns.
 """
 
 import torch
-from problems import random_tokens
+from kernel_problems import random_tokens
 
 from diffaccel.kernels import neighborhood_attention, reference
 

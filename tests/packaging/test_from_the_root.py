@@ -18,7 +18,7 @@ UNINSTALLED = (
     [
         "from diffusers import FluxPipeline; import diffaccel",
         "import diffaccel; from diffusers import FluxPipeline",
-        UNINSTALLED + "import diffaccel.kernels, diffaccel.pipelines.image",
+        UNINSTALLED + "import diffaccel.kernels, diffaccel.pipelines.image.generate",
     ],
     ids=["diffusers first", "diffaccel first", "not installed"],
 )

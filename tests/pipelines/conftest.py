@@ -1,9 +1,5 @@
 """Tiny Wan pipelines with a tiny video autoencoder."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import diffusers
 import pytest
 import torch
@@ -11,12 +7,9 @@ import torch
 
 @pytest.fixture(scope="module")
 def tiny_pipelines():
-    path = Path(__file__).parents[1] / "diffaccel" / "tiny_pipelines.py"
-    spec = importlib.util.spec_from_file_location("tiny_video_pipelines", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    import tiny_pipelines
+
+    return tiny_pipelines
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffaccel.guidance.objectives import PromptMatch, objective_named
 from diffaccel.pipelines import loading
+from diffaccel.quality.objectives import PromptMatch, objective_named
 
 
 @pytest.fixture(scope="module")

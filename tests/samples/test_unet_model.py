@@ -5,7 +5,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from diffaccel.pipelines import loading
-from diffaccel.pipelines.presets import EMBEDDED_UNET, preset_for
+from diffaccel.pipelines.image.presets import EMBEDDED_UNET, preset_for
 
 CAPTIONS = ["a rocket on a blue background", "", "a red apple and a rocket", "rocket"]
 MADE = loading.EMBEDDED_UNET.is_dir()

@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import torch
 
-from diffaccel.attach import restore_attn_processor, set_attn_processor
+from diffaccel.attach.attachment import restore_attn_processor, set_attn_processor
 from diffaccel.bindings.image import image_grids
 from diffaccel.methods import FullAttn, RectifiedSpaAttn
 

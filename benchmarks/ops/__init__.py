@@ -1,0 +1,1 @@
+"""Speed and accuracy of attention ops against their competitors."""

@@ -1,0 +1,134 @@
+"""Block lists to measure with: random ones, and those of the methods' own selectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from diffaccel.benchmarks.ops.problems import Inputs, Problem
+from diffaccel.kernels import Centroids
+from diffaccel.methods.block_sparse.base import BlockSparseMethod, into_order
+from diffaccel.methods.block_sparse.correctors import Selected
+from diffaccel.methods.block_sparse.estimator import block_attention, block_statistics, row_steps
+from diffaccel.methods.block_sparse.order import token_order
+from diffaccel.methods.block_sparse.selectors import TopBlocks, block_lists, forced_blocks
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockPlan:
+    """What the block-sparse op is told beside the tokens.
+
+    Args:
+        indices: (1, H, NQ, max_count) int32, ascending.
+        counts: (1, H, NQ) int32.
+        row_scale: (1, H, NQ) fp32 or None.
+        row_bias: (1, H, NQ, D) fp32 or None.
+        centroids: Summaries of the key blocks, or None.
+    """
+
+    indices: Tensor
+    counts: Tensor
+    row_scale: Tensor | None = None
+    row_bias: Tensor | None = None
+    centroids: Centroids | None = None
+
+
+def random_plan(problem: Problem, seed: int) -> BlockPlan:
+    """Draws lists as long as those of the methods at this density."""
+    heads, visual = problem.shape.heads, problem.shape.visual
+    blocks = -(-visual // problem.block)
+    kept = TopBlocks(problem.density).top_k(blocks)
+    generator = torch.Generator(problem.device).manual_seed(seed)
+    ranking = torch.rand(1, heads, blocks, blocks, generator=generator, device=problem.device)
+    indices = ranking.argsort(-1)[..., :kept].sort(-1).values.int().contiguous()
+    counts = torch.full((1, heads, blocks), kept, dtype=torch.int32, device=problem.device)
+    return BlockPlan(indices, counts)
+
+
+def with_centroids(plan: BlockPlan, problem: Problem, ordered: Inputs) -> BlockPlan:
+    """Adds the summaries of all key blocks, at full strength of the variance term."""
+    statistics = block_statistics(
+        ordered.query, ordered.key, ordered.value, problem.block,
+        needs_spread=False, needs_variance=True,
+    )  # fmt: skip
+    centroids = Centroids(
+        statistics.key_mean,
+        statistics.value_mean,
+        statistics.counts.log().expand(1, -1),
+        statistics.key_variance,
+    )
+    return replace(plan, centroids=centroids)
+
+
+def selected_plan(method: BlockSparseMethod, problem: Problem, ordered: Inputs) -> BlockPlan:
+    """Runs a method's estimator, selector and corrector on tokens in block order."""
+    shape, scale = problem.shape, problem.shape.dim**-0.5
+    selector, corrector = method.selector(), method.corrector()
+    statistics = block_statistics(
+        ordered.query, ordered.key, ordered.value, problem.block,
+        needs_value=corrector.needs_value,
+        needs_spread=corrector.needs_spread,
+        needs_variance=corrector.needs_variance,
+    )  # fmt: skip
+    forced = forced_blocks(
+        shape.grid, method.order, method.block, method.neighbors, False, problem.device
+    )
+    width = selector.max_count(statistics.blocks, forced.largest)
+    text_key = ordered.key[:, :0] if ordered.text_key is None else ordered.text_key
+    parts = []
+    for rows in row_steps(statistics, text_key.shape[1]):
+        probability = block_attention(statistics, text_key, None, scale, rows)
+        kept = selector.select(probability, None if forced.mask is None else forced.mask[rows])
+        correction = corrector.correct(statistics, probability, kept, rows)
+        parts.append((*block_lists(kept, width), *(correction or (None, None))))
+    plan = BlockPlan(*(_joined(column) for column in zip(*parts, strict=True)))
+    selected = Selected(
+        ordered.query, ordered.key, None, text_key, None,
+        plan.indices, plan.counts, problem.block, scale,
+    )  # fmt: skip
+    return replace(plan, centroids=corrector.centroids(statistics, selected))
+
+
+def rounded(plan: BlockPlan, dtype: torch.dtype) -> BlockPlan:
+    """Rounds the summaries to the dtype of the tokens.
+
+    The kernels do so anyway; done beforehand, oracle and kernel read the same numbers.
+    """
+    if plan.centroids is None:
+        return plan
+    key, value, log_count, variance = plan.centroids
+    key, value, variance = (
+        None if part is None else part.to(dtype).float() for part in (key, value, variance)
+    )
+    return replace(plan, centroids=Centroids(key, value, log_count, variance))
+
+
+def in_block_order(inputs: Inputs, problem: Problem, order: str = "hilbert") -> Inputs:
+    """Copies the visual tokens along the curve that the methods use."""
+    curve = token_order(problem.shape.grid, order, problem.block).to(problem.device)
+    query, key, value = (into_order(x, curve) for x in (inputs.query, inputs.key, inputs.value))
+    return Inputs(query, key, value, inputs.text_key, inputs.text_value)
+
+
+def kept_pairs(plan: BlockPlan, tokens: int, text: int, block: int) -> int:
+    """Counts the query-key pairs that are computed exactly, over all heads.
+
+    Args:
+        plan: Lists of `tokens` queries over as many keys.
+        tokens: Visual tokens N; the last block may be ragged.
+        text: Keys that every query attends beside its list.
+        block: Tokens per block.
+    """
+    indices, counts = plan.indices.cpu(), plan.counts.cpu()
+    blocks = counts.shape[-1]
+    sizes = torch.full((blocks,), block, dtype=torch.int64)
+    sizes[-1] = tokens - (blocks - 1) * block
+    is_entry = torch.arange(indices.shape[-1]) < counts[..., None]
+    keys = sizes[indices.long()].masked_fill(~is_entry, 0).sum(-1)
+    return int((keys * sizes).sum()) + counts.shape[1] * tokens * text
+
+
+def _joined(parts: tuple[Tensor | None, ...]) -> Tensor | None:
+    return None if parts[0] is None else torch.cat(parts, 2)

@@ -1,0 +1,1 @@
+"""Measurements behind a figure in the documentation, one script each."""

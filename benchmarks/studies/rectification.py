@@ -1,0 +1,244 @@
+"""Measures what rectification buys: output error against dense attention, on real tensors.
+
+Captures query, key and value of every attention layer while the embedded image model draws above
+its native size (upscaled, noised part of the way, denoised), then runs each method on the same
+tensors with the same selection of blocks:
+
+    python benchmarks/rectification.py --size 1024 --csv rectification.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from diffaccel.files import replacing
+from diffaccel.layout import TokenLayout
+from diffaccel.machine import device_name, versions_line
+from diffaccel.methods import FullAttn, Method, RectifiedSpaAttn, SparseAttn
+from diffaccel.pipelines.image.generate import generate_image
+from diffaccel.pipelines.image.presets import Preset, preset_for
+from diffaccel.pipelines.loading import EMBEDDED_IMAGE, load_image_pipeline
+
+PROMPTS = ("a red apple", "a cat", "a yellow house and a tree")
+PIXELS_PER_TOKEN = 16
+MAX_TEXT = 512
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Captured:
+    """Inputs of one attention call, (B, N, H, D) each, and where they come from."""
+
+    prompt: str
+    step: int
+    layer: int
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    layout: TokenLayout
+    scale: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the result: means over all captured calls.
+
+    `error` is the mean of |output - dense| / |dense| over visual rows (Frobenius norms),
+    `density` the share of query-key pairs that is computed exactly.
+    """
+
+    drop: float
+    method: str
+    error: float
+    worst: float
+    density: float
+    calls: int
+
+
+class CaptureAttention(TorchFunctionMode):
+    """Keeps the inputs of the joint attention calls over one grid; results stay unchanged."""
+
+    def __init__(
+        self, prompt: str, tokens: tuple[int, int], layers: int, steps: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.captured: list[Captured] = []
+        self._prompt, self._tokens = prompt, tokens
+        self._layers, self._steps = layers, steps
+        self._calls = 0
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            named = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs or {})
+            self._keep(named["query"], named["key"], named["value"], named.get("scale"))
+        return func(*args, **(kwargs or {}))
+
+    def _keep(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> None:
+        height, width = self._tokens
+        text = query.shape[2] - height * width
+        if not 0 < text <= MAX_TEXT or key.shape != query.shape:
+            return  # another stage, or attention of a text encoder or the autoencoder
+        step, layer = divmod(self._calls, self._layers)
+        self._calls += 1
+        if step in self._steps:
+            layout = TokenLayout.image(height, width, text_before=text)
+            tokens = (x.transpose(1, 2).detach().clone() for x in (query, key, value))
+            self.captured.append(Captured(self._prompt, step, layer, *tokens, layout, scale))
+
+
+def capture(
+    pipe: DiffusionPipeline,
+    prompt: str,
+    size: int,
+    steps: Sequence[int],
+    preset: Preset,
+    seed: int = 0,
+) -> list[Captured]:
+    """Draws one picture of size x size pixels with dense attention and captures the last stage.
+
+    Args:
+        pipe: A pipeline whose denoiser is a FLUX transformer.
+        prompt: What to draw.
+        size: In pixels, a multiple of 16, above the native size.
+        steps: Which denoising steps of the last stage to capture, from 0.
+        preset: How the pipeline is called.
+        seed: Of all noise.
+    """
+    denoiser = pipe.transformer
+    layers = len(denoiser.transformer_blocks) + len(denoiser.single_transformer_blocks)
+    side = size // PIXELS_PER_TOKEN
+    mode = CaptureAttention(prompt, (side, side), layers, steps)
+    with mode, torch.inference_mode():
+        generate_image(pipe, prompt, size, size, preset=preset, method=FullAttn(), seed=seed)
+    return mode.captured
+
+
+def compared(drop: float, block: int, p_remain: float) -> dict[str, Method]:
+    """Methods that select the same blocks and differ in what they do about the rest."""
+    shared = {"block": block, "p_remain": p_remain, "neighbors": True}
+    return {
+        "SparseAttn": SparseAttn(keep=1.0 - drop, **shared),
+        "RectifiedSpaAttn(gapr=True)": RectifiedSpaAttn(drop, gapr=True, **shared),
+        "RectifiedSpaAttn(gapr=False)": RectifiedSpaAttn(drop, gapr=False, **shared),
+        'RectifiedSpaAttn(correction="centroids")': RectifiedSpaAttn(
+            drop, correction="centroids", **shared
+        ),
+    }
+
+
+def measure(
+    calls: Sequence[Captured], drops: Sequence[float], block: int, p_remain: float
+) -> list[Row]:
+    """Runs every method on every captured call."""
+    found: dict[tuple[float, str], list[tuple[float, float]]] = {}
+    for call in calls:
+        tokens = (call.query, call.key, call.value, call.layout)
+        visual = call.layout.visual_slice
+        dense = FullAttn().attend(*tokens, scale=call.scale)[:, visual].float()
+        for drop in drops:
+            for name, method in compared(drop, block, p_remain).items():
+                output, density = method.attend_with_density(*tokens, scale=call.scale)
+                error = (output[:, visual].float() - dense).norm() / dense.norm()
+                found.setdefault((drop, name), []).append((float(error), float(density)))
+    return [
+        Row(drop, name, fmean(errors), max(errors), fmean(densities), len(errors))
+        for (drop, name), pairs in found.items()
+        for errors, densities in [tuple(zip(*pairs, strict=True))]
+    ]
+
+
+def as_markdown(rows: Sequence[Row], facts: Mapping[str, str]) -> str:
+    """Writes the facts that decide about the numbers, then the table."""
+    lines = [f"- {name}: {value}" for name, value in facts.items()]
+    lines += ["", "| drop | method | mean error | worst error | density | calls |"]
+    lines += ["|---|---|---|---|---|---|"]
+    lines += [
+        f"| {row.drop:g} | {row.method} | {row.error:.3f} | {row.worst:.3f} | "
+        f"{row.density:.3f} | {row.calls} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Captures, measures, prints; returns the exit code."""
+    options = _parser().parse_args(argv)
+    device = options.device
+    pipe = load_image_pipeline(options.model, device=device)
+    preset = preset_for(pipe, options.model)
+    calls: list[Captured] = []
+    for prompt in options.prompts:
+        with _saying(f"capturing {prompt!r} at {options.size}x{options.size}"):
+            calls += capture(pipe, prompt, options.size, options.steps, preset, options.seed)
+    if not calls:
+        print("no attention call was captured; pass a --size above native", file=sys.stderr)
+        return 1
+    with _saying(f"comparing on {len(calls)} attention calls"), torch.inference_mode():
+        rows = measure(calls, options.drops, options.block, options.p_remain)
+    first = calls[0]
+    facts = {
+        "device": device_name(device),
+        "dtype": str(first.query.dtype).removeprefix("torch."),
+        "shape": f"(B, N, H, D) = {tuple(first.query.shape)}, {first.layout}",
+        "selection": f"block={options.block}, p_remain={options.p_remain}, neighbors=True, "
+        "order=hilbert",
+        "calls": f"{len(options.prompts)} prompts, steps {options.steps}, "
+        f"{1 + max(call.layer for call in calls)} layers, seed {options.seed}",
+        "versions": versions_line(),
+    }
+    print(as_markdown(rows, facts))
+    if options.csv:
+        _write_csv(options.csv, rows, facts)
+    return 0
+
+
+def _write_csv(path: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> None:
+    with (
+        replacing(path) as unfinished,
+        open(unfinished, "w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, [*asdict(rows[0]), *facts])
+        writer.writeheader()
+        writer.writerows({**asdict(row), **facts} for row in rows)
+
+
+@contextmanager
+def _saying(what: str) -> Iterator[None]:
+    print(f"{what} ...", file=sys.stderr, flush=True)
+    yield
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=EMBEDDED_IMAGE, help="diffusers folder of a FLUX model")
+    parser.add_argument("--prompts", nargs="+", default=list(PROMPTS))
+    parser.add_argument("--size", type=int, default=1024, help="side of the picture in pixels")
+    parser.add_argument("--steps", type=int, nargs="+", default=[0, 1], help="steps to capture")
+    parser.add_argument("--drops", type=float, nargs="+", default=[0.5, 0.75, 0.9])
+    parser.add_argument("--block", type=int, default=128, help="tokens per block")
+    parser.add_argument("--p-remain", type=float, default=0.0, help="least mass computed exactly")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--csv", type=Path, help="also write the table here")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

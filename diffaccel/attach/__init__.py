@@ -1,0 +1,1 @@
+"""Attaching methods to diffusers models: processors, the attention seam, run state, reports."""

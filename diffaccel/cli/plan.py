@@ -1,0 +1,170 @@
+"""`diffaccel plan`: what a sample would compute, before any weight is read."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from diffaccel.cli.options.argument_types import parse_size, usable_device
+from diffaccel.cli.options.recipe_options import check_recipe, chosen_recipe
+from diffaccel.errors import InputError
+
+if TYPE_CHECKING:
+    from diffaccel.pipelines.plan.image import Phase, Plan
+    from diffaccel.pipelines.plan.rates import Rates
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the command to the command line."""
+    from diffaccel.cli.sample import add_options
+
+    parser = commands.add_parser(
+        "plan",
+        help="print what a sample would compute",
+        description="Prints tokens, attention density, memory and time of each phase of a sample, "
+        "estimated from the model's configuration files: no weight is read.",
+    )
+    parser.add_argument("prompt", nargs="?", default="", help="is not looked at")
+    add_options(parser)
+    parser.set_defaults(execute=execute)
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Checks the arguments as `sample` does, then plans and prints."""
+    check_recipe(arguments)
+    size = parse_size(arguments.size) if arguments.size else None
+
+    from diffaccel.machine import best_device, device_name
+    from diffaccel.pipelines.plan.image import dtype_on
+    from diffaccel.pipelines.plan.rates import measure_rates
+
+    device = usable_device(arguments.device or best_device())
+    make = _video_plan if arguments.frames else _image_plan
+    plan, model, heads = make(arguments, size, device)
+    rates = measure_rates(device, dtype_on(device), *heads)
+    dtype = str(dtype_on(device)).removeprefix("torch.")
+    print(f"{model}: {plan.parameters / 1e6:,.1f} M parameters, {dtype} on {device_name(device)}")
+    for phase in plan.phases:
+        print(_described(phase, rates))
+    print(_total(plan, rates))
+    return 0
+
+
+def _image_plan(
+    arguments: argparse.Namespace, size: tuple[int, int] | None, device: str
+) -> tuple[Plan, str, tuple[int, int]]:
+    from diffaccel.bindings import UnsupportedModelError
+    from diffaccel.pipelines.image.generate import check_size
+    from diffaccel.pipelines.image.presets import named_preset
+    from diffaccel.pipelines.loading import EMBEDDED_IMAGE
+    from diffaccel.pipelines.plan.image import plan_image
+    from diffaccel.pipelines.plan.skeleton import read_outline
+
+    if size:
+        check_size(*size)
+    source = arguments.model or EMBEDDED_IMAGE
+    outline = read_outline(source)
+    (_, model), *_ = outline.denoisers.items()
+    sample_size = model.config.get("sample_size")
+    preset = named_preset(
+        outline.class_name, source, sample_size, outline.vae_scale_factor_spatial
+    )
+    refinement, method = chosen_recipe(arguments, preset)
+    width, height = size or (preset.native, preset.native)
+    try:
+        plan = plan_image(
+            outline, preset, width, height, method, refinement,
+            steps=arguments.steps, device=device,
+        )  # fmt: skip
+    except UnsupportedModelError as error:
+        raise InputError(str(error)) from error
+    name = "embedded model" if source == EMBEDDED_IMAGE else str(source)
+    recipe = arguments.recipe or preset.recipe
+    return plan, f"{name}, recipe {recipe}", _heads(model)
+
+
+def _video_plan(
+    arguments: argparse.Namespace, size: tuple[int, int] | None, device: str
+) -> tuple[Plan, str, tuple[int, int]]:
+    from diffaccel.cli.video import (
+        check_arguments,
+        chosen_video_recipe,
+        video_source,
+    )
+    from diffaccel.pipelines.plan.skeleton import read_outline
+    from diffaccel.pipelines.plan.video import plan_video
+    from diffaccel.pipelines.video.presets import video_preset
+
+    check_arguments(arguments)
+    source = video_source(arguments)
+    outline, preset = read_outline(source, is_video=True), video_preset(source)
+    width, height = size or preset.size_for(outline)
+    recipe = chosen_video_recipe(arguments)
+    plan = plan_video(
+        outline, width, height, arguments.frames, recipe,
+        steps=arguments.steps or preset.steps, device=device,
+    )  # fmt: skip
+    return plan, arguments.model or "embedded model", _heads(outline.transformer)
+
+
+def _heads(model: object) -> tuple[int, int]:
+    """H and D of the first attention layer that a method may serve."""
+    from diffaccel.bindings import binding_of
+
+    module = model.get_submodule(binding_of(model).layers(model)[0].name)
+    return module.heads, module.inner_dim // module.heads
+
+
+def _described(phase: Phase, rates: Rates) -> str:
+    frames, rows, columns = phase.grid
+    grid = f"{rows} x {columns}" if phase.frames == 1 else f"{frames} x {rows} x {columns}"
+    pixels = phase.size[0] * phase.size[1] * phase.frames
+    text = f" + {phase.text} of text" if phase.text else ""
+    shares = phase.shares
+    lines = [
+        f"{phase.name} ({pixels:,} pixels): {phase.steps} steps, {phase.rows:g} denoiser rows",
+        f"  tokens     {phase.visual:,} ({grid}){text}",
+        f"  attention  {phase.method}",
+    ]
+    if phase.note:
+        lines.append(f"             {phase.note}")
+    density = (
+        f"exact {shares.exact:.2%}, visited {shares.visited:.2%}, ideal {shares.ideal:.2%}"
+        if shares.exact is not None
+        else "known only after a run"
+    )
+    lines.append(f"  density    {density}")
+    lines.append(f"  memory     {phase.memory / 1e9:.1f} GB at the peak")
+    seconds = f"denoising at least {_duration(rates.denoising_seconds(phase))}"
+    if phase.autoencoder_flop:
+        seconds += f", autoencoder {_duration(rates.autoencoder_seconds(phase))}"
+    lines.append(
+        f"  time       attention {phase.attention_time:.3g} x dense, denoiser "
+        f"{phase.time:.3g} x dense; {seconds}"
+    )
+    return "\n".join(lines)
+
+
+def _total(plan: Plan, rates: Rates) -> str:
+    seconds = sum(
+        rates.denoising_seconds(phase) + rates.autoencoder_seconds(phase) for phase in plan.phases
+    )
+    memory = max(phase.memory for phase in plan.phases)
+    notes = [
+        f"together at least {_duration(seconds)} and {memory / 1e9:.1f} GB",
+        "how: ratios count operations, dense attention at the same size and steps being 1; "
+        "seconds divide them by rates measured here a moment ago on small problems "
+        f"(attention {rates.attention / 1e12:.3g}, products {rates.product / 1e12:.3g}, "
+        f"convolutions {rates.convolution / 1e12:.3g} TFLOP/s); they are lower bounds, as "
+        "work element by element is not counted (measured on a CPU at 4096x4096: about twice as "
+        "long); a floor on the attention mass, "
+        "loading and text encoding are left out; memory is a rough sum with everything on one "
+        "device",
+    ]
+    return "\n".join([*notes, *(f"note: {note}" for note in plan.notes)])
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"

@@ -1,0 +1,1 @@
+"""Search for the heads whose damage guides best."""

@@ -1,0 +1,1 @@
+"""Normalised attention guidance: away from a negative prompt, inside of attention."""

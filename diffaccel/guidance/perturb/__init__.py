@@ -1,0 +1,1 @@
+"""What guidance damages: heads, blocks, tokens; and the guide that compares."""

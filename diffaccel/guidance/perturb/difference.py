@@ -1,0 +1,108 @@
+"""Guidance by the difference between the sound and the damaged model."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, ExitStack
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffaccel.bindings import binding_of
+from diffaccel.guidance.guide import Guide, on_batch, perturbing, with_prediction
+from diffaccel.guidance.perturb.blocks import PermuteTokens, SkipLayers
+from diffaccel.guidance.perturb.heads import HeadPerturbation
+from diffaccel.guidance.perturb.shared_prefix import SharedPrefix
+
+Perturbation = HeadPerturbation | SkipLayers | PermuteTokens
+
+
+class DifferenceGuide(Guide):
+    """Adds w (c - p) to every prediction of a step; see `diffaccel.guidance.attachment`."""
+
+    def __init__(self, pipe: Any, model: nn.Module, *arguments: Any) -> None:
+        super().__init__(pipe, model, *arguments)
+        stages = self._binding.stages(model)
+        length = _sound_stages(stages, self._layers[self.perturbation.touched[0]].name)
+        self.rerun = 1.0 - length / len(stages)
+        self._prefix = SharedPrefix(model, self._binding, length)
+
+    def remove(self) -> None:
+        """Takes the hooks off."""
+        super().remove()
+        self._prefix.remove()
+
+    def forget_run(self) -> None:
+        """Begins a new run."""
+        super().forget_run()
+        self._known: tuple[int, Tensor, Tensor] | None = None
+        self._delta: Tensor | None = None
+
+    def before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Records what the damaged forward will have in common with this one."""
+        self._prefix.forget()
+        self._delta = self._remembered()
+        if self._delta is None:
+            self._prefix.start()
+
+    def after(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        """Adds the difference, computed at the first call of a step."""
+        self._prefix.stop()
+        if output is None:
+            return None
+        prediction, delta = output[0], self._delta
+        if delta is None:
+            rows = self.prompt_rows(len(self.latents))
+            delta = self.scale * (prediction[rows] - self._damaged(args, kwargs, rows))
+            self._known = (self._clock.step, self.latents[rows].clone(), delta)
+            self._prefix.forget()
+        repeats = len(prediction) // len(delta)
+        delta = delta.repeat(repeats, *[1] * (delta.ndim - 1))
+        return with_prediction(output, prediction + delta)
+
+    def _remembered(self) -> Tensor | None:
+        """Returns the difference of this step, if a call on the same latents has computed it."""
+        if self._known is None or self._known[0] != self._clock.step:
+            return None
+        _, latents, delta = self._known
+        present = self.latents[-len(latents) :]
+        same = present.shape == latents.shape and torch.equal(present, latents)
+        return delta if same else None
+
+    def _damaged(self, args: tuple, kwargs: dict[str, Any], rows: slice) -> Tensor:
+        """Runs the damaged model on the rows of the prompt."""
+        model, count = self._model(), len(self.latents)
+        started = perf_counter()
+        shares = self._prefix.complete
+        with ExitStack() as stack:
+            stack.enter_context(self.calling_again())
+            if hasattr(model, "cache_context"):
+                stack.enter_context(model.cache_context("perturbed"))
+            stack.enter_context(damaged(model, self.perturbation, self.step))
+            if shares:
+                stack.enter_context(self._prefix.replayed(model, rows))
+            if rows != slice(None):
+                args, kwargs = (on_batch(x, count, lambda t: t[rows]) for x in (args, kwargs))
+            output = model(*args, **kwargs)[0]
+        self.guided.add(self.step)
+        self.extra_forwards += self.rerun if shares else 1.0
+        on_cpu = output.device.type == "cpu"
+        self.seconds = self.seconds + perf_counter() - started if on_cpu else None
+        return output
+
+
+def damaged(
+    model: nn.Module, perturbation: Perturbation, step: int
+) -> AbstractContextManager[None]:
+    """While active, a denoiser is damaged; a method that it has stays."""
+    if isinstance(perturbation, HeadPerturbation):
+        return perturbing(model, perturbation)
+    binding = binding_of(model)
+    return perturbation.applied(model, binding, binding.layers(model), step)
+
+
+def _sound_stages(stages: tuple[str, ...], first_damaged: str) -> int:
+    """Returns how many stages come before the one that holds a layer."""
+    inside = [first_damaged.startswith(f"{stage}.") for stage in stages]
+    return inside.index(True)

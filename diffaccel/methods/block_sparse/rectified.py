@@ -1,0 +1,121 @@
+"""Rectified sparse attention: compute the most attended blocks, estimate the rest.
+
+"Rectified SpaAttn: Revisiting Attention Sparsity for Efficient Video Generation" (2025,
+https://arxiv.org/abs/2511.19835).
+
+1. Visual tokens are put along a Hilbert curve, so that `block` consecutive tokens form a compact
+   piece of the picture (`diffaccel.methods.block_sparse.order`).
+2. Block means of query and key predict how much attention every query block pays to every key
+   block and to the text (`diffaccel.methods.block_sparse.estimator`).
+3. The blocks with the largest prediction, the neighbours in the grid and all text are computed
+   exactly (`diffaccel.methods.block_sparse.selectors`).
+4. The others enter as their mean value, weighted by the prediction, and the exact part is scaled
+   down by what they got (`diffaccel.methods.block_sparse.correctors`).
+
+Deviations from the authors' code: any grid, text length and batch size (they pad, or demand
+multiples of 128, and average padding into the means); padding masks; fp32 statistics (theirs:
+16 bit); text mass counts towards `p_remain` first; the first-frame rule uses the true first frame
+(theirs: the first blocks of the curve); ties go to the lowest index; scale and bias are applied
+inside the attention kernel; tokens are reordered in each layer rather than once per model call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from diffaccel.methods.block_sparse.base import BlockSparseMethod, check_knobs
+from diffaccel.methods.block_sparse.correctors import (
+    CalibratedCentroids,
+    NoCorrection,
+    PooledReallocation,
+)
+from diffaccel.methods.block_sparse.selectors import TopBlocks
+from diffaccel.methods.published import published
+
+if TYPE_CHECKING:
+    from typing import Self
+
+CORRECTIONS = ("pooled", "centroids")
+
+
+@dataclass(frozen=True, slots=True)
+class RectifiedSpaAttn(BlockSparseMethod):
+    """Attends to the most relevant key blocks exactly and to the others through their means.
+
+    Lossy: pays where the visual sequence is long (about 8,000 tokens and more). Text queries,
+    and visual queries towards text, are exact.
+
+    Args:
+        drop: Share of visual key blocks that is not computed, 0 to below 1. 0.8 drops four
+            fifths; 0 is dense.
+        p_remain: Share of the attention mass that is computed at least, 0 to 1. A row needs
+            more than `1 - drop` of the blocks only where its attention is spread out widely.
+        block: Tokens per block, a power of two of at least 16.
+        order: "hilbert", "brick" or "raster": which tokens form a block.
+        neighbors: Whether blocks that touch in the grid are always kept.
+        gapr: Whether a dropped block is estimated only where the estimate can be trusted;
+            False estimates every dropped block. Of correction="pooled" alone.
+        correction: How dropped blocks are estimated. "pooled" is the paper's: all queries of a
+            block share one estimate. "centroids" is ours: each query has its own, calibrated on
+            a few exact rows (`CalibratedCentroids`), for about `1 / block` of the dense cost;
+            it has no `gapr`.
+        first_frame: Whether blocks with first-frame tokens always keep each other (video only).
+            None: as published for the model family (True for Wan), False without a model.
+        dense_steps: First denoising steps that run dense. None: as published, 0 without a model
+            and for families without a published value.
+        dense_layers: Layers that run dense: a tuple of indices, or the number of first layers.
+            None: as published, none without a model and for families without a published value.
+
+    Example:
+        >>> layout = TokenLayout.image(64, 64, text_before=512)
+        >>> output = RectifiedSpaAttn(drop=0.9).attend(query, key, value, layout)
+    """
+
+    drop: float = 0.8
+    p_remain: float = 0.3
+    block: int = 128
+    order: str = "hilbert"
+    neighbors: bool = True
+    gapr: bool = True
+    correction: str = "pooled"
+    first_frame: bool | None = None
+    dense_steps: int | None = None
+    dense_layers: tuple[int, ...] | int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.drop < 1.0:
+            raise ValueError(
+                f"drop must be at least 0 and below 1, got drop={self.drop}; "
+                "0.8 drops four fifths of the key blocks"
+            )
+        if self.correction not in CORRECTIONS:
+            raise ValueError(
+                f"correction must be one of {', '.join(CORRECTIONS)}, got "
+                f"correction={self.correction!r}"
+            )
+        check_knobs(self)
+
+    @classmethod
+    def published(cls, family: str) -> Self:
+        """The method with the drop rate published for a model family.
+
+        The schedule stays None and is filled when the method is attached (`resolved`), because
+        it depends on the number of layers. A family without a published drop rate gets 0.8, and
+        0 dense steps and no dense layers.
+
+        Args:
+            family: A name from `diffaccel.methods.published.PUBLISHED`, such as "wan2.1-t2v".
+        """
+        values = published(family)
+        return cls() if values.drop is None else cls(drop=values.drop)
+
+    def selector(self) -> TopBlocks:
+        """The blocks with the largest predicted attention."""
+        return TopBlocks(1.0 - self.drop, self.p_remain)
+
+    def corrector(self) -> NoCorrection:
+        """The predicted share of the others, as their mean values."""
+        if self.correction == "centroids":
+            return CalibratedCentroids()
+        return PooledReallocation(self.gapr)

@@ -1,0 +1,1 @@
+"""Methods that let a few tokens stand for groups of tokens."""

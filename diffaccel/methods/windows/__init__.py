@@ -1,0 +1,1 @@
+"""Methods of windows around each query."""

@@ -1,0 +1,146 @@
+"""What all methods of windows on the token grid share: they say where the window lies, no more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from torch import Tensor
+
+from diffaccel.kernels import (
+    WindowAxis,
+    dense_attention,
+    gathered_share,
+    neighborhood_attention,
+    seen_share,
+    visited_share,
+)
+from diffaccel.layout import Grid, TokenLayout
+from diffaccel.methods.base import Method, Work
+from diffaccel.methods.exact_tokens import other_keys, other_rows, total_density
+
+GATHERED_RATE = 0.65
+"""FLOP rate of gathered tiles, the way of every device but CUDA, in terms of dense attention: 0.56
+to 0.79 at 16k and 65k tokens on a CPU (2 AVX2 cores, fp32)."""
+
+KEPT_RATE = 0.6
+"""The same inside the windows on CUDA: what published kernels reach, not measured here."""
+
+Extent = int | tuple[int, int] | tuple[int, int, int]
+"""One number for height and width, (height, width), or (frames, height, width)."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowMethod(Method):
+    """Visual queries attend the visual tokens in a window of the grid, and all others, exactly.
+
+    Text and condition queries run dense over everything. A subclass says what the window is.
+    """
+
+    def axes(self, layout: TokenLayout, layer: int | None = None) -> tuple[WindowAxis, ...]:
+        """The window on the grid of a layout: frames, height, width."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement axes")
+
+    def temperature(self, layout: TokenLayout) -> float:
+        """Factor on the scores of visual queries."""
+        return 1.0
+
+    def expected_cost(self, layout: TokenLayout, device: str) -> float | None:
+        """Pairs that are computed over the rate on them."""
+        if self._is_dense(layout, None):
+            return None
+        if device == "cuda":
+            return self.expected_density(layout) / KEPT_RATE
+        return total_density(gathered_share(self.axes(layout)), layout) / GATHERED_RATE
+
+    def expected_density(self, layout: TokenLayout) -> float | None:
+        """Share of the pairs that windows let through, exactly."""
+        if self._is_dense(layout, None):
+            return 1.0
+        return total_density(prod(map(seen_share, self.axes(layout))), layout)
+
+    def work(self, layout: TokenLayout, query: Tensor, layer: int | None = None) -> Work | None:
+        """What the kernel on the device of a query computes, masked pairs included."""
+        if self._is_dense(layout, layer):
+            return None
+        visited, ideal = visited_share(self.axes(layout, layer), query)
+        return Work(total_density(visited, layout), total_density(ideal, layout))
+
+    def _is_dense(self, layout: TokenLayout, layer: int | None) -> bool:
+        if layout.grid is None:
+            return True
+        is_plain = self.temperature(layout) == 1.0
+        return is_plain and all(axis.is_dense for axis in self.axes(layout, layer))
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        layout: TokenLayout,
+        *,
+        scale: float | None,
+        key_padding_mask: Tensor | None,
+        layer: int | None,
+    ) -> tuple[Tensor, Tensor | float]:
+        if self._is_dense(layout, layer):
+            dense = dense_attention(
+                query, key, value, scale=scale, key_padding_mask=key_padding_mask
+            )
+            return dense, 1.0
+        axes, grid = self.axes(layout, layer), layout.grid
+        output = other_rows(query, key, value, layout, scale, key_padding_mask)
+        visual = layout.visual_slice
+        others = other_keys(key, value, key_padding_mask, layout)
+        valid = None if key_padding_mask is None else key_padding_mask[:, visual]
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        scale *= self.temperature(layout)
+        if all(axis.is_dense for axis in axes):
+            output[:, visual] = dense_attention(
+                query[:, visual], key, value, scale=scale, key_padding_mask=key_padding_mask
+            )
+            return output, 1.0
+        result = neighborhood_attention(
+            *(x[:, visual].unflatten(1, grid) for x in (query, key, value)),
+            [axis.kernel for axis in axes],
+            stride=[axis.stride for axis in axes],
+            dilation=[axis.dilation for axis in axes],
+            is_causal=[axis.is_causal for axis in axes],
+            phase=[axis.phase for axis in axes],
+            is_truncated=[axis.is_truncated for axis in axes],
+            scale=scale,
+            key_padding_mask=None if valid is None else valid.unflatten(1, grid),
+            extra_key=others.key if layout.other_slices else None,
+            extra_value=others.value if layout.other_slices else None,
+            extra_padding_mask=others.valid if layout.other_slices else None,
+        )
+        output[:, visual] = result.flatten(1, 3)
+        return output, total_density(prod(map(seen_share, axes)), layout)
+
+
+def check_phase(phase: object) -> None:
+    """Raises ValueError unless a phase is (height, width) in tokens."""
+    if not isinstance(phase, tuple) or len(phase) != 2:
+        raise ValueError(f"phase must be (height, width) in tokens, got phase={phase!r}")
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in phase):
+        raise ValueError(f"phase must be two integers of at least 0, got phase={phase!r}")
+
+
+def spread(extent: Extent, missing: Grid) -> Grid:
+    """Spreads the short forms of an extent over (frames, height, width)."""
+    if isinstance(extent, int):
+        extent = (extent, extent)
+    return (*missing[: 3 - len(extent)], *extent)
+
+
+def check_extent(name: str, extent: object) -> None:
+    """Raises ValueError unless a knob is a number of tokens in one of the forms of `Extent`."""
+    numbers = extent if isinstance(extent, tuple) else (extent,)
+    counts = (2, 3) if isinstance(extent, tuple) else (1,)
+    if len(numbers) not in counts or not all(
+        isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in numbers
+    ):
+        raise ValueError(
+            f"{name} must be a number of tokens of at least 1, (height, width) or "
+            f"(frames, height, width), got {name}={extent!r}"
+        )

@@ -1,0 +1,1 @@
+"""Choosing key blocks by their predicted attention, as index lists."""

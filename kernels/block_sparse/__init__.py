@@ -1,0 +1,1 @@
+"""Block-sparse attention: every query block attends its own list of key blocks."""

@@ -1,0 +1,160 @@
+"""Block-sparse attention in Triton: the launcher."""
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from diffaccel.kernels.autotune import fastest
+from diffaccel.kernels.block_sparse.kernel import block_sparse_fwd_kernel
+from diffaccel.kernels.block_sparse.tiles import (
+    TileConfig,
+    device_capability,
+    fits_descriptor,
+    tile_configs,
+)
+from diffaccel.kernels.centroids import Centroids, listed_blocks
+
+
+def block_sparse_triton(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    indices: Tensor,
+    counts: Tensor,
+    *,
+    block_q: int,
+    block_k: int,
+    scale: float,
+    key_padding_mask: Tensor | None,
+    extra_key: Tensor | None,
+    extra_value: Tensor | None,
+    extra_padding_mask: Tensor | None,
+    row_scale: Tensor | None,
+    row_bias: Tensor | None,
+    centroids: Centroids | None,
+    return_lse: bool,
+    config: TileConfig | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Computes `diffaccel.kernels.block_sparse_attention`, whose arguments these are, checked.
+
+    List entries are clamped to the existing key blocks, so that no list can make it read
+    outside. `config` is how to launch; None for the fastest on this GPU.
+
+    Returns:
+        The output (B, N, H, D), and the lse (B, N, H), which has size 0 unless it was asked for.
+    """
+    query, key, value, indices = map(_with_unit_stride, (query, key, value, indices))
+    (batch, queries, heads, dim), keys = query.shape, key.shape[1]
+    lse_shape = (batch, queries, heads) if return_lse else (0,)
+    extra = 0 if extra_key is None else extra_key.shape[1]
+    # an absent tensor is stood for by the query, which its constexpr flag keeps from being read
+    extra_key = _with_unit_stride(extra_key if extra else query)
+    extra_value = _with_unit_stride(extra_value if extra else query)
+    summaries = (query,) * 5
+    if centroids is not None:
+        summaries = _summaries(centroids, indices, counts, query.dtype)
+    padded_dim = max(16, triton.next_power_of_2(dim))
+    flags = {
+        "HAS_KEY_MASK": key_padding_mask is not None,
+        "HAS_EXTRA": extra > 0,
+        "HAS_EXTRA_MASK": extra > 0 and extra_padding_mask is not None,
+        "HAS_ROW_SCALE": row_scale is not None,
+        "HAS_ROW_BIAS": row_bias is not None,
+        "HAS_CENTROIDS": centroids is not None,
+        "HAS_VARIANCE": centroids is not None and centroids.variance is not None,
+        "HAS_LSE": return_lse,
+    }
+
+    def launch(config: TileConfig) -> tuple[Tensor, Tensor]:
+        output = torch.empty((batch, queries, heads, dim), dtype=query.dtype, device=query.device)
+        lse = torch.empty(lse_shape, dtype=torch.float32, device=query.device)
+        tile = [1, config.block_n, 1, padded_dim]
+        descriptors = (
+            TensorDescriptor.from_tensor(x, tile) if config.tma else None for x in (key, value)
+        )
+        q_tiles = triton.cdiv(block_q, config.block_m)
+        block_sparse_fwd_kernel[(counts.shape[2] * q_tiles * batch * heads,)](
+            query,
+            key,
+            value,
+            *descriptors,
+            output,
+            lse if return_lse else query,
+            indices,
+            counts,
+            _flags(key_padding_mask, query),
+            extra_key,
+            extra_value,
+            _flags(extra_padding_mask, query),
+            query if row_scale is None else row_scale.contiguous(),
+            query if row_bias is None else row_bias.contiguous(),
+            *summaries,
+            *query.stride()[:3],
+            *key.stride()[:3],
+            *value.stride()[:3],
+            *indices.stride()[:3],
+            *counts.stride(),
+            *extra_key.stride()[:3],
+            *extra_value.stride()[:3],
+            heads,
+            queries,
+            keys,
+            extra,
+            indices.shape[3],
+            scale * 1.4426950408889634,
+            HEAD_DIM=dim,
+            BLOCK_D=padded_dim,
+            BLOCK_Q=block_q,
+            BLOCK_K=block_k,
+            BLOCK_M=config.block_m,
+            BLOCK_N=config.block_n,
+            BLOCK_C=config.block_c,
+            HAS_TMA=config.tma,
+            **flags,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+        )
+        return output, lse
+
+    with torch.cuda.device_of(query):
+        if config is None:
+            configs = _configs(query, key, value, block_q, block_k)
+            size = queries.bit_length(), keys.bit_length()
+            blocks = block_q, block_k
+            problem = (query.device, query.dtype, dim, blocks, size, tuple(flags.values()))
+            config = fastest(problem, configs, launch)
+        return launch(config)
+
+
+def _configs(
+    query: Tensor, key: Tensor, value: Tensor, block_q: int, block_k: int
+) -> tuple[TileConfig, ...]:
+    """The launches that suit the GPU and these tensors."""
+    capability = device_capability(query.device)
+    configs = tile_configs(block_q, block_k, query.shape[-1], query.element_size(), capability)
+    if fits_descriptor(key) and fits_descriptor(value):
+        return configs
+    return tuple(config for config in configs if not config.tma)
+
+
+def _summaries(
+    centroids: Centroids, indices: Tensor, counts: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """Returns key, value, variance, log count, and which blocks are listed (B, H, NQ, NK) uint8.
+
+    The products run in the dtype of the query, for the matrix units.
+    """
+    key, value, log_count, variance = centroids
+    listed = listed_blocks(indices, counts, key.shape[2]).contiguous().view(torch.uint8)
+    key, value = (x.to(dtype).contiguous() for x in (key, value))
+    variance = key if variance is None else variance.to(dtype).contiguous()
+    return key, value, variance, log_count.contiguous(), listed
+
+
+def _with_unit_stride(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _flags(mask: Tensor | None, absent: Tensor) -> Tensor:
+    return absent if mask is None else mask.contiguous().view(torch.uint8)

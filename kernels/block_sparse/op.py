@@ -1,0 +1,181 @@
+"""Block-sparse attention: every query block attends its own list of key blocks, exactly."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffaccel.kernels.block_sparse.call import check_entries, check_inputs
+from diffaccel.kernels.block_sparse.cpu import block_sparse_cpu
+from diffaccel.kernels.centroids import Centroids
+
+
+def block_sparse_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    indices: Tensor,
+    counts: Tensor,
+    *,
+    block_q: int,
+    block_k: int,
+    scale: float | None = None,
+    key_padding_mask: Tensor | None = None,
+    extra_key: Tensor | None = None,
+    extra_value: Tensor | None = None,
+    extra_padding_mask: Tensor | None = None,
+    row_scale: Tensor | None = None,
+    row_bias: Tensor | None = None,
+    centroids: Centroids | None = None,
+    return_lse: bool = False,
+    backend: Literal["cpu", "triton"] | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Computes attention of each query block over the key blocks in its list.
+
+    Exact over the listed keys: softmax runs over the union of the listed blocks, the extra keys
+    and, if given, the centroids of the blocks that are not listed. With NQ = ceil(N / block_q)
+    and NK = ceil(M / block_k), the last block of either side may be shorter than the others.
+    Inference only: there is no backward.
+
+        o = softmax(scale * q @ k_kept.T) @ v_kept
+        output = row_scale * o + row_bias
+
+    Args:
+        query: (B, N, H, D), fp16, bf16 or fp32, any strides.
+        key: (B, M, H, D), dtype of `query`.
+        value: (B, M, H, D), dtype of `query`.
+        indices: (B, H, NQ, max_count) int32 with 0 <= index < NK, strictly ascending in each
+            row up to its count; entries beyond the count are ignored. B and H may be 1 to share
+            one list.
+        counts: (B, H, NQ) int32, listed blocks per query block, 0 to max_count; B and H may
+            be 1.
+        block_q: Queries per block, at least 1. Powers of two from 64 to 128 are fastest.
+        block_k: Keys per block, at least 1.
+        scale: Factor on the scores, positive; None for D ** -0.5.
+        key_padding_mask: (B, M) bool, True where the key may be attended. Padded keys and values
+            may hold anything, NaN included.
+        extra_key: (B, E, H, D), keys that every query attends beside its list (text).
+        extra_value: (B, E, H, D), the values of `extra_key`.
+        extra_padding_mask: (B, E) bool, True where the extra key may be attended.
+        row_scale: (B, H, NQ) fp32, factor on the output of each query block; None for 1.
+        row_bias: (B, H, NQ, D) fp32, added to each output row of a query block; None for 0.
+        centroids: Summaries of all NK key blocks. A query attends those of the blocks that its
+            list leaves out; see `Centroids` for what this approximates.
+        return_lse: Whether to return the lse too.
+        backend: "cpu", "triton", or None for the one that fits the device.
+
+    Returns:
+        The output (B, N, H, D) in the dtype of `query`. With `return_lse` also the natural-log
+        normaliser of the scaled scores, (B, N, H) fp32, which ignores `row_scale` and
+        `row_bias`. A query without any key has output 0 before these two, and lse -inf.
+
+    Raises:
+        ValueError: If a shape, block size, list entry or the backend does not fit.
+        TypeError: If a dtype does not fit.
+    """
+    backend = check_inputs(
+        query, key, value, indices, counts, block_q, block_k, scale,
+        key_padding_mask, extra_key, extra_value, extra_padding_mask, row_scale, row_bias,
+        centroids, backend,
+    )  # fmt: skip
+    batch, _, heads, dim = query.shape
+    output, lse = _block_sparse_attention(
+        query,
+        key,
+        value,
+        indices.expand(batch, heads, -1, -1),
+        counts.expand(batch, heads, -1),
+        block_q,
+        block_k,
+        dim**-0.5 if scale is None else float(scale),
+        key_padding_mask,
+        extra_key,
+        extra_value,
+        extra_padding_mask,
+        row_scale,
+        row_bias,
+        *(centroids or (None, None, None, None)),
+        return_lse,
+        backend,
+    )
+    return (output, lse) if return_lse else output
+
+
+@torch.library.custom_op("diffaccel::block_sparse_attention", mutates_args=())
+def _block_sparse_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    indices: Tensor,
+    counts: Tensor,
+    block_q: int,
+    block_k: int,
+    scale: float,
+    key_padding_mask: Tensor | None,
+    extra_key: Tensor | None,
+    extra_value: Tensor | None,
+    extra_padding_mask: Tensor | None,
+    row_scale: Tensor | None,
+    row_bias: Tensor | None,
+    centroid_key: Tensor | None,
+    centroid_value: Tensor | None,
+    centroid_log_count: Tensor | None,
+    centroid_variance: Tensor | None,
+    return_lse: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Runs the backend behind the door; the lse has size 0 unless it was asked for."""
+    if not indices.is_cuda:  # on CUDA this would be a host sync: the kernel clamps instead
+        check_entries(indices, counts, key_blocks=-(-key.shape[1] // block_k))
+    run = block_sparse_cpu
+    if backend == "triton":
+        from diffaccel.kernels.block_sparse.launch import block_sparse_triton as run
+
+    return run(
+        query,
+        key,
+        value,
+        indices,
+        counts,
+        block_q=block_q,
+        block_k=block_k,
+        scale=scale,
+        key_padding_mask=key_padding_mask,
+        extra_key=extra_key,
+        extra_value=extra_value,
+        extra_padding_mask=extra_padding_mask,
+        row_scale=row_scale,
+        row_bias=row_bias,
+        centroids=Centroids.packed(
+            centroid_key, centroid_value, centroid_log_count, centroid_variance
+        ),
+        return_lse=return_lse,
+    )
+
+
+@_block_sparse_attention.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    indices: Tensor,
+    counts: Tensor,
+    block_q: int,
+    block_k: int,
+    scale: float,
+    key_padding_mask: Tensor | None,
+    extra_key: Tensor | None,
+    extra_value: Tensor | None,
+    extra_padding_mask: Tensor | None,
+    row_scale: Tensor | None,
+    row_bias: Tensor | None,
+    centroid_key: Tensor | None,
+    centroid_value: Tensor | None,
+    centroid_log_count: Tensor | None,
+    centroid_variance: Tensor | None,
+    return_lse: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    lse_shape = query.shape[:3] if return_lse else (0,)
+    output = torch.empty_like(query, memory_format=torch.contiguous_format)
+    return output, query.new_empty(lse_shape, dtype=torch.float32)

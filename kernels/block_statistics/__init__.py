@@ -1,0 +1,1 @@
+"""Means and deviations of runs of tokens."""

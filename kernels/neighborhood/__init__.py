@@ -1,0 +1,1 @@
+"""Neighborhood attention: every query attends a window of the grid around it."""

@@ -1,0 +1,200 @@
+"""Neighborhood attention by gathering: tiles of queries against the union of their windows.
+
+Tiles whose windows look alike from their union (all those away from the borders do) are computed
+in few batched matrix products under one small mask. Runs on any device in plain PyTorch; memory
+stays proportional to one chunk of gathered windows. All arithmetic is fp32.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffaccel.kernels.neighborhood.windows import Axis, AxisTiles, axis_tiles, tile_sizes
+from diffaccel.kernels.scratch import Scratch
+
+# scores and gathered windows of one chunk: what fits a cache, or what fills a GPU
+_CHUNK_BYTES_PER_THREAD = 8 << 20
+_CHUNK_BYTES = 256 << 20
+
+
+class Tiles(NamedTuple):
+    """Tiles that look alike: token numbers of their queries (n, Q) and of their windows' union
+    (n, K), and which query sees which key (Q, K), None for all."""
+
+    queries: Tensor
+    keys: Tensor
+    mask: Tensor | None
+
+
+def neighborhood_gather(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    axes: tuple[Axis, ...],
+    scale: float,
+    key_padding_mask: Tensor | None,
+    extra_key: Tensor | None,
+    extra_value: Tensor | None,
+    extra_padding_mask: Tensor | None,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor]:
+    """Computes `diffaccel.kernels.neighborhood_attention` on flat tokens (B, N, H, D), checked.
+
+    Returns:
+        The output (B, N, H, E), and the lse (B, N, H), which has size 0 unless it was asked for.
+    """
+    batch, length, heads, _ = query.shape
+    output = query.new_empty(batch, length, heads, value.shape[-1])
+    lse_shape = (batch, length, heads) if return_lse else (0,)
+    lse = torch.empty(lse_shape, dtype=torch.float32, device=query.device)
+    groups, scratch = list(tile_groups(axes, query.device)), Scratch(query.device)
+    for sample in range(batch):
+        one = slice(sample, sample + 1)
+        more_keys, more_values = [], []
+        if extra_key is not None and extra_value is not None:
+            real = slice(None) if extra_padding_mask is None else extra_padding_mask[sample]
+            more_keys, more_values = [extra_key[one, real]], [extra_value[one, real]]
+        q = _heads_first(heads, query[one]).mul_(scale)
+        k = _heads_first(heads, key[one], *more_keys)
+        v = _heads_first(heads, value[one], *more_values)
+        extras = k.shape[1] - length
+        valid = None if key_padding_mask is None else key_padding_mask[sample]
+        if valid is not None:  # padding may hold NaN, which a weight of 0 would not remove
+            k[:, :length].masked_fill_(~valid[:, None], 0.0)
+            v[:, :length].masked_fill_(~valid[:, None], 0.0)
+        for tiles in groups:
+            for part in _chunks(tiles, heads, q.shape[-1] + v.shape[-1], extras):
+                rows = part.queries.flatten()
+                result, normaliser = _attend(q, k, v, valid, part, extras, return_lse, scratch)
+                output[sample, rows] = result.transpose(0, 1).to(output.dtype)
+                if return_lse:
+                    lse[sample, rows] = normaliser.transpose(0, 1)
+    return output, lse
+
+
+def tile_groups(axes: tuple[Axis, ...], device: torch.device) -> Iterator[Tiles]:
+    """Yields all tiles of a grid, those that look alike together."""
+    sizes = tile_sizes(axes)
+    for residues in itertools.product(*(range(axis.dilation) for axis in axes)):
+        per_axis = [
+            axis_tiles(axis, residue, size)
+            for axis, residue, size in zip(axes, residues, sizes, strict=True)
+        ]
+        for alike in itertools.product(*per_axis):
+            queries = _token_numbers(
+                [(t.starts, len(t.windows)) for t in alike], axes, residues, device
+            )
+            keys = _token_numbers([(t.box_starts, t.box) for t in alike], axes, residues, device)
+            yield Tiles(queries, keys, _mask(alike, device))
+
+
+def _token_numbers(
+    runs: list[tuple[tuple[int, ...], int]],
+    axes: tuple[Axis, ...],
+    residues: tuple[int, ...],
+    device: torch.device,
+) -> Tensor:
+    """Numbers the tokens of boxes, row-major: (boxes, tokens per box)."""
+    number, rank = torch.zeros((), dtype=torch.long, device=device), len(axes)
+    for place, (axis, residue, (starts, count)) in enumerate(
+        zip(axes, residues, runs, strict=True)
+    ):
+        step = prod(other.length for other in axes[place + 1 :])
+        first = torch.tensor(starts, device=device)[:, None]
+        along = (first + torch.arange(count, device=device)) * axis.dilation + residue
+        shape = [1] * (2 * rank)
+        shape[place], shape[rank + place] = along.shape
+        number = number + (along * step).view(shape)
+    return number.flatten(0, rank - 1).flatten(1)
+
+
+def _mask(alike: tuple[AxisTiles, ...], device: torch.device) -> Tensor | None:
+    """Combines the axes: (Q, K) bool, None where all is seen."""
+    if all(tiles.is_full for tiles in alike):
+        return None
+    mask = torch.ones(1, 1, dtype=torch.bool, device=device)
+    for tiles in alike:
+        first, last = torch.tensor(tiles.windows, device=device).unbind(1)
+        along = torch.arange(tiles.box, device=device)
+        seen = (along >= first[:, None]) & (along < last[:, None])
+        mask = (mask[:, None, :, None] & seen[None, :, None, :]).flatten(2).flatten(0, 1)
+    return mask
+
+
+def _chunks(tiles: Tiles, heads: int, dims: int, extras: int) -> Iterator[Tiles]:
+    """Splits tiles into parts that a byte budget bounds."""
+    budget = _CHUNK_BYTES
+    if tiles.queries.device.type == "cpu":
+        budget = _CHUNK_BYTES_PER_THREAD * torch.get_num_threads()
+    count, most = tiles.queries.shape
+    keys = tiles.keys.shape[1] + extras
+    step = max(1, budget // (4 * heads * keys * (most + dims)))
+    for start in range(0, count, step):
+        part = slice(start, start + step)
+        yield Tiles(tiles.queries[part], tiles.keys[part], tiles.mask)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    valid: Tensor | None,
+    tiles: Tiles,
+    extras: int,
+    with_lse: bool,
+    scratch: Scratch,
+) -> tuple[Tensor, Tensor | None]:
+    """Computes n tiles, which all see the last `extras` keys too.
+
+    Returns:
+        The output (H, n * Q, E), valid until the next call, and the lse (H, n * Q).
+    """
+    heads, (count, most) = len(query), tiles.queries.shape
+    numbers = tiles.keys
+    if extras:
+        last = torch.arange(key.shape[1] - extras, key.shape[1], device=key.device)
+        numbers = torch.cat([numbers, last.expand(count, -1)], 1)
+    q = _gather(scratch, "query", query, tiles.queries)
+    k = _gather(scratch, "key", key, numbers)
+    scores = scratch.take("scores", heads * count, most, k.shape[1])
+    torch.bmm(q, k.mT, out=scores)
+    inside = scores[..., : tiles.keys.shape[1]]
+    if tiles.mask is not None:
+        inside.masked_fill_(~tiles.mask, -torch.inf)
+    if valid is not None:
+        is_real = valid[tiles.keys].repeat(heads, 1)[:, None]
+        inside.masked_fill_(~is_real, -torch.inf)
+    peak = scores.amax(-1) if with_lse else None
+    torch.softmax(scores, -1, out=scores)
+    if valid is not None:  # only padding can leave a row without any key
+        scores.nan_to_num_(nan=0.0)
+    v = _gather(scratch, "value", value, numbers)
+    output = scratch.take("output", heads * count, most, v.shape[2])
+    torch.bmm(scores, v, out=output)
+    output = output.view(heads, count * most, -1)
+    if peak is None:
+        return output, None
+    # the largest weight of a row is 1 / sum(exp(score - peak))
+    lse = (peak - scores.amax(-1).log_()).masked_fill_(peak == -torch.inf, -torch.inf)
+    return output, lse.view(heads, count * most)
+
+
+def _gather(scratch: Scratch, name: str, tokens: Tensor, numbers: Tensor) -> Tensor:
+    """Copies tokens (H, N, D) by number (n, K) to (H * n, K, D)."""
+    heads, _, dim = tokens.shape
+    picked = scratch.take(name, heads, numbers.numel(), dim)
+    torch.index_select(tokens, 1, numbers.flatten(), out=picked)
+    return picked.view(-1, numbers.shape[1], dim)
+
+
+def _heads_first(heads: int, *parts: Tensor) -> Tensor:
+    """Copies parts (1, n, G, D) one after another to fp32 (heads, N, D), key heads repeated."""
+    tokens = torch.cat([part[0].transpose(0, 1) for part in parts], 1).float()
+    groups = heads // tokens.shape[0]
+    return tokens if groups == 1 else tokens.repeat_interleave(groups, 0)

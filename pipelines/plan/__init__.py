@@ -1,0 +1,1 @@
+"""What a generation will cost, before it runs."""

@@ -1,0 +1,274 @@
+"""Predicts what a generation will compute, from the configuration of a pipeline alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import nn
+
+from diffaccel.attach.forecast import why_dense
+from diffaccel.bindings import binding_of
+from diffaccel.methods import Method
+from diffaccel.pipelines.image.beyond_native import method_with
+from diffaccel.pipelines.image.generate import plan_stages
+from diffaccel.pipelines.image.presets import Preset
+from diffaccel.pipelines.image.recipe import Refinement
+from diffaccel.pipelines.plan.memory import image_memory
+from diffaccel.pipelines.plan.operations import (
+    ServedLayer,
+    autoencoder_flop,
+    other_flop,
+    served_layers,
+)
+from diffaccel.pipelines.plan.skeleton import Outline
+
+CROSS_TEXT = {"unet": 77, "transformer": 512}
+"""Tokens of cross-attended text, by kind of denoiser: CLIP of U-Nets, UMT5 of Wan."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """What a method leaves of the attention of some layers, as shares of dense attention.
+
+    Args:
+        exact: Query-key pairs that count; None where only a run tells.
+        visited: Pairs that the kernels compute, masked ones included.
+        ideal: Pairs that they would compute if their tiles fitted.
+        cost: Time of the attention kernels.
+    """
+
+    exact: float | None = 1.0
+    visited: float | None = 1.0
+    ideal: float | None = 1.0
+    cost: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One stretch of denoising steps at one size.
+
+    Args:
+        name: What happens.
+        size: (width, height) in pixels.
+        frames: Of a video; 1 for a picture.
+        steps: Denoising steps.
+        rows: Rows that the denoiser computes over all steps.
+        dense_rows: Rows that dense attention at the same size would take, the yardstick.
+        grid: (frames, height, width) of the visual tokens, the largest where levels differ.
+        text: Text tokens that join them in self-attention.
+        method: The attention, as its repr, or "stock".
+        shares: What it leaves.
+        attention_flop: Of dense self-attention, per row.
+        other_flop: Of everything else that the denoiser multiplies, per row.
+        autoencoder_flop: Of encoding and decoding at this size; None where it is not known.
+        memory: Bytes at the peak, everything loaded included.
+        note: What else is to be said.
+        other_share: Part of `other_flop` that a row computes.
+    """
+
+    name: str
+    size: tuple[int, int]
+    frames: int
+    steps: int
+    rows: float
+    dense_rows: float
+    grid: tuple[int, int, int]
+    text: int
+    method: str
+    shares: Shares
+    attention_flop: float
+    other_flop: float
+    autoencoder_flop: float | None
+    memory: float
+    note: str = ""
+    other_share: float = 1.0
+
+    @property
+    def visual(self) -> int:
+        """Visual tokens."""
+        return prod(self.grid)
+
+    @property
+    def attention_time(self) -> float:
+        """Time of attention in terms of dense attention."""
+        return self.rows * self.shares.cost / self.dense_rows
+
+    @property
+    def time(self) -> float:
+        """Time of the denoiser in terms of dense attention, by operations."""
+        dense = self.dense_rows * (self.attention_flop + self.other_flop)
+        other = self.other_flop * self.other_share
+        return self.rows * (self.attention_flop * self.shares.cost + other) / dense
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a generation will compute.
+
+    Args:
+        phases: In order.
+        parameters: Of everything that is loaded.
+        notes: What the numbers do not tell.
+    """
+
+    phases: tuple[Phase, ...]
+    parameters: int
+    notes: tuple[str, ...] = ()
+
+
+def plan_image(
+    outline: Outline,
+    preset: Preset,
+    width: int,
+    height: int,
+    method: Method,
+    refinement: Refinement,
+    *,
+    steps: int | None = None,
+    device: str = "cpu",
+) -> Plan:
+    """Plans what `generate_image` will do with the same arguments.
+
+    Args:
+        outline: The pipeline.
+        preset: How it is called.
+        width: In pixels, a multiple of 16.
+        height: In pixels.
+        method: Attention above native size.
+        refinement: Stages and switches.
+        steps: At native size, the preset's by default.
+        device: Where it will run.
+    """
+    stages = plan_stages(width, height, preset.native, refinement.max_upscale)
+    steps = steps or preset.steps
+    wrapped = method_with(method, preset, refinement)
+    if refinement.direct and len(stages) > 1:
+        return _plan(outline, preset, [("sample", (width, height), steps, wrapped)], device)
+    schedule = max(1, round(refinement.steps / refinement.strength))
+    refined = schedule - int(max(schedule - schedule * refinement.strength, 0))
+    parts = [("sample", stages[0], steps, None)]
+    parts += [("refine to", stage, refined, wrapped) for stage in stages[1:]]
+    return _plan(outline, preset, parts, device)
+
+
+def _plan(
+    outline: Outline,
+    preset: Preset,
+    parts: list[tuple[str, tuple[int, int], int, Method | None]],
+    device: str,
+) -> Plan:
+    phases = tuple(_image_phase(outline, preset, *part, device) for part in parts)
+    notes = [f"{name} could not be read and is not counted" for name in outline.unread]
+    if outline.class_name == "QwenImagePipeline":
+        notes.append(f"the length of the text is that of the prompt, taken to be {preset.text}")
+    return Plan(phases, parameter_count(outline), tuple(notes))
+
+
+def parameter_count(outline: Outline) -> int:
+    """Parameters of everything that is loaded."""
+    return sum(p.numel() for module in outline.modules.values() for p in module.parameters())
+
+
+def dtype_on(device: str) -> torch.dtype:
+    """The dtype in which weights are loaded by default."""
+    return torch.float32 if device == "cpu" else torch.bfloat16
+
+
+def shares_of(
+    method: Method | None,
+    layers: tuple[ServedLayer, ...],
+    model: nn.Module,
+    outline: Outline,
+    steps: int,
+    device: str,
+    always: bool = False,
+) -> tuple[Shares, str]:
+    """What a method leaves of the attention of a denoiser, its schedule followed.
+
+    With `always`, it also runs where dense attention is expected to be faster.
+
+    Returns:
+        The shares, weighted by operations, and a remark on layers or steps that stay dense.
+    """
+    if method is None:
+        return Shares(), ""
+    binding = binding_of(model)
+    resolved = method.resolved(binding.family(model, outline), len(layers))
+    scheduled = resolved
+    while hasattr(scheduled, "method"):  # a wrapper leaves the schedule to what it wraps
+        scheduled = scheduled.method
+    total = sum(layer.dense_flop for layer in layers)
+    sums = dict.fromkeys(("exact", "visited", "ideal", "cost"), 0.0)
+    reasons, is_known, dense_share = set(), True, 0.0
+    for served in layers:
+        weight = served.dense_flop / total
+        query = torch.empty((), device=device, dtype=dtype_on(device)).expand(
+            1, served.layout.length, served.heads, served.dim
+        )
+        reason = "" if always else why_dense(resolved, served.layout, query)
+        shares = Shares() if reason else _layer_shares(resolved, served, query)
+        calls = [scheduled.runs_dense(served.layer.index, step) for step in range(steps)]
+        dense = sum(calls) / max(steps, 1)
+        dense_share += weight * (1.0 if reason else dense)
+        reasons |= {reason} if reason else set()
+        is_known &= shares.exact is not None
+        for name in sums:
+            sums[name] += weight * (dense + (1.0 - dense) * (getattr(shares, name) or 0.0))
+    if not is_known:
+        sums |= {"exact": None, "visited": None, "ideal": None}
+    note = f"{dense_share:.0%} of it stays dense" if dense_share else ""
+    return Shares(**sums), "; ".join([note, *sorted(reasons)]).strip("; ")
+
+
+def _layer_shares(method: Method, served: ServedLayer, query: torch.Tensor) -> Shares:
+    exact = method.expected_density(served.layout)
+    work = method.work(served.layout, query, served.layer.index)
+    cost = method.expected_cost(served.layout, query.device.type)
+    visited, ideal = (exact, exact) if work is None else (work.visited, work.ideal)
+    return Shares(exact, visited, ideal, 1.0 if cost is None else cost)
+
+
+def _image_phase(
+    outline: Outline,
+    preset: Preset,
+    verb: str,
+    size: tuple[int, int],
+    steps: int,
+    method: Method | None,
+    device: str,
+) -> Phase:
+    scale = outline.vae_scale_factor_spatial
+    latents = (size[1] // scale, size[0] // scale)
+    (kind, model), *_ = outline.denoisers.items()
+    layers = served_layers(model, latents, preset.text)
+    largest = max((served.layout for served in layers), key=lambda layout: layout.length)
+    shares, note = shares_of(method, layers, model, outline, steps, device)
+    is_refined = verb != "sample"
+    rows = steps * (preset.refine_passes if is_refined else preset.passes)
+    vae = outline.modules["vae"]
+    codes = ("encoder", "decoder") if is_refined else ("decoder",)
+    has_levels = "block_out_channels" in vae.config
+    return Phase(
+        name=f"{verb} {size[0]}x{size[1]}",
+        size=size,
+        frames=1,
+        steps=steps,
+        rows=rows,
+        dense_rows=rows,
+        grid=largest.grid,
+        text=largest.length - largest.visual.length,
+        method="stock" if method is None else repr(method),
+        shares=shares,
+        attention_flop=sum(served.dense_flop for served in layers),
+        other_flop=other_flop(
+            model, latents, largest.visual.length, preset.text,
+            CROSS_TEXT[kind] if kind == "unet" else 0,
+        ),
+        autoencoder_flop=sum(autoencoder_flop(vae, *size, code) for code in codes)
+        if has_levels
+        else None,
+        memory=image_memory(outline, preset, size, layers, dtype_on(device), is_refined),
+        note=note,
+    )  # fmt: skip

@@ -1,0 +1,176 @@
+"""Predicts what the generation of a video will compute, from a pipeline's configuration alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+
+from diffaccel.pipelines.plan.image import (
+    CROSS_TEXT,
+    Phase,
+    Plan,
+    Shares,
+    dtype_on,
+    parameter_count,
+    shares_of,
+)
+from diffaccel.pipelines.plan.memory import PROGRAM, tokens_memory, weights_memory
+from diffaccel.pipelines.plan.operations import other_flop, served_layers
+from diffaccel.pipelines.plan.skeleton import Outline
+from diffaccel.pipelines.video.freeswim import FreeSwim
+from diffaccel.pipelines.video.generate import check_video_size, native_size
+from diffaccel.pipelines.video.long_video import TimeWindows
+
+NOTE = "the video autoencoder is not counted"
+
+
+def plan_video(
+    outline: Outline,
+    width: int,
+    height: int,
+    frames: int,
+    recipe: FreeSwim | TimeWindows,
+    *,
+    steps: int = 50,
+    native: tuple[int, int] | None = None,
+    device: str = "cpu",
+) -> Plan:
+    """Plans what `generate_video` or `generate_long_video` will do with the same arguments.
+
+    Args:
+        outline: A Wan pipeline.
+        width: In pixels.
+        height: In pixels.
+        frames: 1 more than a multiple of 4.
+        recipe: How to go beyond native size or length.
+        steps: Denoising steps of the native sample.
+        native: Size (width, height) of the native sample, by default the model's own area.
+        device: Where it will run.
+
+    Raises:
+        InputError: A size breaks the rule of `check_video_size`.
+    """
+    check_video_size(outline, width, height, frames)
+    size = (width, height)
+    if isinstance(recipe, TimeWindows):
+        phases = (_windows_phase(outline, size, frames, steps, recipe, device),)
+        return Plan(phases, parameter_count(outline), (NOTE,))
+    native = native or native_size(outline, width, height)
+    rows = steps * (2 if recipe.guidance_scale > 1.0 else 1)
+    phases = [_phase(outline, "sample", native, frames, steps, rows, device)]
+    if native != size:
+        phases.append(_refined_phase(outline, size, frames, recipe, device))
+    return Plan(tuple(phases), parameter_count(outline), (NOTE,))
+
+
+def _phase(
+    outline: Outline,
+    verb: str,
+    size: tuple[int, int],
+    frames: int,
+    steps: int,
+    rows: int,
+    device: str,
+) -> Phase:
+    """A phase of stock attention; the others change what they do differently."""
+    model = outline.transformer
+    scale, step = outline.vae_scale_factor_spatial, outline.vae_scale_factor_temporal
+    latents = ((frames - 1) // step + 1, size[1] // scale, size[0] // scale)
+    layers = served_layers(model, latents, 0)
+    layout = layers[0].layout
+    return Phase(
+        name=f"{verb} {size[0]}x{size[1]}, {frames} frames",
+        size=size,
+        frames=frames,
+        steps=steps,
+        rows=rows,
+        dense_rows=rows,
+        grid=layout.grid,
+        text=0,
+        method="stock",
+        shares=Shares(),
+        attention_flop=sum(served.dense_flop for served in layers),
+        other_flop=other_flop(model, latents, layout.visual.length, 0, CROSS_TEXT["transformer"]),
+        autoencoder_flop=None,
+        memory=_memory(outline, size, frames, tokens_memory(layers, dtype_on(device), 1), device),
+    )
+
+
+def _refined_phase(
+    outline: Outline, size: tuple[int, int], frames: int, recipe: FreeSwim, device: str
+) -> Phase:
+    """Windows for both prompts at every step, and full attention at every guided one."""
+    steps = recipe.executed_steps
+    prompts = 2 if recipe.guidance_scale > 1.0 else 1
+    stock = _phase(outline, "refine to", size, frames, steps, steps * prompts, device)
+    model, dtype = outline.transformer, dtype_on(device)
+    layers = served_layers(model, _latents(outline, stock), 0)
+    # the published schedule of block-sparse methods is not that of FreeSwim
+    method = replace(
+        recipe.method,
+        dense_steps=recipe.method.dense_steps or 0,
+        dense_layers=recipe.method.dense_layers or 0,
+    )
+    windows, _ = shares_of(method, layers, model, outline, steps, device, always=True)
+    every = recipe.guide_every
+    guided = 0 if every is None else len(range(0, steps, every))
+    full = guided * (2 if recipe.guide_negative and prompts == 2 else 1)
+    rows = steps * prompts + full
+    kept = sum(served.layout.length * served.heads * served.dim for served in layers)
+    cache = kept * (1 if recipe.cache == "int8" else dtype.itemsize)
+    cache *= 0 if every is None or recipe.cache == "offload" else 1
+    mixed = {
+        name: (steps * prompts * getattr(windows, name) + full) / rows
+        for name in ("exact", "visited", "ideal", "cost")
+    }
+    return replace(
+        stock,
+        rows=rows,
+        method=repr(recipe),
+        shares=Shares(**mixed),
+        memory=stock.memory + cache + tokens_memory(layers, dtype, 1),
+        note=f"windows {windows.exact:.1%}, and {full} of {rows} rows with full attention as guide"
+        f" (their text attention takes {cache / 1e9:.1f} GB)",
+    )
+
+
+def _windows_phase(
+    outline: Outline,
+    size: tuple[int, int],
+    frames: int,
+    steps: int,
+    windows: TimeWindows,
+    device: str,
+) -> Phase:
+    """Stock attention over windows along time, instead of over all frames."""
+    rows = 2 * steps
+    whole = _phase(outline, "sample", size, frames, steps, rows, device)
+    latent_frames = whole.grid[0]
+    length = min(windows.length, latent_frames)
+    count = sum(len(windows.starts(latent_frames, step)) for step in range(steps)) / steps
+    share = length / latent_frames
+    layers = served_layers(outline.transformer, (length, *_latents(outline, whole)[1:]), 0)
+    # a row of a window costs the other work of its own length, attention of its length squared
+    attended = min(1.0, count * share**2)
+    return replace(
+        whole,
+        method=repr(windows),
+        shares=Shares(attended, attended, attended, attended),
+        memory=_memory(outline, size, frames, tokens_memory(layers, dtype_on(device), 1), device),
+        note=f"{count:.1f} windows of {length} latent frames per step, each with full attention; "
+        f"overlaps make the rest of the denoiser {count * share:.2f} times as much",
+        other_share=count * share,
+    )  # fmt: skip
+
+
+def _latents(outline: Outline, phase: Phase) -> tuple[int, int, int]:
+    scale = outline.vae_scale_factor_spatial
+    return phase.grid[0], phase.size[1] // scale, phase.size[0] // scale
+
+
+def _memory(
+    outline: Outline, size: tuple[int, int], frames: int, tokens: float, device: str
+) -> float:
+    """Bytes at the peak: attention, or three copies of the decoded video in fp32."""
+    video = 3 * 3.0 * prod(size) * frames * 4
+    return PROGRAM + weights_memory(outline, dtype_on(device)) + max(tokens, video)

@@ -1,0 +1,13 @@
+"""Generating clips beyond the size and the length on which a model was trained."""
+
+from diffaccel.pipelines.video.freeswim import FreeSwim
+from diffaccel.pipelines.video.generate import GeneratedVideo, check_video_size, generate_video
+from diffaccel.pipelines.video.long_video import generate_long_video
+
+__all__ = [
+    "FreeSwim",
+    "GeneratedVideo",
+    "check_video_size",
+    "generate_long_video",
+    "generate_video",
+]

@@ -1,0 +1,55 @@
+"""Windows along time: shares, limits, whole videos."""
+
+import pytest
+import torch
+
+from diffaccel.errors import InputError
+from diffaccel.pipelines.video.long_video import TimeWindows, denoise_windows, generate_long_video
+from diffaccel.pipelines.video.wan import Conditions
+
+
+@pytest.mark.parametrize("frames", [1, 5, 21, 22, 40, 61])
+@pytest.mark.parametrize("step", [0, 1])
+def test_shares_sum_to_one_and_windows_are_native(frames, step):
+    total = torch.zeros(frames)
+    for window, weights in TimeWindows(21, 8).weights(frames, step):
+        assert len(weights) == min(21, frames) and (weights > 0).all()
+        total[window] += weights
+    torch.testing.assert_close(total, torch.ones(frames))
+
+
+def test_neighbours_share_frames_and_cuts_move():
+    windows = TimeWindows(21, 8)
+    starts = windows.starts(60, 0)
+    assert starts == [0, 13, 26, 39]
+    assert windows.starts(60, 1) == [0, 7, 20, 33, 39]
+    assert TimeWindows(21, 8, moves=False).starts(60, 1) == starts
+
+
+def test_a_window_as_long_as_the_video_is_the_stock_pipeline(video_pipe):
+    pipe, embeds = video_pipe()
+    result = generate_long_video(pipe, None, 96, 64, 9, steps=3, seed=4, **embeds)
+    stock = pipe(
+        **embeds, width=96, height=64, num_frames=9, num_inference_steps=3, guidance_scale=5.0,
+        generator=torch.Generator().manual_seed(4), output_type="pt",
+    ).frames  # fmt: skip
+    torch.testing.assert_close(result.frames, stock, atol=1e-4, rtol=1e-3)
+
+
+def test_long_videos_in_batches(video_pipe):
+    pipe, embeds = video_pipe()
+    noise = torch.randn(2, 16, 9, 4, 6, generator=torch.Generator().manual_seed(0))
+    text, negative = (embeds[f"{name}prompt_embeds"].repeat(2, 1, 1) for name in ("", "negative_"))
+    both = Conditions(text, negative)
+    found = denoise_windows(pipe, noise, both, TimeWindows(3, 1), steps=2)
+    alone = denoise_windows(pipe, noise, both, TimeWindows(9, 1), steps=2)
+    assert found.shape == noise.shape and torch.isfinite(found).all()
+    assert not torch.allclose(found, alone, atol=1e-3)
+
+
+def test_bad_input_is_refused(video_pipe):
+    with pytest.raises(ValueError, match="overlap in 0 to length - 1"):
+        TimeWindows(4, 4)
+    pipe, embeds = video_pipe(in_channels=36, out_channels=16)
+    with pytest.raises(InputError, match="36 input channels"):
+        generate_long_video(pipe, None, 96, 64, 9, **embeds)
