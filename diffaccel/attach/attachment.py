@@ -78,8 +78,8 @@ def set_attn_processor(target: Any, method: Method, *, always: bool = False) -> 
         target: A diffusers pipeline, or a denoiser itself. A denoiser alone does not tell
             everything about its family (Wan 2.2 looks like Wan 2.1), so prefer the pipeline.
         method: What to compute, such as `RectifiedSpaAttn(drop=0.8)`.
-        always: Whether the method runs even where `diffaccel.attach.forecast` expects dense attention to
-            be faster. Otherwise such calls run dense, and the report says so.
+        always: Whether the method runs even where `diffaccel.attach.forecast` expects dense
+            attention to be faster. Otherwise such calls run dense, and the report says so.
 
     Returns:
         The attachment: reports, removes, works as a context manager.

@@ -34,8 +34,8 @@ class Refinement:
             ("Scaling Rectified Flow Transformers", Esser et al., 2024,
             https://arxiv.org/abs/2403.03206). None: the pipeline's own.
         rope: How rotary positions (FLUX) are scaled to the size: not at all, or see
-            `diffaccel.bindings.rope.Ntk` and `diffaccel.bindings.rope.Yarn`. Windows of native size do not need
-            it: inside them all distances are known.
+            `diffaccel.bindings.rope.Ntk` and `diffaccel.bindings.rope.Yarn`. Windows of native
+            size do not need it: inside them all distances are known.
         proportional: Whether the softmax is sharpened for the number of tokens, see
             `diffaccel.methods.proportional.ProportionalAttn`. Windows do not need it either.
         jitter: Whether windows that queries share move at every step, so that their borders
