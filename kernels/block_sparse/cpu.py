@@ -8,13 +8,12 @@ units: those multiply bf16 several times faster, and SDPA keeps their sums in fp
 """
 
 import functools
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from diffaccel.kernels.block_sparse.call import BlockSparseCall
 from diffaccel.kernels.block_sparse.slab import Slab, build_slab
-from diffaccel.kernels.centroids import Centroids
 from diffaccel.kernels.scratch import Scratch
 
 # scores and gathered blocks of one chunk: more falls out of the cache (0.5 instead of 0.7 of the
@@ -28,52 +27,35 @@ _SLAB_ROWS = 64
 
 @torch.autocast("cpu", enabled=False)
 def block_sparse_cpu(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    indices: Tensor,
-    counts: Tensor,
-    *,
-    block_q: int,
-    block_k: int,
-    scale: float,
-    key_padding_mask: Tensor | None,
-    extra_key: Tensor | None,
-    extra_value: Tensor | None,
-    extra_padding_mask: Tensor | None,
-    row_scale: Tensor | None,
-    row_bias: Tensor | None,
-    centroids: Centroids | None,
-    return_lse: bool,
+    call: BlockSparseCall, has_units: bool | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Computes `diffaccel.kernels.block_sparse_attention`, whose arguments these are, checked.
+    """Computes a call that was checked.
+
+    `has_units` says whether to leave bf16 to matrix units; None where the processor has some.
 
     Returns:
         The output (B, N, H, D), and the lse (B, N, H), which has size 0 unless it was asked for.
     """
+    query, blocks = call.query, call.counts.shape[2]
     batch, queries, heads, _ = query.shape
     output = torch.empty(query.shape, dtype=query.dtype)
-    lse = torch.empty((batch, queries, heads) if return_lse else (0,), dtype=torch.float32)
+    lse = torch.empty(query.shape[:3] if call.return_lse else (0,), dtype=torch.float32)
     scratch = Scratch()
-    is_fused = query.dtype == torch.bfloat16 and has_bf16_units()
-    is_fused = is_fused and centroids is None and not return_lse
-    slab_heads = max(1, _SLAB_ROWS // counts.shape[2])
+    is_fused = query.dtype == torch.bfloat16 and call.centroids is None and not call.return_lse
+    is_fused = is_fused and (has_bf16_units() if has_units is None else has_units)
+    slab_heads = max(1, _SLAB_ROWS // blocks)
     for sample in range(batch):
         for head in range(0, heads, slab_heads):
             some = slice(head, head + slab_heads)
-            slab = build_slab(
-                sample, some, query, key, value, indices, counts, block_q, block_k,
-                None if is_fused else scale, key_padding_mask, extra_key, extra_value,
-                extra_padding_mask, centroids,
-            )  # fmt: skip
-            part, part_lse = _attend(slab, scratch, return_lse, scale)
-            if row_scale is not None:
-                part.mul_(row_scale[sample, some].reshape(-1, 1, 1))
-            if row_bias is not None:
-                part.add_(row_bias[sample, some].flatten(0, 1).unsqueeze(1))
-            part = part.view(-1, part.shape[1] * counts.shape[2], part.shape[2])
+            slab = build_slab(call, sample, some, is_fused)
+            part, part_lse = _attend(slab, scratch, call.return_lse, call.factor)
+            if call.row_scale is not None:
+                part.mul_(call.row_scale[sample, some].reshape(-1, 1, 1))
+            if call.row_bias is not None:
+                part.add_(call.row_bias[sample, some].flatten(0, 1).unsqueeze(1))
+            part = part.view(-1, part.shape[1] * blocks, part.shape[2])
             output[sample, :, some] = part[:, :queries].transpose(0, 1)
-            if return_lse:
+            if call.return_lse:
                 part_lse = part_lse.view(part.shape[:2])
                 lse[sample, :, some] = part_lse[:, :queries].transpose(0, 1)
     return output, lse
@@ -101,25 +83,23 @@ def _attend(slab: Slab, scratch: Scratch, with_lse: bool, scale: float) -> tuple
     return output, lse
 
 
-def _chunks(slab: Slab) -> Iterator[list[int]]:
-    """Yields rows to compute together, longest first; rows without any key are left out."""
+def _chunks(slab: Slab) -> list[list[int]]:
+    """Lists rows to compute together, longest first; rows without any key are left out."""
     block_q, dim = slab.query.shape[1:]
     column_bytes = 4 * (block_q + 2 * dim)
     chunk_bytes = _CHUNK_BYTES_PER_THREAD * torch.get_num_threads()
-    chunk: list[int] = []
+    chunks: list[list[int]] = []
     longest = 0
     for row in sorted(range(len(slab.widths)), key=slab.widths.__getitem__, reverse=True):
         width = slab.widths[row] + slab.front_width
-        is_full = (len(chunk) + 1) * longest * column_bytes > chunk_bytes
-        if chunk and (is_full or width < _MIN_FILL * longest):
-            yield chunk
-            chunk = []
-        if not chunk:
+        if not width:
+            break  # and so are all that follow
+        is_full = chunks and (len(chunks[-1]) + 1) * longest * column_bytes > chunk_bytes
+        if not chunks or is_full or width < _MIN_FILL * longest:
+            chunks.append([])
             longest = width
-        if width:
-            chunk.append(row)
-    if chunk:
-        yield chunk
+        chunks[-1].append(row)
+    return chunks
 
 
 def _attend_chunk(
