@@ -1,14 +1,9 @@
-"""Where an op runs: Triton on CUDA, plain PyTorch on the CPU."""
+"""Where an op runs: Triton on CUDA, plain PyTorch elsewhere."""
 
 import os
 from collections.abc import Mapping
 
 from torch import Tensor
-
-
-def default_backend(tensor: Tensor) -> str:
-    """Names the backend that fits the device of a tensor: "triton" or "cpu"."""
-    return "triton" if tensor.is_cuda else "cpu"
 
 
 def check_backend(
@@ -18,13 +13,15 @@ def check_backend(
 
     Args:
         backend: "triton", `plain`, or None for the one that fits the device.
-        tensors: The arguments of the op by name, None where absent. The first sets the device.
+        tensors: The arguments of the op by name, None where absent; the first sets the device.
         plain: Name of the backend in plain PyTorch: "cpu", or another one for any device.
 
     Raises:
         ValueError: If a device or the backend does not fit.
     """
-    first, anchor = next((name, x) for name, x in tensors.items() if x is not None)
+    first, anchor = next(iter(tensors.items()))
+    if anchor is None:
+        raise TypeError(f"{first} must be a tensor, got None")
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device != anchor.device:
             raise ValueError(

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from diffaccel.kernels.arguments import Numbers, Tensors
-from diffaccel.kernels.backends import default_backend
 from diffaccel.kernels.block_selection.call import SelectionCall, check
 from diffaccel.kernels.block_selection.cpu import select_blocks_cpu
 
@@ -64,7 +63,7 @@ def select(call: SelectionCall) -> tuple[Tensor, ...]:
         [call.top_k, call.width],
         float(call.p_remain),
         call.return_kept,
-        call.backend or default_backend(call.scores),
+        call.backend or "",
     )
     return (indices, counts, kept) if call.return_kept else (indices, counts)
 
@@ -76,7 +75,7 @@ def _select_blocks(
     """Packs the call again, and runs its backend; kept has size 0 unless it was asked for."""
     (text, forced, budgets), (top_k, max_count) = rest, sizes
     call = SelectionCall(scores, top_k, p_remain, text, forced, max_count, return_kept, budgets)
-    if backend == "triton":
+    if backend == "triton" or (scores.is_cuda and not backend):
         from diffaccel.kernels.block_selection.launch import select_blocks_triton
 
         return select_blocks_triton(call)

@@ -78,7 +78,10 @@ def check(call: BlockSparseCall) -> None:
     _check_lists(call, rows)
     check_tensor("key_padding_mask", call.key_padding_mask, torch.bool, (batch, keys), MASK)
     check_extra(key, call.value, call.extra_key, call.extra_value, call.extra_padding_mask)
-    statistics = {"row_scale": (call.row_scale, rows), "row_bias": (call.row_bias, (*rows, dim))}
+    statistics: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
+        "row_scale": (call.row_scale, rows),
+        "row_bias": (call.row_bias, (*rows, dim)),
+    }
     if call.centroids is not None:
         blocks = -(-keys // call.block_k)
         per_block = (batch, heads, blocks, dim)
@@ -86,12 +89,20 @@ def check(call: BlockSparseCall) -> None:
         statistics["centroids.value"] = call.centroids.value, per_block
         statistics["centroids.log_count"] = call.centroids.log_count, (batch, blocks)
         statistics["centroids.variance"] = call.centroids.variance, per_block
+    tensors = {
+        "query": query,
+        "key": key,
+        "value": call.value,
+        "indices": call.indices,
+        "counts": call.counts,
+        "key_padding_mask": call.key_padding_mask,
+        "extra_key": call.extra_key,
+        "extra_value": call.extra_value,
+        "extra_padding_mask": call.extra_padding_mask,
+    }
     for name, (tensor, shape) in statistics.items():
         check_tensor(name, tensor, torch.float32, shape, "one entry per block")
-    names = ("query", "key", "value", "indices", "counts", "key_padding_mask", "extra_key")
-    names += ("extra_value", "extra_padding_mask")
-    tensors = {name: getattr(call, name) for name in names}
-    tensors |= {name: tensor for name, (tensor, _) in statistics.items()}
+        tensors[name] = tensor
     check_backend(call.backend, tensors)
 
 

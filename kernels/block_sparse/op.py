@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from diffaccel.kernels.arguments import Flags, Numbers, Tensors
-from diffaccel.kernels.backends import default_backend
 from diffaccel.kernels.block_sparse.call import BlockSparseCall, check, check_entries
 from diffaccel.kernels.block_sparse.cpu import block_sparse_cpu
 from diffaccel.kernels.centroids import Centroids
@@ -111,8 +110,8 @@ def attend(call: BlockSparseCall, has_checked_entries: bool = True) -> tuple[Ten
         *(call.centroids or (None, None, None, None)),
     ]
     sizes, flags = [call.block_q, call.block_k], [call.return_lse, has_checked_entries]
-    backend = call.backend or default_backend(call.query)
-    return _block_sparse_attention(call.query, rest, sizes, float(call.factor), flags, backend)
+    scale, backend = float(call.factor), call.backend or ""
+    return _block_sparse_attention(call.query, rest, sizes, scale, flags, backend)
 
 
 @torch.library.custom_op("diffaccel::block_sparse_attention", mutates_args=())
@@ -124,7 +123,7 @@ def _block_sparse_attention(
     call = BlockSparseCall(query, *rest[:4], *sizes, scale, *rest[4:10], centroids, flags[0])
     if not flags[1] and not query.is_cuda:  # on CUDA a host sync: the kernel clamps instead
         check_entries(call.indices, call.counts, key_blocks=-(-call.key.shape[1] // sizes[1]))
-    if backend == "triton":
+    if backend == "triton" or (query.is_cuda and not backend):
         from diffaccel.kernels.block_sparse.launch import block_sparse_triton
 
         return block_sparse_triton(call)

@@ -13,16 +13,18 @@ from diffaccel.kernels.centroids import listed_blocks
 class Slab:
     """Some heads of one sample: R = heads * NQ rows that draw from heads * NK key blocks.
 
-    `query` (R, block_q, D) is scaled; `key` and `value` are (heads * NK, block_k, D); `table`
-    (R, max_count) int64 holds their block numbers; `widths` counts each row's key columns, less
-    the padding of a ragged last block; `mask` (NK, block_k) and `extra_mask` (E,) are bool. With
-    centroids, `moments` (heads, NK, D or 2D) holds what the query [and half its square] meets,
-    `centroid_value` (heads, NK, D) the values, and `centroid_bias` (R, NK) the log counts, -inf
-    for blocks in the list of the row. Columns of scores begin with `extra_width` extra keys, and
-    `front_width` columns stand before those of the listed blocks.
+    `query` (R, block_q, D) is scaled already, except for a fused softmax, which has `scale`; `key`
+    and `value` are (heads * NK, block_k, D); `table` (R, max_count) int64 holds their block
+    numbers; `widths` counts each row's key columns, less the padding of a ragged last block;
+    `mask` (NK, block_k) and `extra_mask` (E,) are bool. With centroids, `moments` (heads, NK, D
+    or 2D) holds what the query [and half its square] meets, `centroid_value` (heads, NK, D) the
+    values, and `centroid_bias` (R, NK) the log counts, -inf for blocks in the list of the row.
+    Of the columns of scores, the first `extra_width` are extra keys; `front_width` stand before
+    those of the listed blocks.
     """
 
     heads: int
+    scale: float
     query: Tensor
     key: Tensor
     value: Tensor
@@ -38,11 +40,20 @@ class Slab:
     centroid_value: Tensor | None = None
     centroid_bias: Tensor | None = None
 
-    def per_row(self, tensor: Tensor, rows: list[int]) -> Tensor:
-        """Returns what a tensor (heads, ...) holds for the head of each row: (n, ...)."""
-        if self.heads == 1:
-            return tensor.expand(len(rows), *tensor.shape[1:])
-        return tensor[torch.tensor(rows) * self.heads // len(self.widths)]
+    def per_row(self, rows: list[int], *tensors: Tensor | None) -> list[Tensor | None]:
+        """Returns what tensors (heads, ...) hold for the head of each row: (n, ...) each."""
+        owner = None
+        if self.heads > 1:
+            owner = torch.tensor(rows) * self.heads // len(self.widths)
+        found: list[Tensor | None] = []
+        for tensor in tensors:
+            if tensor is None:
+                found.append(None)
+            elif owner is None:
+                found.append(tensor.expand(len(rows), *tensor.shape[1:]))
+            else:
+                found.append(tensor[owner])
+        return found
 
 
 def build_slab(call: BlockSparseCall, sample: int, some: slice, is_fused: bool) -> Slab:
@@ -59,17 +70,19 @@ def build_slab(call: BlockSparseCall, sample: int, some: slice, is_fused: bool) 
     keys, block_k, dtype = call.key.shape[1], call.block_k, torch.float32
     if is_fused:
         dtype = call.query.dtype
+    table, widths = _block_table(indices, counts, keys, block_k)
     slab = Slab(
         heads=len(counts),
+        scale=call.factor,
         query=_heads_first(call.query[sample, :, some], call.block_q, dtype),
         key=_heads_first(call.key[sample, :, some], block_k, dtype, mask),
         value=_heads_first(call.value[sample, :, some], block_k, dtype, mask),
         mask=None if mask is None else _block_mask(mask, block_k),
-        table=_block_table(indices, counts, -(-keys // block_k)),
-        widths=_row_widths(indices, counts, keys, block_k),
+        table=table,
+        widths=widths,
     )
     if not is_fused:
-        slab.query.mul_(call.factor)
+        slab.query.mul_(slab.scale)
     extra_key, extra_value, centroids = call.extra_key, call.extra_value, call.centroids
     if extra_key is not None and extra_value is not None and extra_key.shape[1]:
         extra = slab.extra_width = slab.front_width = extra_key.shape[1]
@@ -109,21 +122,24 @@ def _block_mask(mask: Tensor, block: int) -> Tensor:
     return torch.nn.functional.pad(mask, (0, number * block - len(mask))).view(number, block)
 
 
-def _block_table(indices: Tensor, counts: Tensor, key_blocks: int) -> Tensor:
-    """Turns lists (h, NQ, max_count) into block numbers (h * NQ, max_count) within a slab."""
+def _block_table(
+    indices: Tensor, counts: Tensor, keys: int, block_k: int
+) -> tuple[Tensor, list[int]]:
+    """Turns lists (h, NQ, max_count) into block numbers within a slab and widths of rows.
+
+    Returns:
+        (h * NQ, max_count) int64, and the key columns of each row: only a last block may be
+        short, and is last.
+    """
     heads = torch.arange(len(indices)).view(-1, 1, 1)
     is_listed = torch.arange(indices.shape[2]) < counts.unsqueeze(-1)
-    table = indices.long().masked_fill(~is_listed, 0) + heads * key_blocks
-    return table.flatten(0, 1)
-
-
-def _row_widths(indices: Tensor, counts: Tensor, keys: int, block_k: int) -> list[int]:
-    """Counts the key columns of each row (h, NQ): only a last block may be short, and is last."""
+    table = indices.long().masked_fill(~is_listed, 0) + heads * -(-keys // block_k)
     if not indices.shape[2]:
-        return [0] * counts.numel()
+        return table.flatten(0, 1), [0] * counts.numel()
     last = indices.gather(2, (counts.long() - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
     short = -keys % block_k * (last == (keys - 1) // block_k)
-    return ((counts * block_k - short) * (counts > 0)).flatten().tolist()
+    widths = (counts * block_k - short) * (counts > 0)
+    return table.flatten(0, 1), widths.flatten().tolist()
 
 
 def _centroid_bias(log_count: Tensor, indices: Tensor, counts: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from torch import Tensor
 from diffaccel.kernels.arguments import MASK, check_tensor, check_tokens
 from diffaccel.kernels.backends import check_backend
 
+# means of query, key and value, spreads of query and key, variance of key, counts
+Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 _LARGEST_TILE = 1 << 16  # tokens of a block that one Triton program holds
 
 

@@ -5,10 +5,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from diffaccel.kernels.block_statistics.call import StatisticsCall
+from diffaccel.kernels.block_statistics.call import Parts, StatisticsCall
 
 
-def block_statistics_cpu(call: StatisticsCall) -> tuple[Tensor, ...]:
+def block_statistics_cpu(call: StatisticsCall) -> Parts:
     """Computes a call that was checked.
 
     Returns:

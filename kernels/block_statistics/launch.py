@@ -6,11 +6,11 @@ import torch
 import triton
 from torch import Tensor
 
-from diffaccel.kernels.block_statistics.call import StatisticsCall
+from diffaccel.kernels.block_statistics.call import Parts, StatisticsCall
 from diffaccel.kernels.block_statistics.kernel import block_statistics_kernel
 
 
-def block_statistics_triton(call: StatisticsCall) -> tuple[Tensor, ...]:
+def block_statistics_triton(call: StatisticsCall) -> Parts:
     """Computes a call that was checked.
 
     Entries of `order` are clamped to the existing tokens, so that none can make it read outside.

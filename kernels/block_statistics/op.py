@@ -7,17 +7,14 @@ from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
 from diffaccel.kernels.arguments import Flags, Numbers, Tensors
-from diffaccel.kernels.backends import default_backend
 from diffaccel.kernels.block_statistics.call import (
     BlockStatistics,
+    Parts,
     StatisticsCall,
     check,
     check_order,
 )
 from diffaccel.kernels.block_statistics.cpu import block_statistics_cpu
-
-# means of query, key and value, spreads of query and key, variance of key, counts
-_Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class Needs(TypedDict, total=False):
@@ -84,7 +81,7 @@ def summarise(call: StatisticsCall, has_checked_order: bool = True) -> BlockStat
             [call.block, call.step_elements],
             needs,
             has_checked_order,
-            call.backend or default_backend(call.query),
+            call.backend or "",
         )
     )
     return BlockStatistics(
@@ -106,14 +103,14 @@ def _block_statistics(
     needs: Flags,
     has_checked_order: bool,
     backend: str,
-) -> _Parts:
+) -> Parts:
     """Packs the call again, and runs its backend; what was not asked for has size 0."""
     key, value, valid, order = rest
     block, step_elements = sizes
     call = StatisticsCall(query, key, value, block, valid, order, *needs, step_elements)
     if not has_checked_order and order is not None and not order.is_cuda:
         check_order(order)  # on CUDA a host sync: the kernel clamps instead
-    if backend == "triton":
+    if backend == "triton" or (query.is_cuda and not backend):
         from diffaccel.kernels.block_statistics.launch import block_statistics_triton
 
         return block_statistics_triton(call)
@@ -121,7 +118,7 @@ def _block_statistics(
 
 
 @_block_statistics.register_fake
-def _(query: Tensor, *arguments: Any) -> _Parts:
+def _(query: Tensor, *arguments: Any) -> Parts:
     (_, _, valid, _), (block, _), (needs_value, needs_spread, needs_variance), *_ = arguments
     batch, length, heads, channels = query.shape
     blocks = -(-length // block)
@@ -131,5 +128,12 @@ def _(query: Tensor, *arguments: Any) -> _Parts:
         return query.new_empty(shape, dtype=torch.float32)
 
     counts = query.new_empty((1 if valid is None else batch, blocks), dtype=torch.float32)
-    flags = (True, True, needs_value, needs_spread, needs_spread, needs_variance)
-    return *map(part, flags), counts
+    return (
+        part(True),
+        part(True),
+        part(needs_value),
+        part(needs_spread),
+        part(needs_spread),
+        part(needs_variance),
+        counts,
+    )

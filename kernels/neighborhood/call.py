@@ -67,9 +67,16 @@ def check(call: NeighborhoodCall) -> None:
         "key_padding_mask", call.key_padding_mask, torch.bool, tuple(query.shape[:-2]), MASK
     )
     check_extra(key, value, call.extra_key, call.extra_value, call.extra_padding_mask)
-    names = ("query", "key", "value", "key_padding_mask", "extra_key", "extra_value")
-    names += ("extra_padding_mask",)
-    check_backend(call.backend, {name: getattr(call, name) for name in names}, plain="gather")
+    tensors = {
+        "query": query,
+        "key": key,
+        "value": value,
+        "key_padding_mask": call.key_padding_mask,
+        "extra_key": call.extra_key,
+        "extra_value": call.extra_value,
+        "extra_padding_mask": call.extra_padding_mask,
+    }
+    check_backend(call.backend, tensors, plain="gather")
     if call.backend == "triton" and not call.suits_triton:
         raise ValueError(
             "backend 'triton' takes no key_padding_mask and one head dim for key and value; "

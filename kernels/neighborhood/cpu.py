@@ -60,7 +60,7 @@ def neighborhood_gather(call: NeighborhoodCall) -> tuple[Tensor, Tensor]:
     output = query.new_empty(len(query), prod(grid), heads, call.value.shape[-1])
     lse_shape = output.shape[:-1] if call.return_lse else (0,)
     lse = torch.empty(lse_shape, dtype=torch.float32, device=query.device)
-    groups, scratch = list(tile_groups(call.axes, query.device)), Scratch(query.device)
+    groups, scratch = list(tile_groups(call.axes, query.device)), Scratch.on(query.device)
     for number in range(len(query)):
         sample = _sample(call, number)
         for tiles in groups:
@@ -169,9 +169,9 @@ def _attend(
     if extras:
         last = torch.arange(key.shape[1] - extras, key.shape[1], device=key.device)
         numbers = torch.cat([numbers, last.expand(count, -1)], 1)
-    q = _gather(scratch, "query", sample.query, tiles.queries)
-    k = _gather(scratch, "key", key, numbers)
-    scores = scratch.take("scores", heads * count, most, k.shape[1])
+    q = _gather(scratch.query, sample.query, tiles.queries)
+    k = _gather(scratch.key, key, numbers)
+    scores = scratch.scores.resize_(heads * count, most, k.shape[1])
     torch.bmm(q, k.mT, out=scores)
     inside = scores[..., : tiles.keys.shape[1]]
     if tiles.mask is not None:
@@ -183,8 +183,8 @@ def _attend(
     torch.softmax(scores, -1, out=scores)
     if valid is not None:  # only padding can leave a row without any key
         scores.nan_to_num_(nan=0.0)
-    v = _gather(scratch, "value", sample.value, numbers)
-    output = scratch.take("output", heads * count, most, v.shape[2])
+    v = _gather(scratch.value, sample.value, numbers)
+    output = scratch.output.resize_(heads * count, most, v.shape[2])
     torch.bmm(scores, v, out=output)
     output = output.view(heads, count * most, -1)
     if peak is None:
@@ -194,10 +194,10 @@ def _attend(
     return output, lse.view(heads, count * most)
 
 
-def _gather(scratch: Scratch, name: str, tokens: Tensor, numbers: Tensor) -> Tensor:
+def _gather(buffer: Tensor, tokens: Tensor, numbers: Tensor) -> Tensor:
     """Copies tokens (H, N, D) by number (n, K) to (H * n, K, D)."""
     heads, _, dim = tokens.shape
-    picked = scratch.take(name, heads, numbers.numel(), dim)
+    picked = buffer.resize_(heads, numbers.numel(), dim)
     torch.index_select(tokens, 1, numbers.flatten(), out=picked)
     return picked.view(-1, numbers.shape[1], dim)
 

@@ -108,12 +108,10 @@ def attend(call: NeighborhoodCall) -> tuple[Tensor, Tensor]:
     for axis in call.axes:
         windows += [axis.kernel, axis.stride, axis.dilation, int(axis.is_causal)]
         windows += [axis.phase, int(axis.is_truncated)]
-    backend = call.backend or ("triton" if query.is_cuda and call.suits_triton else "gather")
     rest = [key, value, call.key_padding_mask, call.extra_key, call.extra_value]
     rest += [call.extra_padding_mask]
-    return _neighborhood_attention(
-        query, rest, windows, float(call.factor), call.return_lse, backend
-    )
+    scale, backend = float(call.factor), call.backend or ""
+    return _neighborhood_attention(query, rest, windows, scale, call.return_lse, backend)
 
 
 def visited_share(axes: Sequence[Axis], query: Tensor) -> tuple[float, float]:
@@ -156,7 +154,7 @@ def _neighborhood_attention(
         axes.append(Axis(length, size, stride, dilation, bool(causal), phase, bool(truncated)))
     key, value, *optional = rest
     call = NeighborhoodCall(query, key, value, tuple(axes), scale, *optional, return_lse)
-    if backend == "triton":
+    if backend == "triton" or (not backend and query.is_cuda and call.suits_triton):
         from diffaccel.kernels.neighborhood.launch import neighborhood_triton
 
         return neighborhood_triton(call)

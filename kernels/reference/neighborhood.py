@@ -71,7 +71,7 @@ def neighborhood_attention(
     for length, axis in zip(grid, axes, strict=True):
         mask = torch.kron(mask.int(), neighborhood_mask(length, *axis).int()).bool()
     query, key, value = (x.flatten(1, -3) for x in (query, key, value))
-    if extra_key is not None:
+    if extra_key is not None and extra_value is not None:
         key, value = torch.cat([extra_key, key], dim=1), torch.cat([extra_value, value], dim=1)
         mask = torch.cat([mask.new_ones(len(mask), extra_key.shape[1]), mask], dim=1)
     output, lse = attention(query, key, value, mask[None, None], scale)
