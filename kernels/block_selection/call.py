@@ -11,19 +11,9 @@ from diffaccel.kernels.backends import check_backend
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SelectionCall:
-    """The arguments of `diffaccel.kernels.select_blocks`, and those that few callers set.
+    """The arguments of `diffaccel.kernels.select_blocks`, and two that few callers set.
 
     Args:
-        scores: (B, H, R, NB) fp32, non-negative, any strides: for `p_remain`, probabilities that
-            sum to at most 1 with `text`. NaN counts as no score, and leaves what else its row
-            keeps open.
-        top_k: Blocks per row, 1 to NB.
-        p_remain: Mass to exceed, 0 to 1; 0 leaves `top_k` alone in charge.
-        text: (B, H, R) fp32, mass that is computed anyway; None for 0. Only `p_remain` uses it.
-        forced: (R, NB) bool, True for blocks to keep whatever their score, or None.
-        max_count: Width of the lists, 1 to NB, at least the largest number of kept blocks; on
-            CUDA longer rows lose their last blocks. None for the smallest that is always enough.
-        return_kept: Whether to return the choice as a mask too.
         budgets: (B, H) int32, blocks per row of each head in place of `top_k`, which they are
             clamped to (1 to `top_k`); B may be 1. None for `top_k` in every head.
         backend: "cpu", "triton", or None for the one that fits the device.

@@ -43,21 +43,9 @@ class BlockStatistics:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StatisticsCall:
-    """The arguments of `diffaccel.kernels.block_statistics`, and those that few callers set.
+    """The arguments of `diffaccel.kernels.block_statistics`, and two that few callers set.
 
     Args:
-        query: (B, N, H, D), fp16, bf16 or fp32, any strides.
-        key: (B, N, H, D), dtype of `query`.
-        value: (B, N, H, D), dtype of `query`.
-        block: Tokens per block, at least 1. Powers of two up to 256 are fastest.
-        valid: (B, N) bool, True for real tokens, in the order of the tensors. Padded tokens may
-            hold anything, NaN included.
-        order: (N,) int32 or int64 permutation: the token at position i of the runs is token
-            `order[i]` of the tensors, which need not be copied into that order. None for the
-            order they are in.
-        needs_value: Whether to compute value means.
-        needs_spread: Whether to compute the mean absolute deviations of query and key.
-        needs_variance: Whether to compute the variance of key.
         step_elements: Working memory of the CPU path in fp32 elements, at least 1, rounded up
             to one block of all heads. It bounds memory and decides speed, not the result; the
             default fits a cache. Triton needs no working memory.

@@ -46,8 +46,11 @@ def block_statistics(
         key: (B, N, H, D), dtype of `query`.
         value: (B, N, H, D), dtype of `query`.
         block: Tokens per block, at least 1. Powers of two up to 256 are fastest.
-        valid: (B, N) bool, True for real tokens. Padded ones may hold anything, NaN included.
-        order: (N,) int32 or int64 permutation, the order of the runs; see `StatisticsCall`.
+        valid: (B, N) bool, True for real tokens, in the order of the tensors. Padded tokens may
+            hold anything, NaN included.
+        order: (N,) int32 or int64 permutation: the token at position i of the runs is token
+            `order[i]` of the tensors, which need not be copied into that order. None for the
+            order they are in.
         **needs: `needs_value` (True by default) for value means, `needs_spread` (True) for the
             mean absolute deviations of query and key, `needs_variance` (False) for the variance
             of key.
