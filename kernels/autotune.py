@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Callable, Hashable, Sequence
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ Variant = TypeVar("Variant")
 logger = logging.getLogger(__name__)
 
 # What was found, so that each problem is tried once per process.
-_FOUND: dict[Hashable, object] = {}
+_FOUND: dict[Hashable, Any] = {}
 _REPETITIONS = 5
 _GAIN = 0.98  # of the time of the first variant that another must stay below
 
@@ -50,14 +51,14 @@ def _contest(
 ) -> Variant:
     first, *others = variants
     expected = run(first)
-    best, limit = first, _GAIN * time_ms(lambda: run(first))
+    best, limit = first, _GAIN * time_ms(partial(run, first))
     for variant in others:
         try:
             found = run(variant)
             if not all(map(_agrees, found, expected)):
                 logger.warning("%s is left out: it disagrees with %s", variant, first)
                 continue
-            needed = time_ms(lambda variant=variant: run(variant))
+            needed = time_ms(partial(run, variant))
         # Triton has no common base for the errors of its compiler, assembler and driver.
         except Exception as error:  # noqa: BLE001
             logger.info("%s is left out: %s", variant, error)

@@ -30,17 +30,6 @@ class Centroids(NamedTuple):
     log_count: Tensor
     variance: Tensor | None = None
 
-    @classmethod
-    def packed(
-        cls,
-        key: Tensor | None,
-        value: Tensor | None,
-        log_count: Tensor | None,
-        variance: Tensor | None,
-    ) -> "Centroids | None":
-        """Collects what crossed the flat signature of the custom op."""
-        return None if key is None else cls(key, value, log_count, variance)
-
 
 def listed_blocks(indices: Tensor, counts: Tensor, blocks: int) -> Tensor:
     """Turns block lists back into a choice of blocks.

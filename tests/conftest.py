@@ -1,6 +1,4 @@
-"""The error rule that every kernel test uses, and how many cases they draw."""
-
-import os
+"""The error rule that every kernel test uses."""
 
 import pytest
 import torch
@@ -25,13 +23,6 @@ def assert_close_to_oracle():
         assert error <= limit, f"largest error {error:.2e} is beyond {limit:.2e}"
 
     return check
-
-
-@pytest.fixture(scope="session")
-def cases():
-    """Returns `cases(n)`, seeds of n drawn cases, DIFFACCEL_TEST_CASES times as many if set."""
-    factor = int(os.environ.get("DIFFACCEL_TEST_CASES", "1"))
-    return lambda count: range(count * factor)
 
 
 @pytest.fixture

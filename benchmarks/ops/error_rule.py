@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from diffaccel.benchmarks.ops.block_lists import BlockPlan
 from diffaccel.benchmarks.ops.problems import Inputs
-from diffaccel.kernels import Centroids, reference
+from diffaccel.kernels import BlockSparseCall, Centroids, reference
 
 TINY = {torch.float32: 5e-7, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 SAMPLED_ROWS = 256  # of fewer, the largest error depends on which
@@ -108,8 +108,8 @@ class _Rows:
             return output, output
         plan = BlockPlan(*(_on_cpu(getattr(self.plan, field.name)) for field in fields(BlockPlan)))
         tokens = (x.cpu() for x in (self.query, self.key, self.value))
-        compute = partial(
-            reference.block_sparse_attention,
+        call = partial(
+            BlockSparseCall,
             *tokens,
             plan.indices,
             plan.counts,
@@ -120,8 +120,10 @@ class _Rows:
             row_scale=plan.row_scale,
             row_bias=plan.row_bias,
         )
-        plain, _ = compute()
-        full = plain if plan.centroids is None else compute(centroids=plan.centroids)[0]
+        plain, _ = reference.block_sparse_attention(call())
+        if plan.centroids is None:
+            return plain, plain
+        full, _ = reference.block_sparse_attention(call(centroids=plan.centroids))
         return full, plain
 
     def twin(self) -> Tensor:

@@ -3,25 +3,18 @@
 import torch
 from torch import Tensor
 
+from diffaccel.kernels.block_selection.call import SelectionCall
 
-def select_blocks_cpu(
-    scores: Tensor,
-    text: Tensor | None,
-    forced: Tensor | None,
-    budgets: Tensor | None,
-    top_k: int,
-    p_remain: float,
-    max_count: int,
-    return_kept: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes `diffaccel.kernels.select_blocks`, whose arguments these are, checked.
+
+def select_blocks_cpu(call: SelectionCall) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes a call that was checked.
 
     Returns:
         indices, counts and kept, which has size 0 unless it was asked for.
     """
-    kept = _kept_blocks(scores, text, forced, budgets, top_k, p_remain)
-    indices, counts = block_lists(kept, max_count)
-    return indices, counts, kept if return_kept else kept.new_empty(0)
+    kept = _kept_blocks(call)
+    indices, counts = block_lists(kept, call.width)
+    return indices, counts, kept if call.return_kept else kept.new_empty(0)
 
 
 def block_lists(kept: Tensor, max_count: int) -> tuple[Tensor, Tensor]:
@@ -55,25 +48,19 @@ def block_lists(kept: Tensor, max_count: int) -> tuple[Tensor, Tensor]:
     return indices[..., :max_count].contiguous(), counts
 
 
-def _kept_blocks(
-    scores: Tensor,
-    text: Tensor | None,
-    forced: Tensor | None,
-    budgets: Tensor | None,
-    top_k: int,
-    p_remain: float,
-) -> Tensor:
+def _kept_blocks(call: SelectionCall) -> Tensor:
     """The choice as a mask (B, H, R, NB) bool."""
-    if budgets is None:
+    scores, top_k = call.scores, call.top_k
+    if call.budgets is None:
         least = torch.full((1, 1, 1, 1), top_k, device=scores.device)
     else:
-        least = budgets.long().clamp(1, top_k)[:, :, None, None]
-    if p_remain > 0:
+        least = call.budgets.long().clamp(1, top_k)[:, :, None, None]
+    if call.p_remain > 0:
         ranked = scores.sort(-1, descending=True).values
         mass = ranked.cumsum(-1)
-        if text is not None:
-            mass = mass.add_(text.unsqueeze(-1))
-        needed = (mass <= p_remain).sum(-1, keepdim=True) + 1
+        if call.text is not None:
+            mass = mass.add_(call.text.unsqueeze(-1))
+        needed = (mass <= call.p_remain).sum(-1, keepdim=True) + 1
         needed = torch.maximum(needed, least).clamp_(max=scores.shape[-1])
     else:
         ranked = scores.topk(top_k, dim=-1).values
@@ -83,6 +70,6 @@ def _kept_blocks(
     tied = scores == threshold
     room = needed - kept.sum(-1, keepdim=True)
     kept |= tied & (tied.cumsum(-1, dtype=torch.int32) <= room)
-    if forced is not None:
-        kept |= forced
+    if call.forced is not None:
+        kept |= call.forced
     return kept & (scores > 0)

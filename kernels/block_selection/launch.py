@@ -4,30 +4,23 @@ import torch
 import triton
 from torch import Tensor
 
+from diffaccel.kernels.block_selection.call import SelectionCall
 from diffaccel.kernels.block_selection.kernel import select_blocks_kernel
 
 
-def select_blocks_triton(
-    scores: Tensor,
-    text: Tensor | None,
-    forced: Tensor | None,
-    budgets: Tensor | None,
-    top_k: int,
-    p_remain: float,
-    max_count: int,
-    return_kept: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes `diffaccel.kernels.select_blocks`, whose arguments these are, checked.
+def select_blocks_triton(call: SelectionCall) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes a call that was checked.
 
     Returns:
         indices, counts and kept, which has size 0 unless it was asked for.
     """
-    scores = scores if scores.stride(-1) == 1 else scores.contiguous()
+    scores = call.scores if call.scores.stride(-1) == 1 else call.scores.contiguous()
+    text, forced, budgets, max_count = call.text, call.forced, call.budgets, call.width
     batch, heads, rows, blocks = scores.shape
     shared = {"dtype": torch.int32, "device": scores.device}
     indices = torch.empty((batch, heads, rows, max_count), **shared)
     counts = torch.empty((batch, heads, rows), **shared)
-    kept_shape = scores.shape if return_kept else (0,)
+    kept_shape = scores.shape if call.return_kept else (0,)
     kept = torch.empty(kept_shape, dtype=torch.bool, device=scores.device)
     with torch.cuda.device_of(scores):
         select_blocks_kernel[(batch * heads * rows,)](
@@ -45,15 +38,15 @@ def select_blocks_triton(
             heads,
             rows,
             blocks,
-            top_k,
+            call.top_k,
             max_count,
-            p_remain,
+            call.p_remain,
             BLOCK=row_width(blocks),
-            HAS_MASS=p_remain > 0,
+            HAS_MASS=call.p_remain > 0,
             HAS_TEXT=text is not None,
             HAS_FORCED=forced is not None,
             HAS_BUDGETS=budgets is not None,
-            HAS_KEPT=return_kept,
+            HAS_KEPT=call.return_kept,
             num_warps=row_warps(blocks),
         )
     return indices, counts, kept

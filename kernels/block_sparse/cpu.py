@@ -8,13 +8,12 @@ units: those multiply bf16 several times faster, and SDPA keeps their sums in fp
 """
 
 import functools
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from diffaccel.kernels.block_sparse.call import BlockSparseCall
 from diffaccel.kernels.block_sparse.slab import Slab, build_slab
-from diffaccel.kernels.centroids import Centroids
 from diffaccel.kernels.scratch import Scratch
 
 # scores and gathered blocks of one chunk: more falls out of the cache (0.5 instead of 0.7 of the
@@ -28,52 +27,35 @@ _SLAB_ROWS = 64
 
 @torch.autocast("cpu", enabled=False)
 def block_sparse_cpu(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    indices: Tensor,
-    counts: Tensor,
-    *,
-    block_q: int,
-    block_k: int,
-    scale: float,
-    key_padding_mask: Tensor | None,
-    extra_key: Tensor | None,
-    extra_value: Tensor | None,
-    extra_padding_mask: Tensor | None,
-    row_scale: Tensor | None,
-    row_bias: Tensor | None,
-    centroids: Centroids | None,
-    return_lse: bool,
+    call: BlockSparseCall, has_units: bool | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Computes `diffaccel.kernels.block_sparse_attention`, whose arguments these are, checked.
+    """Computes a call that was checked.
+
+    `has_units` says whether to leave bf16 to matrix units; None where the processor has some.
 
     Returns:
         The output (B, N, H, D), and the lse (B, N, H), which has size 0 unless it was asked for.
     """
+    query, blocks = call.query, call.counts.shape[2]
     batch, queries, heads, _ = query.shape
     output = torch.empty(query.shape, dtype=query.dtype)
-    lse = torch.empty((batch, queries, heads) if return_lse else (0,), dtype=torch.float32)
-    scratch = Scratch()
-    is_fused = query.dtype == torch.bfloat16 and has_bf16_units()
-    is_fused = is_fused and centroids is None and not return_lse
-    slab_heads = max(1, _SLAB_ROWS // counts.shape[2])
+    lse = torch.empty(query.shape[:3] if call.return_lse else (0,), dtype=torch.float32)
+    is_fused = query.dtype == torch.bfloat16 and call.centroids is None and not call.return_lse
+    is_fused = is_fused and (has_bf16_units() if has_units is None else has_units)
+    scratch = Scratch.on(query.device, query.dtype if is_fused else torch.float32)
+    slab_heads = max(1, _SLAB_ROWS // blocks)
     for sample in range(batch):
         for head in range(0, heads, slab_heads):
             some = slice(head, head + slab_heads)
-            slab = build_slab(
-                sample, some, query, key, value, indices, counts, block_q, block_k,
-                None if is_fused else scale, key_padding_mask, extra_key, extra_value,
-                extra_padding_mask, centroids,
-            )  # fmt: skip
-            part, part_lse = _attend(slab, scratch, return_lse, scale)
-            if row_scale is not None:
-                part.mul_(row_scale[sample, some].reshape(-1, 1, 1))
-            if row_bias is not None:
-                part.add_(row_bias[sample, some].flatten(0, 1).unsqueeze(1))
-            part = part.view(-1, part.shape[1] * counts.shape[2], part.shape[2])
+            slab = build_slab(call, sample, some, is_fused)
+            part, part_lse = _attend(slab, scratch, call.return_lse)
+            if call.row_scale is not None:
+                part.mul_(call.row_scale[sample, some].reshape(-1, 1, 1))
+            if call.row_bias is not None:
+                part.add_(call.row_bias[sample, some].flatten(0, 1).unsqueeze(1))
+            part = part.view(-1, part.shape[1] * blocks, part.shape[2])
             output[sample, :, some] = part[:, :queries].transpose(0, 1)
-            if return_lse:
+            if part_lse is not None:
                 part_lse = part_lse.view(part.shape[:2])
                 lse[sample, :, some] = part_lse[:, :queries].transpose(0, 1)
     return output, lse
@@ -85,41 +67,39 @@ def has_bf16_units() -> bool:
     return torch.cpu._is_amx_tile_supported()
 
 
-def _attend(slab: Slab, scratch: Scratch, with_lse: bool, scale: float) -> tuple[Tensor, Tensor]:
+def _attend(slab: Slab, scratch: Scratch, with_lse: bool) -> tuple[Tensor, Tensor | None]:
     """Computes every row of a slab: output (R, block_q, D) and lse (R, block_q), fp32."""
-    output = scratch.take("slab", *slab.query.shape).zero_()
-    lse = torch.full(slab.query.shape[:2] if with_lse else (0,), -torch.inf)
+    output = scratch.result.resize_(slab.query.shape).zero_()
+    lse = torch.full(slab.query.shape[:2], -torch.inf) if with_lse else None
     for rows in _chunks(slab):
         if slab.query.dtype == torch.bfloat16:
-            part, part_lse = _attend_fused(slab, scratch, rows, scale), None
+            part, part_lse = _attend_fused(slab, scratch, rows), None
         else:
             part, part_lse = _attend_chunk(slab, scratch, rows, with_lse)
         index = torch.tensor(rows)
         output.index_copy_(0, index, part)
-        if part_lse is not None:
+        if lse is not None and part_lse is not None:
             lse.index_copy_(0, index, part_lse)
     return output, lse
 
 
-def _chunks(slab: Slab) -> Iterator[list[int]]:
-    """Yields rows to compute together, longest first; rows without any key are left out."""
+def _chunks(slab: Slab) -> list[list[int]]:
+    """Lists rows to compute together, longest first; rows without any key are left out."""
     block_q, dim = slab.query.shape[1:]
     column_bytes = 4 * (block_q + 2 * dim)
     chunk_bytes = _CHUNK_BYTES_PER_THREAD * torch.get_num_threads()
-    chunk: list[int] = []
+    chunks: list[list[int]] = []
     longest = 0
     for row in sorted(range(len(slab.widths)), key=slab.widths.__getitem__, reverse=True):
         width = slab.widths[row] + slab.front_width
-        is_full = (len(chunk) + 1) * longest * column_bytes > chunk_bytes
-        if chunk and (is_full or width < _MIN_FILL * longest):
-            yield chunk
-            chunk = []
-        if not chunk:
+        if not width:
+            break  # and so are all that follow
+        is_full = chunks and (len(chunks[-1]) + 1) * longest * column_bytes > chunk_bytes
+        if not chunks or is_full or width < _MIN_FILL * longest:
+            chunks.append([])
             longest = width
-        if width:
-            chunk.append(row)
-    if chunk:
-        yield chunk
+        chunks[-1].append(row)
+    return chunks
 
 
 def _attend_chunk(
@@ -131,37 +111,38 @@ def _attend_chunk(
     blocks = slab.table[rows, : -(-width // block_k)]
     query = slab.query[rows]
 
-    scores = scratch.take("scores", number, block_q, front + width)
-    if slab.extra_key is not None:
-        torch.bmm(
-            query, slab.per_row(slab.extra_key, rows).transpose(1, 2), out=scores[..., :extra]
-        )
-    if slab.moments is not None:
-        has_variance = slab.moments.shape[2] > dim
+    scores = scratch.scores.resize_(number, block_q, front + width)
+    extra_key, extra_value, moments, centroid_value = slab.per_row(
+        rows, slab.extra_key, slab.extra_value, slab.moments, slab.centroid_value
+    )
+    if extra_key is not None:
+        torch.bmm(query, extra_key.transpose(1, 2), out=scores[..., :extra])
+    if moments is not None and slab.centroid_bias is not None:
+        has_variance = moments.shape[2] > dim
         powers = torch.cat([query, query.square().mul_(0.5)], 2) if has_variance else query
         torch.baddbmm(
             slab.centroid_bias[rows].unsqueeze(1),
             powers,
-            slab.per_row(slab.moments, rows).transpose(1, 2),
+            moments.transpose(1, 2),
             out=scores[..., extra:front],
         )
     if width:
-        key = _gather(scratch, "key", slab.key, blocks)[:, :width]
+        key = _gather(scratch.key, slab.key, blocks)[:, :width]
         torch.bmm(query, key.transpose(1, 2), out=scores[..., front:])
     is_dead = _hide(slab, scores, rows, blocks)
     peak = scores.amax(dim=-1) if with_lse else None
     torch.softmax(scores, dim=-1, out=scores)
 
-    output = scratch.take("output", number, block_q, dim)
+    output = scratch.output.resize_(number, block_q, dim)
     if width:
-        value = _gather(scratch, "value", slab.value, blocks)[:, :width]
+        value = _gather(scratch.value, slab.value, blocks)[:, :width]
         torch.bmm(scores[..., front:], value, out=output)
     else:
         output.zero_()
-    if slab.extra_value is not None:
-        output.baddbmm_(scores[..., :extra], slab.per_row(slab.extra_value, rows))
-    if slab.centroid_value is not None:
-        output.baddbmm_(scores[..., extra:front], slab.per_row(slab.centroid_value, rows))
+    if extra_value is not None:
+        output.baddbmm_(scores[..., :extra], extra_value)
+    if centroid_value is not None:
+        output.baddbmm_(scores[..., extra:front], centroid_value)
     if is_dead is not None:
         output[is_dead] = 0.0
     if peak is None:
@@ -173,32 +154,32 @@ def _attend_chunk(
     return output, lse
 
 
-def _attend_fused(slab: Slab, scratch: Scratch, rows: list[int], scale: float) -> Tensor:
+def _attend_fused(slab: Slab, scratch: Scratch, rows: list[int]) -> Tensor:
     """Computes some rows with SDPA in bf16, without centroids or lse: (n, block_q, D) fp32."""
     width = slab.widths[rows[0]]
     blocks = slab.table[rows, : -(-width // slab.key.shape[1])]
-    key, value = (
-        _gather(scratch, name, pool, blocks)[:, :width]
-        for name, pool in (("key", slab.key), ("value", slab.value))
-    )
-    if slab.extra_key is not None:
-        key = torch.cat([slab.per_row(slab.extra_key, rows), key], 1)
-        value = torch.cat([slab.per_row(slab.extra_value, rows), value], 1)
+    key = _gather(scratch.key, slab.key, blocks)[:, :width]
+    value = _gather(scratch.value, slab.value, blocks)[:, :width]
+    extra_key, extra_value = slab.per_row(rows, slab.extra_key, slab.extra_value)
+    if extra_key is not None and extra_value is not None:
+        key, value = torch.cat([extra_key, key], 1), torch.cat([extra_value, value], 1)
     bias = torch.zeros(len(rows), 1, key.shape[1])
     is_dead = _hide(slab, bias, rows, blocks)
     output = torch.nn.functional.scaled_dot_product_attention(
-        *(x.unsqueeze(1) for x in (slab.query[rows], key, value)),
+        slab.query[rows].unsqueeze(1),
+        key.unsqueeze(1),
+        value.unsqueeze(1),
         attn_mask=bias.bfloat16().unsqueeze(1) if bias.any() else None,
-        scale=scale,
+        scale=slab.scale,
     ).squeeze(1)
     if is_dead is not None:
         output[is_dead] = 0.0
     return output.float()
 
 
-def _gather(scratch: Scratch, name: str, pool: Tensor, blocks: Tensor) -> Tensor:
+def _gather(buffer: Tensor, pool: Tensor, blocks: Tensor) -> Tensor:
     """Copies the blocks (n, count) of a pool together, to (n, count * block_k, D)."""
-    gathered = scratch.take(name, blocks.numel(), *pool.shape[1:], dtype=pool.dtype)
+    gathered = buffer.resize_(blocks.numel(), *pool.shape[1:])
     torch.index_select(pool, 0, blocks.flatten(), out=gathered)
     return gathered.view(len(blocks), -1, pool.shape[2])
 

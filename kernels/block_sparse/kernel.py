@@ -128,8 +128,9 @@ def block_sparse_fwd_kernel(
                 v = tl.reshape(v, [BLOCK_N, BLOCK_D])
             else:
                 k, v = _load_tile(
-                    k_ptr + start.to(tl.int64) * stride_kn, v_ptr + start.to(tl.int64) * stride_vn,
-                    stride_kn, stride_vn, in_tile, in_tile >= 0, off_d, mask_d,
+                    (k_ptr + start.to(tl.int64) * stride_kn, stride_kn),
+                    (v_ptr + start.to(tl.int64) * stride_vn, stride_vn),
+                    in_tile, in_tile >= 0, (off_d, mask_d),
                     MASKED=False, EVEN_D=HEAD_DIM == BLOCK_D,
                 )  # fmt: skip
             scores = tl.dot(q, k, input_precision="ieee")
@@ -142,9 +143,8 @@ def block_sparse_fwd_kernel(
         if HAS_KEY_MASK:
             is_key &= tl.load(key_mask_ptr + start + in_tile, mask=is_key, other=0) != 0
         k, v = _load_tile(
-            k_ptr + start * stride_kn, v_ptr + start * stride_vn,
-            stride_kn, stride_vn, in_tile, is_key, off_d, mask_d,
-            MASKED=True, EVEN_D=HEAD_DIM == BLOCK_D,
+            (k_ptr + start * stride_kn, stride_kn), (v_ptr + start * stride_vn, stride_vn),
+            in_tile, is_key, (off_d, mask_d), MASKED=True, EVEN_D=HEAD_DIM == BLOCK_D,
         )  # fmt: skip
         scores = tl.dot(q, k, input_precision="ieee")
         scores = tl.where(is_key[None, :], scores, float("-inf"))
@@ -159,8 +159,8 @@ def block_sparse_fwd_kernel(
                 mask_ptrs = extra_mask_ptr + off_b * extra + begin + in_tile
                 is_key &= tl.load(mask_ptrs, mask=is_key, other=0) != 0
             k, v = _load_tile(
-                extra_k_ptr, extra_v_ptr, stride_ekn, stride_evn, in_tile, is_key, off_d, mask_d,
-                MASKED=True, EVEN_D=HEAD_DIM == BLOCK_D,
+                (extra_k_ptr, stride_ekn), (extra_v_ptr, stride_evn),
+                in_tile, is_key, (off_d, mask_d), MASKED=True, EVEN_D=HEAD_DIM == BLOCK_D,
             )  # fmt: skip
             scores = tl.dot(q, k, input_precision="ieee")
             scores = tl.where(is_key[None, :], scores, float("-inf"))
@@ -229,18 +229,15 @@ def _clamp(block, key_blocks):
 
 @triton.jit
 def _load_tile(
-    k_ptr,
-    v_ptr,
-    stride_kn,
-    stride_vn,
-    in_tile,
-    is_key,
-    off_d,
-    mask_d,
-    MASKED: tl.constexpr,
-    EVEN_D: tl.constexpr,
+    keys, values, in_tile, is_key, channels, MASKED: tl.constexpr, EVEN_D: tl.constexpr
 ):
-    """Loads keys (D, N) and values (N, D) of one tile through pointers."""
+    """Loads keys (D, N) and values (N, D) of one tile through pointers.
+
+    `keys` and `values` are (pointer, stride), `channels` (offsets, mask).
+    """
+    k_ptr, stride_kn = keys
+    v_ptr, stride_vn = values
+    off_d, mask_d = channels
     k_ptrs = k_ptr + in_tile[None, :] * stride_kn + off_d[:, None]
     v_ptrs = v_ptr + in_tile[:, None] * stride_vn + off_d[None, :]
     if MASKED:

@@ -6,6 +6,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from diffaccel.kernels.autotune import fastest
+from diffaccel.kernels.block_sparse.call import BlockSparseCall
 from diffaccel.kernels.block_sparse.kernel import block_sparse_fwd_kernel
 from diffaccel.kernels.block_sparse.tiles import (
     TileConfig,
@@ -17,26 +18,9 @@ from diffaccel.kernels.centroids import Centroids, listed_blocks
 
 
 def block_sparse_triton(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    indices: Tensor,
-    counts: Tensor,
-    *,
-    block_q: int,
-    block_k: int,
-    scale: float,
-    key_padding_mask: Tensor | None,
-    extra_key: Tensor | None,
-    extra_value: Tensor | None,
-    extra_padding_mask: Tensor | None,
-    row_scale: Tensor | None,
-    row_bias: Tensor | None,
-    centroids: Centroids | None,
-    return_lse: bool,
-    config: TileConfig | None = None,
+    call: BlockSparseCall, config: TileConfig | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Computes `diffaccel.kernels.block_sparse_attention`, whose arguments these are, checked.
+    """Computes a call that was checked.
 
     List entries are clamped to the existing key blocks, so that no list can make it read
     outside. `config` is how to launch; None for the fastest on this GPU.
@@ -44,26 +28,30 @@ def block_sparse_triton(
     Returns:
         The output (B, N, H, D), and the lse (B, N, H), which has size 0 unless it was asked for.
     """
-    query, key, value, indices = map(_with_unit_stride, (query, key, value, indices))
+    query, key, value, indices = map(
+        _with_unit_stride, (call.query, call.key, call.value, call.indices)
+    )
+    counts, centroids, block_q, block_k = call.counts, call.centroids, call.block_q, call.block_k
     (batch, queries, heads, dim), keys = query.shape, key.shape[1]
-    lse_shape = (batch, queries, heads) if return_lse else (0,)
-    extra = 0 if extra_key is None else extra_key.shape[1]
+    lse_shape = (batch, queries, heads) if call.return_lse else (0,)
     # an absent tensor is stood for by the query, which its constexpr flag keeps from being read
-    extra_key = _with_unit_stride(extra_key if extra else query)
-    extra_value = _with_unit_stride(extra_value if extra else query)
-    summaries = (query,) * 5
+    extra, extra_key, extra_value = 0, query, query
+    if call.extra_key is not None and call.extra_value is not None and call.extra_key.shape[1]:
+        extra = call.extra_key.shape[1]
+        extra_key, extra_value = map(_with_unit_stride, (call.extra_key, call.extra_value))
+    summaries: tuple[Tensor, ...] = (query,) * 5
     if centroids is not None:
         summaries = _summaries(centroids, indices, counts, query.dtype)
     padded_dim = max(16, triton.next_power_of_2(dim))
     flags = {
-        "HAS_KEY_MASK": key_padding_mask is not None,
+        "HAS_KEY_MASK": call.key_padding_mask is not None,
         "HAS_EXTRA": extra > 0,
-        "HAS_EXTRA_MASK": extra > 0 and extra_padding_mask is not None,
-        "HAS_ROW_SCALE": row_scale is not None,
-        "HAS_ROW_BIAS": row_bias is not None,
+        "HAS_EXTRA_MASK": extra > 0 and call.extra_padding_mask is not None,
+        "HAS_ROW_SCALE": call.row_scale is not None,
+        "HAS_ROW_BIAS": call.row_bias is not None,
         "HAS_CENTROIDS": centroids is not None,
         "HAS_VARIANCE": centroids is not None and centroids.variance is not None,
-        "HAS_LSE": return_lse,
+        "HAS_LSE": call.return_lse,
     }
 
     def launch(config: TileConfig) -> tuple[Tensor, Tensor]:
@@ -80,15 +68,15 @@ def block_sparse_triton(
             value,
             *descriptors,
             output,
-            lse if return_lse else query,
+            lse if call.return_lse else query,
             indices,
             counts,
-            _flags(key_padding_mask, query),
+            _flags(call.key_padding_mask, query),
             extra_key,
             extra_value,
-            _flags(extra_padding_mask, query),
-            query if row_scale is None else row_scale.contiguous(),
-            query if row_bias is None else row_bias.contiguous(),
+            _flags(call.extra_padding_mask, query),
+            query if call.row_scale is None else call.row_scale.contiguous(),
+            query if call.row_bias is None else call.row_bias.contiguous(),
             *summaries,
             *query.stride()[:3],
             *key.stride()[:3],
@@ -102,7 +90,7 @@ def block_sparse_triton(
             keys,
             extra,
             indices.shape[3],
-            scale * 1.4426950408889634,
+            call.factor * 1.4426950408889634,
             HEAD_DIM=dim,
             BLOCK_D=padded_dim,
             BLOCK_Q=block_q,

@@ -1,11 +1,12 @@
 """Block-sparse attention: every query block attends its own list of key blocks, exactly."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from diffaccel.kernels.block_sparse.call import check_entries, check_inputs
+from diffaccel.kernels.arguments import Flags, Numbers, Tensors
+from diffaccel.kernels.block_sparse.call import BlockSparseCall, check, check_entries
 from diffaccel.kernels.block_sparse.cpu import block_sparse_cpu
 from diffaccel.kernels.centroids import Centroids
 
@@ -73,109 +74,65 @@ def block_sparse_attention(
         ValueError: If a shape, block size, list entry or the backend does not fit.
         TypeError: If a dtype does not fit.
     """
-    backend = check_inputs(
-        query, key, value, indices, counts, block_q, block_k, scale,
-        key_padding_mask, extra_key, extra_value, extra_padding_mask, row_scale, row_bias,
-        centroids, backend,
+    call = BlockSparseCall(
+        query, key, value, indices, counts, block_q, block_k, scale, key_padding_mask,
+        extra_key, extra_value, extra_padding_mask, row_scale, row_bias, centroids,
+        return_lse, backend,
     )  # fmt: skip
-    batch, _, heads, dim = query.shape
-    output, lse = _block_sparse_attention(
-        query,
-        key,
-        value,
-        indices.expand(batch, heads, -1, -1),
-        counts.expand(batch, heads, -1),
-        block_q,
-        block_k,
-        dim**-0.5 if scale is None else float(scale),
-        key_padding_mask,
-        extra_key,
-        extra_value,
-        extra_padding_mask,
-        row_scale,
-        row_bias,
-        *(centroids or (None, None, None, None)),
-        return_lse,
-        backend,
-    )
+    check(call)
+    output, lse = attend(call, has_checked_entries=False)
     return (output, lse) if return_lse else output
+
+
+def attend(call: BlockSparseCall, has_checked_entries: bool = True) -> tuple[Tensor, Tensor]:
+    """Runs a call whose arguments are known to fit: `block_sparse_attention` without its checks.
+
+    Args:
+        call: What `check` accepts.
+        has_checked_entries: Whether the entries of the lists are known to be right, too, as those
+            of `select_blocks` are. False checks them on the CPU.
+
+    Returns:
+        The output, and the lse, which has size 0 unless the call asks for it.
+    """
+    batch, _, heads, _ = call.query.shape
+    rest = [
+        call.key,
+        call.value,
+        call.indices.expand(batch, heads, -1, -1),
+        call.counts.expand(batch, heads, -1),
+        call.key_padding_mask,
+        call.extra_key,
+        call.extra_value,
+        call.extra_padding_mask,
+        call.row_scale,
+        call.row_bias,
+        *(call.centroids or (None, None, None, None)),
+    ]
+    sizes, flags = [call.block_q, call.block_k], [call.return_lse, has_checked_entries]
+    scale, backend = float(call.factor), call.backend or ""
+    return _block_sparse_attention(call.query, rest, sizes, scale, flags, backend)
 
 
 @torch.library.custom_op("diffaccel::block_sparse_attention", mutates_args=())
 def _block_sparse_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    indices: Tensor,
-    counts: Tensor,
-    block_q: int,
-    block_k: int,
-    scale: float,
-    key_padding_mask: Tensor | None,
-    extra_key: Tensor | None,
-    extra_value: Tensor | None,
-    extra_padding_mask: Tensor | None,
-    row_scale: Tensor | None,
-    row_bias: Tensor | None,
-    centroid_key: Tensor | None,
-    centroid_value: Tensor | None,
-    centroid_log_count: Tensor | None,
-    centroid_variance: Tensor | None,
-    return_lse: bool,
-    backend: str,
+    query: Tensor, rest: Tensors, sizes: Numbers, scale: float, flags: Flags, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """Runs the backend behind the door; the lse has size 0 unless it was asked for."""
-    if not indices.is_cuda:  # on CUDA this would be a host sync: the kernel clamps instead
-        check_entries(indices, counts, key_blocks=-(-key.shape[1] // block_k))
-    run = block_sparse_cpu
-    if backend == "triton":
-        from diffaccel.kernels.block_sparse.launch import block_sparse_triton as run
+    """Packs the call again, and runs its backend; the flags are lse and checked entries."""
+    centroids = None if rest[10] is None else Centroids(*rest[10:])
+    call = BlockSparseCall(query, *rest[:4], *sizes, scale, *rest[4:10], centroids, flags[0])
+    if not flags[1] and not query.is_cuda:  # on CUDA a host sync: the kernel clamps instead
+        check_entries(call.indices, call.counts, key_blocks=-(-call.key.shape[1] // sizes[1]))
+    if backend == "triton" or (query.is_cuda and not backend):
+        from diffaccel.kernels.block_sparse.launch import block_sparse_triton
 
-    return run(
-        query,
-        key,
-        value,
-        indices,
-        counts,
-        block_q=block_q,
-        block_k=block_k,
-        scale=scale,
-        key_padding_mask=key_padding_mask,
-        extra_key=extra_key,
-        extra_value=extra_value,
-        extra_padding_mask=extra_padding_mask,
-        row_scale=row_scale,
-        row_bias=row_bias,
-        centroids=Centroids.packed(
-            centroid_key, centroid_value, centroid_log_count, centroid_variance
-        ),
-        return_lse=return_lse,
-    )
+        return block_sparse_triton(call)
+    return block_sparse_cpu(call)
 
 
 @_block_sparse_attention.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    indices: Tensor,
-    counts: Tensor,
-    block_q: int,
-    block_k: int,
-    scale: float,
-    key_padding_mask: Tensor | None,
-    extra_key: Tensor | None,
-    extra_value: Tensor | None,
-    extra_padding_mask: Tensor | None,
-    row_scale: Tensor | None,
-    row_bias: Tensor | None,
-    centroid_key: Tensor | None,
-    centroid_value: Tensor | None,
-    centroid_log_count: Tensor | None,
-    centroid_variance: Tensor | None,
-    return_lse: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    lse_shape = query.shape[:3] if return_lse else (0,)
+def _(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    has_lse = rest[3][0]
+    lse_shape = query.shape[:3] if has_lse else (0,)
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
     return output, query.new_empty(lse_shape, dtype=torch.float32)

@@ -5,28 +5,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffaccel.kernels.centroids import Centroids, listed_blocks
+from diffaccel.kernels.block_sparse.call import BlockSparseCall
+from diffaccel.kernels.centroids import listed_blocks
 
 
 @dataclass(slots=True)
 class Slab:
     """Some heads of one sample: R = heads * NQ rows that draw from heads * NK key blocks.
 
-    `query` (R, block_q, D) is scaled; `key` and `value` are (heads * NK, block_k, D); `table`
-    (R, max_count) int64 holds their block numbers; `widths` counts each row's key columns, less
-    the padding of a ragged last block; `mask` (NK, block_k) and `extra_mask` (E,) are bool. With
-    centroids, `moments` (heads, NK, D or 2D) holds what the query [and half its square] meets,
-    `centroid_value` (heads, NK, D) the values, and `centroid_bias` (R, NK) the log counts, -inf
-    for blocks in the list of the row.
+    `query` (R, block_q, D) is scaled already, except for a fused softmax, which has `scale`; `key`
+    and `value` are (heads * NK, block_k, D); `table` (R, max_count) int64 holds their block
+    numbers; `widths` counts each row's key columns, less the padding of a ragged last block;
+    `mask` (NK, block_k) and `extra_mask` (E,) are bool. With centroids, `moments` (heads, NK, D
+    or 2D) holds what the query [and half its square] meets, `centroid_value` (heads, NK, D) the
+    values, and `centroid_bias` (R, NK) the log counts, -inf for blocks in the list of the row.
+    Of the columns of scores, the first `extra_width` are extra keys; `front_width` stand before
+    those of the listed blocks.
     """
 
     heads: int
+    scale: float
     query: Tensor
     key: Tensor
     value: Tensor
     mask: Tensor | None
     table: Tensor
     widths: list[int]
+    extra_width: int = 0
+    front_width: int = 0
     extra_key: Tensor | None = None
     extra_value: Tensor | None = None
     extra_mask: Tensor | None = None
@@ -34,76 +40,63 @@ class Slab:
     centroid_value: Tensor | None = None
     centroid_bias: Tensor | None = None
 
-    @property
-    def extra_width(self) -> int:
-        return 0 if self.extra_key is None else self.extra_key.shape[1]
+    def per_row(self, rows: list[int], *tensors: Tensor | None) -> list[Tensor | None]:
+        """Returns what tensors (heads, ...) hold for the head of each row: (n, ...) each."""
+        owner = None
+        if self.heads > 1:
+            owner = torch.tensor(rows) * self.heads // len(self.widths)
+        found: list[Tensor | None] = []
+        for tensor in tensors:
+            if tensor is None:
+                found.append(None)
+            elif owner is None:
+                found.append(tensor.expand(len(rows), *tensor.shape[1:]))
+            else:
+                found.append(tensor[owner])
+        return found
 
-    @property
-    def front_width(self) -> int:
-        """Columns of scores before those of the listed blocks: extra keys, then centroids."""
-        centroids = 0 if self.moments is None else self.moments.shape[1]
-        return self.extra_width + centroids
 
-    def per_row(self, tensor: Tensor, rows: list[int]) -> Tensor:
-        """Returns what a tensor (heads, ...) holds for the head of each row: (n, ...)."""
-        if self.heads == 1:
-            return tensor.expand(len(rows), *tensor.shape[1:])
-        return tensor[torch.tensor(rows) * self.heads // len(self.widths)]
+def build_slab(call: BlockSparseCall, sample: int, some: slice, is_fused: bool) -> Slab:
+    """Lays out the heads `some` of one sample.
 
-
-def build_slab(
-    sample: int,
-    some: slice,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    indices: Tensor,
-    counts: Tensor,
-    block_q: int,
-    block_k: int,
-    scale: float | None,
-    key_padding_mask: Tensor | None,
-    extra_key: Tensor | None,
-    extra_value: Tensor | None,
-    extra_padding_mask: Tensor | None,
-    centroids: Centroids | None,
-) -> Slab:
-    """Lays out the heads `some` of one sample; the rest as in `block_sparse_attention`.
-
-    In fp32 with scaled queries, or, without a scale, in the dtype of the query as they are.
+    In fp32 with scaled queries, or, for a fused softmax, in the dtype of the query as they are.
     """
-    mask, extra_mask = _mask_of(key_padding_mask, sample), _mask_of(extra_padding_mask, sample)
-    indices, counts = indices[sample, some], counts[sample, some]
-    keys = key.shape[1]
-    dtype = query.dtype if scale is None else torch.float32
+    mask, extra_mask = call.key_padding_mask, call.extra_padding_mask
+    if mask is not None:  # one that hides nothing is dropped
+        mask = None if bool(mask[sample].all()) else mask[sample]
+    if extra_mask is not None:
+        extra_mask = None if bool(extra_mask[sample].all()) else extra_mask[sample]
+    indices, counts = call.indices[sample, some], call.counts[sample, some]
+    keys, block_k, dtype = call.key.shape[1], call.block_k, torch.float32
+    if is_fused:
+        dtype = call.query.dtype
+    table, widths = _block_table(indices, counts, keys, block_k)
     slab = Slab(
         heads=len(counts),
-        query=_heads_first(query[sample, :, some], block_q, dtype),
-        key=_heads_first(key[sample, :, some], block_k, dtype, mask),
-        value=_heads_first(value[sample, :, some], block_k, dtype, mask),
+        scale=call.factor,
+        query=_heads_first(call.query[sample, :, some], call.block_q, dtype),
+        key=_heads_first(call.key[sample, :, some], block_k, dtype, mask),
+        value=_heads_first(call.value[sample, :, some], block_k, dtype, mask),
         mask=None if mask is None else _block_mask(mask, block_k),
-        table=_block_table(indices, counts, -(-keys // block_k)),
-        widths=_row_widths(indices, counts, keys, block_k),
+        table=table,
+        widths=widths,
     )
-    if scale is not None:
-        slab.query.mul_(scale)
-    if extra_key is not None and extra_key.shape[1]:
-        extra = extra_key.shape[1]
+    if not is_fused:
+        slab.query.mul_(slab.scale)
+    extra_key, extra_value, centroids = call.extra_key, call.extra_value, call.centroids
+    if extra_key is not None and extra_value is not None and extra_key.shape[1]:
+        extra = slab.extra_width = slab.front_width = extra_key.shape[1]
         slab.extra_key = _heads_first(extra_key[sample, :, some], extra, dtype, extra_mask)
         slab.extra_value = _heads_first(extra_value[sample, :, some], extra, dtype, extra_mask)
         slab.extra_mask = extra_mask
     if centroids is not None:
+        slab.front_width += centroids.key.shape[2]
         slab.moments = centroids.key[sample, some]
         if centroids.variance is not None:
             slab.moments = torch.cat([slab.moments, centroids.variance[sample, some]], 2)
         slab.centroid_value = centroids.value[sample, some]
         slab.centroid_bias = _centroid_bias(centroids.log_count[sample], indices, counts)
     return slab
-
-
-def _mask_of(masks: Tensor | None, sample: int) -> Tensor | None:
-    """Returns the mask of one sample, or None where it hides nothing."""
-    return None if masks is None or bool(masks[sample].all()) else masks[sample]
 
 
 def _heads_first(
@@ -129,21 +122,24 @@ def _block_mask(mask: Tensor, block: int) -> Tensor:
     return torch.nn.functional.pad(mask, (0, number * block - len(mask))).view(number, block)
 
 
-def _block_table(indices: Tensor, counts: Tensor, key_blocks: int) -> Tensor:
-    """Turns lists (h, NQ, max_count) into block numbers (h * NQ, max_count) within a slab."""
+def _block_table(
+    indices: Tensor, counts: Tensor, keys: int, block_k: int
+) -> tuple[Tensor, list[int]]:
+    """Turns lists (h, NQ, max_count) into block numbers within a slab and widths of rows.
+
+    Returns:
+        (h * NQ, max_count) int64, and the key columns of each row: only a last block may be
+        short, and is last.
+    """
     heads = torch.arange(len(indices)).view(-1, 1, 1)
     is_listed = torch.arange(indices.shape[2]) < counts.unsqueeze(-1)
-    table = indices.long().masked_fill(~is_listed, 0) + heads * key_blocks
-    return table.flatten(0, 1)
-
-
-def _row_widths(indices: Tensor, counts: Tensor, keys: int, block_k: int) -> list[int]:
-    """Counts the key columns of each row (h, NQ): only a last block may be short, and is last."""
+    table = indices.long().masked_fill(~is_listed, 0) + heads * -(-keys // block_k)
     if not indices.shape[2]:
-        return [0] * counts.numel()
+        return table.flatten(0, 1), [0] * counts.numel()
     last = indices.gather(2, (counts.long() - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
     short = -keys % block_k * (last == (keys - 1) // block_k)
-    return ((counts * block_k - short) * (counts > 0)).flatten().tolist()
+    widths = (counts * block_k - short) * (counts > 0)
+    return table.flatten(0, 1), widths.flatten().tolist()
 
 
 def _centroid_bias(log_count: Tensor, indices: Tensor, counts: Tensor) -> Tensor:

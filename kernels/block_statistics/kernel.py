@@ -69,40 +69,37 @@ def block_statistics_kernel(
     off_d = (pid % D_TILES) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask_d = off_d < HEAD_DIM
     off_out = ((off_b * heads + off_h) * blocks + off_block) * HEAD_DIM + off_d
+    channels = (off_d, mask_d, off_out)
     q_ptr += off_b * stride_qb + off_h * stride_qh
     _summarize(
-        q_ptr, off_n * stride_qn, off_d, is_token, mask_d, divisor, off_out,
-        q_mean_ptr, q_spread_ptr, q_spread_ptr, HAS_SPREAD, False,
+        q_ptr, (off_n * stride_qn, is_token, divisor), channels,
+        (q_mean_ptr, q_spread_ptr, q_spread_ptr), HAS_SPREAD, False,
     )  # fmt: skip
     k_ptr += off_b * stride_kb + off_h * stride_kh
     _summarize(
-        k_ptr, off_n * stride_kn, off_d, is_token, mask_d, divisor, off_out,
-        k_mean_ptr, k_spread_ptr, k_variance_ptr, HAS_SPREAD, HAS_VARIANCE,
+        k_ptr, (off_n * stride_kn, is_token, divisor), channels,
+        (k_mean_ptr, k_spread_ptr, k_variance_ptr), HAS_SPREAD, HAS_VARIANCE,
     )  # fmt: skip
     if HAS_VALUE:
         v_ptr += off_b * stride_vb + off_h * stride_vh
         _summarize(
-            v_ptr, off_n * stride_vn, off_d, is_token, mask_d, divisor, off_out,
-            v_mean_ptr, v_mean_ptr, v_mean_ptr, False, False,
+            v_ptr, (off_n * stride_vn, is_token, divisor), channels,
+            (v_mean_ptr, v_mean_ptr, v_mean_ptr), False, False,
         )  # fmt: skip
 
 
 @triton.jit
 def _summarize(
-    x_ptr,
-    off_row,
-    off_d,
-    is_token,
-    mask_d,
-    divisor,
-    off_out,
-    mean_ptr,
-    spread_ptr,
-    variance_ptr,
-    HAS_SPREAD: tl.constexpr,
-    HAS_VARIANCE: tl.constexpr,
+    x_ptr, rows, channels, results, HAS_SPREAD: tl.constexpr, HAS_VARIANCE: tl.constexpr
 ):
-    """Reads a tile (BLOCK_N, BLOCK_D) once and stores its mean and the deviations from it."""
+    """Reads a tile (BLOCK_N, BLOCK_D) once and stores its mean and the deviations from it.
+
+    `rows` are (offsets, mask, divisor), `channels` (offsets, mask, offsets of the results), and
+    `results` pointers to mean, spread and variance.
+    """
+    off_row, is_token, divisor = rows
+    off_d, mask_d, off_out = channels
+    mean_ptr, spread_ptr, variance_ptr = results
     inside = is_token[:, None] & mask_d[None, :]
     x = tl.load(x_ptr + off_row[:, None] + off_d[None, :], mask=inside, other=0.0)
     x = x.to(tl.float32)

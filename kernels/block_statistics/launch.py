@@ -6,37 +6,31 @@ import torch
 import triton
 from torch import Tensor
 
+from diffaccel.kernels.block_statistics.call import Parts, StatisticsCall
 from diffaccel.kernels.block_statistics.kernel import block_statistics_kernel
 
 
-def block_statistics_triton(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    block: int,
-    valid: Tensor | None,
-    order: Tensor | None,
-    *,
-    needs_value: bool,
-    needs_spread: bool,
-    needs_variance: bool,
-) -> tuple[Tensor, ...]:
-    """Computes `diffaccel.kernels.block_statistics`, whose arguments these are, checked.
+def block_statistics_triton(call: StatisticsCall) -> Parts:
+    """Computes a call that was checked.
 
     Entries of `order` are clamped to the existing tokens, so that none can make it read outside.
 
     Returns:
         The seven tensors of `BlockStatistics` in its order; those not asked for have size 0.
     """
-    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
+    query, key, value = (
+        x if x.stride(-1) == 1 else x.contiguous() for x in (call.query, call.key, call.value)
+    )
+    block, valid, order = call.block, call.valid, call.order
     batch, tokens, heads, channels = query.shape
     blocks = triton.cdiv(tokens, block)
+    value_mean, spread, variance = call.needs_value, call.needs_spread, call.needs_variance
 
     def part(is_needed: bool) -> Tensor:
         shape = (batch, heads, blocks, channels) if is_needed else (0,)
         return torch.empty(shape, dtype=torch.float32, device=query.device)
 
-    flags = (True, True, needs_value, needs_spread, needs_spread, needs_variance)
+    flags = (True, True, value_mean, spread, spread, variance)
     parts = [part(is_needed) for is_needed in flags]
     counts = torch.empty(
         (1 if valid is None else batch, blocks), dtype=torch.float32, device=query.device
@@ -65,9 +59,9 @@ def block_statistics_triton(
             BLOCK_D=tile.block_d,
             HAS_VALID=valid is not None,
             HAS_ORDER=order is not None,
-            HAS_VALUE=needs_value,
-            HAS_SPREAD=needs_spread,
-            HAS_VARIANCE=needs_variance,
+            HAS_VALUE=value_mean,
+            HAS_SPREAD=spread,
+            HAS_VARIANCE=variance,
             num_warps=tile.num_warps,
         )
     return *parts, counts

@@ -1,42 +1,107 @@
-"""The door of neighborhood attention: what its arguments must look like."""
+"""One call of neighborhood attention: its arguments, and what they must look like."""
 
-import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from diffaccel.kernels.arguments import MASK, check_extra, check_tensor, check_tokens
+from diffaccel.kernels.backends import check_backend
 from diffaccel.kernels.neighborhood.windows import Axis
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 PerAxis = int | Sequence[int]
 
 
-def resolve_backend(
-    backend: str | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_padding_mask: Tensor | None,
-) -> str:
-    """Names the backend: the kernel on CUDA where it can, which is all but padded keys."""
-    if backend not in (None, "gather", "triton"):
-        raise ValueError(f"backend must be None, 'gather' or 'triton', got {backend=}; pass None")
-    suits_triton = key_padding_mask is None and value.shape[-1] == key.shape[-1]
-    if backend is None:
-        return "triton" if query.is_cuda and suits_triton else "gather"
-    if backend == "triton":
-        if not suits_triton:
-            raise ValueError(
-                "backend 'triton' takes no key_padding_mask and one head dim for key and value; "
-                "pass backend=None"
-            )
-        if not query.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-            raise ValueError(
-                f"backend 'triton' needs CUDA tensors, got query on {query.device}; pass "
-                "backend=None, or set TRITON_INTERPRET=1 before the first import to debug"
-            )
-    return backend
+@dataclass(frozen=True, slots=True, eq=False)
+class NeighborhoodCall:
+    """The arguments of `diffaccel.kernels.neighborhood_attention`, which says what they mean.
+
+    The window is given per axis of the grid, as `axes_of` returns it.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    axes: tuple[Axis, ...]
+    scale: float | None = None
+    key_padding_mask: Tensor | None = None
+    extra_key: Tensor | None = None
+    extra_value: Tensor | None = None
+    extra_padding_mask: Tensor | None = None
+    return_lse: bool = False
+    backend: str | None = None
+
+    @property
+    def factor(self) -> float:
+        """Factor on the scores."""
+        return self.query.shape[-1] ** -0.5 if self.scale is None else self.scale
+
+    @property
+    def suits_triton(self) -> bool:
+        """Whether the Triton kernel computes it, which is all but padded keys."""
+        return self.key_padding_mask is None and self.value.shape[-1] == self.key.shape[-1]
+
+    @property
+    def is_plain_dense(self) -> bool:
+        """Whether it is dense attention over the grid alone."""
+        if self.extra_key is not None or self.key_padding_mask is not None:
+            return False
+        is_square = self.query.shape == self.key.shape == self.value.shape
+        return is_square and all(axis.is_dense for axis in self.axes)
+
+
+def check(call: NeighborhoodCall) -> None:
+    """Checks everything that needs no tensor value, and that `axes_of` has not checked.
+
+    Raises:
+        ValueError: If a shape or the backend does not fit.
+        TypeError: If a dtype does not fit.
+    """
+    query, key, value = call.query, call.key, call.value
+    if call.scale is not None and call.scale < 0:
+        raise ValueError(
+            f"scale must not be negative, got scale={call.scale}; negate the query instead"
+        )
+    check_tensor(
+        "key_padding_mask", call.key_padding_mask, torch.bool, tuple(query.shape[:-2]), MASK
+    )
+    check_extra(key, value, call.extra_key, call.extra_value, call.extra_padding_mask)
+    tensors = {
+        "query": query,
+        "key": key,
+        "value": value,
+        "key_padding_mask": call.key_padding_mask,
+        "extra_key": call.extra_key,
+        "extra_value": call.extra_value,
+        "extra_padding_mask": call.extra_padding_mask,
+    }
+    check_backend(call.backend, tensors, plain="gather")
+    if call.backend == "triton" and not call.suits_triton:
+        raise ValueError(
+            "backend 'triton' takes no key_padding_mask and one head dim for key and value; "
+            "pass backend=None"
+        )
+
+
+def check_grids(query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Raises ValueError or TypeError unless tokens have one grid of one to three axes."""
+    fits = query.dim() in (4, 5, 6) and query.dim() == key.dim() == value.dim()
+    if fits:
+        heads, key_heads = query.shape[-2], key.shape[-2]
+        fits = query.shape[:-2] == key.shape[:-2] and key.shape[:-1] == value.shape[:-1]
+        fits &= query.shape[-1] == key.shape[-1] and heads % max(1, key_heads) == 0
+    check_tokens(
+        "neighborhood_attention",
+        query,
+        key,
+        value,
+        fits=fits,
+        rule="query, key and value must be (B, X, H, D), (B, X, Y, H, D) or (B, T, Y, X, H, D), "
+        "share batch and grid, query and key the head dim, and the heads of query must be a "
+        "multiple of those of key and value",
+        remedy="text keys go into extra_key and extra_value",
+    )
 
 
 def axes_of(
@@ -89,69 +154,3 @@ def axes_of(
         if axis.is_causal and axis.is_truncated:
             raise ValueError("an axis is causal or truncated, got both; causal windows end anyway")
     return axes
-
-
-def check_tokens(query: Tensor, key: Tensor, value: Tensor) -> None:
-    if query.dim() not in (4, 5, 6) or key.dim() != query.dim() or value.dim() != query.dim():
-        raise ValueError(
-            "query, key and value must be (B, X, H, D), (B, X, Y, H, D) or (B, T, Y, X, H, D), "
-            f"got {tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}"
-        )
-    heads, key_heads = query.shape[-2], key.shape[-2]
-    same_grid = query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
-    if not same_grid or query.shape[-1] != key.shape[-1] or key_heads != value.shape[-2]:
-        raise ValueError(
-            "query, key and value must share batch and grid, query and key the head dim, got "
-            f"{tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}; text keys go into "
-            "extra_key and extra_value"
-        )
-    if 0 in query.shape or 0 in value.shape or heads % key_heads:
-        raise ValueError(
-            "no dimension may be empty and the heads of query must be a multiple of those of "
-            f"key, got {tuple(query.shape)} and {tuple(key.shape)}"
-        )
-    if query.dtype not in _DTYPES or not query.dtype == key.dtype == value.dtype:
-        raise TypeError(
-            "query, key and value must share one dtype of fp16, bf16 and fp32, got "
-            f"{query.dtype}, {key.dtype}, {value.dtype}; cast them to one dtype"
-        )
-    if not query.device == key.device == value.device:
-        raise ValueError(
-            "query, key and value must be on one device, got "
-            f"{query.device}, {key.device}, {value.device}; move them with .to(query.device)"
-        )
-
-
-def check_extra(
-    key: Tensor,
-    value: Tensor,
-    extra_key: Tensor | None,
-    extra_value: Tensor | None,
-    mask: Tensor | None,
-) -> None:
-    if extra_key is None and extra_value is None and mask is None:
-        return
-    if extra_key is None or extra_value is None:
-        raise ValueError(
-            "extra_key and extra_value go together, and extra_padding_mask needs them, got "
-            f"{extra_key is not None=}, {extra_value is not None=}; pass both or none"
-        )
-    for name, extra, like in (("extra_key", extra_key, key), ("extra_value", extra_value, value)):
-        count = extra_key.shape[1] if extra_key.dim() == 4 else -1
-        shape = (len(like), count, *like.shape[-2:])
-        if tuple(extra.shape) != shape or extra.dtype != like.dtype or extra.device != like.device:
-            raise ValueError(
-                f"{name} must be (B, E, heads, dim) with the batch, heads, head dim, dtype and "
-                f"device of {name.removeprefix('extra_')} {tuple(like.shape)} {like.dtype}, got "
-                f"{tuple(extra.shape)} {extra.dtype}"
-            )
-    if mask is not None:
-        check_mask("extra_padding_mask", mask, tuple(extra_key.shape[:2]))
-
-
-def check_mask(name: str, mask: Tensor, shape: tuple[int, ...]) -> None:
-    if mask.dtype != torch.bool or tuple(mask.shape) != shape:
-        raise ValueError(
-            f"{name} must be bool {shape}, got {mask.dtype} {tuple(mask.shape)}; pass one row "
-            "per sample, True = attended"
-        )

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from diffaccel.kernels.neighborhood.call import NeighborhoodCall
 from diffaccel.kernels.neighborhood.windows import Axis, AxisTiles, axis_tiles, tile_sizes
 from diffaccel.kernels.scratch import Scratch
 
@@ -32,50 +34,62 @@ class Tiles(NamedTuple):
     mask: Tensor | None
 
 
-def neighborhood_gather(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    axes: tuple[Axis, ...],
-    scale: float,
-    key_padding_mask: Tensor | None,
-    extra_key: Tensor | None,
-    extra_value: Tensor | None,
-    extra_padding_mask: Tensor | None,
-    return_lse: bool,
-) -> tuple[Tensor, Tensor]:
-    """Computes `diffaccel.kernels.neighborhood_attention` on flat tokens (B, N, H, D), checked.
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """One sample with its heads first, fp32: scaled query (H, N, D), key and value (H, M, .).
+
+    Keys that every query sees (`extras`) follow those of the grid; `valid` (N,) bool tells real
+    keys of the grid from padding, None if all are.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    extras: int
+    valid: Tensor | None
+
+
+def neighborhood_gather(call: NeighborhoodCall) -> tuple[Tensor, Tensor]:
+    """Computes a call that was checked.
 
     Returns:
-        The output (B, N, H, E), and the lse (B, N, H), which has size 0 unless it was asked for.
+        The output in the shape of query, with the head dim of value, and the lse without the
+        last dim, which has size 0 unless it was asked for.
     """
-    batch, length, heads, _ = query.shape
-    output = query.new_empty(batch, length, heads, value.shape[-1])
-    lse_shape = (batch, length, heads) if return_lse else (0,)
+    query, grid, heads = call.query, call.query.shape[1:-2], call.query.shape[-2]
+    output = query.new_empty(len(query), prod(grid), heads, call.value.shape[-1])
+    lse_shape = output.shape[:-1] if call.return_lse else (0,)
     lse = torch.empty(lse_shape, dtype=torch.float32, device=query.device)
-    groups, scratch = list(tile_groups(axes, query.device)), Scratch(query.device)
-    for sample in range(batch):
-        one = slice(sample, sample + 1)
-        more_keys, more_values = [], []
-        if extra_key is not None and extra_value is not None:
-            real = slice(None) if extra_padding_mask is None else extra_padding_mask[sample]
-            more_keys, more_values = [extra_key[one, real]], [extra_value[one, real]]
-        q = _heads_first(heads, query[one]).mul_(scale)
-        k = _heads_first(heads, key[one], *more_keys)
-        v = _heads_first(heads, value[one], *more_values)
-        extras = k.shape[1] - length
-        valid = None if key_padding_mask is None else key_padding_mask[sample]
-        if valid is not None:  # padding may hold NaN, which a weight of 0 would not remove
-            k[:, :length].masked_fill_(~valid[:, None], 0.0)
-            v[:, :length].masked_fill_(~valid[:, None], 0.0)
+    groups, scratch = list(tile_groups(call.axes, query.device)), Scratch.on(query.device)
+    for number in range(len(query)):
+        sample = _sample(call, number)
         for tiles in groups:
-            for part in _chunks(tiles, heads, q.shape[-1] + v.shape[-1], extras):
+            for part in _chunks(tiles, sample):
                 rows = part.queries.flatten()
-                result, normaliser = _attend(q, k, v, valid, part, extras, return_lse, scratch)
-                output[sample, rows] = result.transpose(0, 1).to(output.dtype)
-                if return_lse:
-                    lse[sample, rows] = normaliser.transpose(0, 1)
-    return output, lse
+                result, normaliser = _attend(sample, part, call.return_lse, scratch)
+                output[number, rows] = result.transpose(0, 1).to(output.dtype)
+                if normaliser is not None:
+                    lse[number, rows] = normaliser.transpose(0, 1)
+    return output.unflatten(1, grid), lse.unflatten(1, grid) if call.return_lse else lse
+
+
+def _sample(call: NeighborhoodCall, number: int) -> Sample:
+    heads, length = call.query.shape[-2], prod(call.query.shape[1:-2])
+    one = slice(number, number + 1)
+    query, key, value = (x[one].flatten(1, -3) for x in (call.query, call.key, call.value))
+    more_keys, more_values = [], []
+    if call.extra_key is not None and call.extra_value is not None:
+        mask = call.extra_padding_mask
+        real = slice(None) if mask is None else mask[number]
+        more_keys, more_values = [call.extra_key[one, real]], [call.extra_value[one, real]]
+    q = _heads_first(heads, query).mul_(call.factor)
+    k = _heads_first(heads, key, *more_keys)
+    v = _heads_first(heads, value, *more_values)
+    valid = None if call.key_padding_mask is None else call.key_padding_mask[number].flatten()
+    if valid is not None:  # padding may hold NaN, which a weight of 0 would not remove
+        k[:, :length].masked_fill_(~valid[:, None], 0.0)
+        v[:, :length].masked_fill_(~valid[:, None], 0.0)
+    return Sample(q, k, v, k.shape[1] - length, valid)
 
 
 def tile_groups(axes: tuple[Axis, ...], device: torch.device) -> Iterator[Tiles]:
@@ -127,42 +141,37 @@ def _mask(alike: tuple[AxisTiles, ...], device: torch.device) -> Tensor | None:
     return mask
 
 
-def _chunks(tiles: Tiles, heads: int, dims: int, extras: int) -> Iterator[Tiles]:
+def _chunks(tiles: Tiles, sample: Sample) -> Iterator[Tiles]:
     """Splits tiles into parts that a byte budget bounds."""
     budget = _CHUNK_BYTES
     if tiles.queries.device.type == "cpu":
         budget = _CHUNK_BYTES_PER_THREAD * torch.get_num_threads()
     count, most = tiles.queries.shape
-    keys = tiles.keys.shape[1] + extras
-    step = max(1, budget // (4 * heads * keys * (most + dims)))
+    keys = tiles.keys.shape[1] + sample.extras
+    dims = sample.query.shape[-1] + sample.value.shape[-1]
+    step = max(1, budget // (4 * len(sample.query) * keys * (most + dims)))
     for start in range(0, count, step):
         part = slice(start, start + step)
         yield Tiles(tiles.queries[part], tiles.keys[part], tiles.mask)
 
 
 def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    valid: Tensor | None,
-    tiles: Tiles,
-    extras: int,
-    with_lse: bool,
-    scratch: Scratch,
+    sample: Sample, tiles: Tiles, with_lse: bool, scratch: Scratch
 ) -> tuple[Tensor, Tensor | None]:
-    """Computes n tiles, which all see the last `extras` keys too.
+    """Computes n tiles, which all see the extra keys too.
 
     Returns:
         The output (H, n * Q, E), valid until the next call, and the lse (H, n * Q).
     """
-    heads, (count, most) = len(query), tiles.queries.shape
+    key, extras, valid = sample.key, sample.extras, sample.valid
+    heads, (count, most) = len(key), tiles.queries.shape
     numbers = tiles.keys
     if extras:
         last = torch.arange(key.shape[1] - extras, key.shape[1], device=key.device)
         numbers = torch.cat([numbers, last.expand(count, -1)], 1)
-    q = _gather(scratch, "query", query, tiles.queries)
-    k = _gather(scratch, "key", key, numbers)
-    scores = scratch.take("scores", heads * count, most, k.shape[1])
+    q = _gather(scratch.query, sample.query, tiles.queries)
+    k = _gather(scratch.key, key, numbers)
+    scores = scratch.scores.resize_(heads * count, most, k.shape[1])
     torch.bmm(q, k.mT, out=scores)
     inside = scores[..., : tiles.keys.shape[1]]
     if tiles.mask is not None:
@@ -174,8 +183,8 @@ def _attend(
     torch.softmax(scores, -1, out=scores)
     if valid is not None:  # only padding can leave a row without any key
         scores.nan_to_num_(nan=0.0)
-    v = _gather(scratch, "value", value, numbers)
-    output = scratch.take("output", heads * count, most, v.shape[2])
+    v = _gather(scratch.value, sample.value, numbers)
+    output = scratch.output.resize_(heads * count, most, v.shape[2])
     torch.bmm(scores, v, out=output)
     output = output.view(heads, count * most, -1)
     if peak is None:
@@ -185,10 +194,10 @@ def _attend(
     return output, lse.view(heads, count * most)
 
 
-def _gather(scratch: Scratch, name: str, tokens: Tensor, numbers: Tensor) -> Tensor:
+def _gather(buffer: Tensor, tokens: Tensor, numbers: Tensor) -> Tensor:
     """Copies tokens (H, N, D) by number (n, K) to (H * n, K, D)."""
     heads, _, dim = tokens.shape
-    picked = scratch.take(name, heads, numbers.numel(), dim)
+    picked = buffer.resize_(heads, numbers.numel(), dim)
     torch.index_select(tokens, 1, numbers.flatten(), out=picked)
     return picked.view(-1, numbers.shape[1], dim)
 

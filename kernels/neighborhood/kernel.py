@@ -107,18 +107,15 @@ def neighborhood_fwd_kernel(
     in_q = tl.arange(0, BLOCK_M)
     at0, at1, at2 = first0 + in_q // (Q2 * Q1), first1 + in_q // Q2 % Q1, first2 + in_q % Q2
     is_query = (at0 < size0) & (at1 < size1) & (at2 < size2)
-    start0, end0 = _window(at0, size0, kernel0, run0, phase0, CAUSAL0, TRUNCATED0)
-    start1, end1 = _window(at1, size1, kernel1, run1, phase1, CAUSAL1, TRUNCATED1)
-    start2, end2 = _window(at2, size2, kernel2, run2, phase2, CAUSAL2, TRUNCATED2)
-    low0, high0, inner0, outer0 = _ranges(
-        first0, size0, kernel0, run0, phase0, Q0, CAUSAL0, TRUNCATED0
-    )
-    low1, high1, inner1, outer1 = _ranges(
-        first1, size1, kernel1, run1, phase1, Q1, CAUSAL1, TRUNCATED1
-    )
-    low2, high2, inner2, outer2 = _ranges(
-        first2, size2, kernel2, run2, phase2, Q2, CAUSAL2, TRUNCATED2
-    )
+    window0 = (kernel0, run0, phase0)
+    window1 = (kernel1, run1, phase1)
+    window2 = (kernel2, run2, phase2)
+    start0, end0 = _window(at0, size0, window0, CAUSAL0, TRUNCATED0)
+    start1, end1 = _window(at1, size1, window1, CAUSAL1, TRUNCATED1)
+    start2, end2 = _window(at2, size2, window2, CAUSAL2, TRUNCATED2)
+    low0, high0, inner0, outer0 = _ranges(first0, size0, window0, Q0, CAUSAL0, TRUNCATED0)
+    low1, high1, inner1, outer1 = _ranges(first1, size1, window1, Q1, CAUSAL1, TRUNCATED1)
+    low2, high2, inner2, outer2 = _ranges(first2, size2, window2, Q2, CAUSAL2, TRUNCATED2)
 
     off_d = tl.arange(0, BLOCK_D)
     mask_d = off_d < HEAD_DIM
@@ -156,8 +153,8 @@ def neighborhood_fwd_kernel(
         key1 = low1 + (from1 + i // full2 % full1) * K1 + in_k1
         key2 = low2 + (from2 + i % full2) * K2 + in_k2
         k_rows, v_rows = _rows(
-            k_ptr, v_ptr, key0 * dilation0, key1 * dilation1, key2 * dilation2,
-            stride_k0, stride_k1, stride_k2, stride_v0, stride_v1, stride_v2,
+            (key0 * dilation0, key1 * dilation1, key2 * dilation2),
+            (k_ptr, stride_k0, stride_k1, stride_k2), (v_ptr, stride_v0, stride_v1, stride_v2),
         )  # fmt: skip
         k = tl.load(k_rows[None, :] + off_d[:, None], mask=mask_d[:, None], other=0.0)
         v = tl.load(v_rows[:, None] + off_d[None, :], mask=mask_d[None, :], other=0.0)
@@ -176,8 +173,8 @@ def neighborhood_fwd_kernel(
             seen &= (key1[None, :] >= start1[:, None]) & (key1[None, :] < end1[:, None])
             seen &= (key2[None, :] >= start2[:, None]) & (key2[None, :] < end2[:, None])
             k_rows, v_rows = _rows(
-                k_ptr, v_ptr, key0 * dilation0, key1 * dilation1, key2 * dilation2,
-                stride_k0, stride_k1, stride_k2, stride_v0, stride_v1, stride_v2,
+                (key0 * dilation0, key1 * dilation1, key2 * dilation2),
+                (k_ptr, stride_k0, stride_k1, stride_k2), (v_ptr, stride_v0, stride_v1, stride_v2),
             )  # fmt: skip
             inside = is_key[None, :] & mask_d[:, None]
             k = tl.load(k_rows[None, :] + off_d[:, None], mask=inside, other=0.0)
@@ -216,8 +213,12 @@ def neighborhood_fwd_kernel(
 
 
 @triton.jit
-def _window(at, size, kernel, run, phase, CAUSAL: tl.constexpr, TRUNCATED: tl.constexpr):
-    """First and one past the last key of queries; queries beyond the group take its last."""
+def _window(at, size, window, CAUSAL: tl.constexpr, TRUNCATED: tl.constexpr):
+    """First and one past the last key of queries; queries beyond the group take its last.
+
+    `window` is (keys, queries that share them, phase).
+    """
+    kernel, run, phase = window
     at = tl.minimum(at, size - 1)
     shared = at - (at + phase) % run
     if CAUSAL:
@@ -237,26 +238,20 @@ def _window(at, size, kernel, run, phase, CAUSAL: tl.constexpr, TRUNCATED: tl.co
 
 @triton.jit
 def _ranges(
-    first,
-    size,
-    kernel,
-    run,
-    phase,
-    COUNT: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    TRUNCATED: tl.constexpr,
+    first, size, window, COUNT: tl.constexpr, CAUSAL: tl.constexpr, TRUNCATED: tl.constexpr
 ):
     """Of COUNT queries: the union of their windows, and what all of them see."""
-    low, least = _window(first, size, kernel, run, phase, CAUSAL, TRUNCATED)
-    most, high = _window(first + COUNT - 1, size, kernel, run, phase, CAUSAL, TRUNCATED)
+    low, least = _window(first, size, window, CAUSAL, TRUNCATED)
+    most, high = _window(first + COUNT - 1, size, window, CAUSAL, TRUNCATED)
     return low, high, most, least
 
 
 @triton.jit
-def _rows(
-    k_ptr, v_ptr, x0, x1, x2, stride_k0, stride_k1, stride_k2, stride_v0, stride_v1, stride_v2
-):
-    """Pointers to the keys and values at these coordinates."""
+def _rows(at, keys, values):
+    """Pointers to the keys and values at coordinates; both are (pointer, stride per axis)."""
+    x0, x1, x2 = at
+    k_ptr, stride_k0, stride_k1, stride_k2 = keys
+    v_ptr, stride_v0, stride_v1, stride_v2 = values
     x0, x1, x2 = x0.to(tl.int64), x1.to(tl.int64), x2.to(tl.int64)
     k_rows = k_ptr + x0 * stride_k0 + x1 * stride_k1 + x2 * stride_k2
     v_rows = v_ptr + x0 * stride_v0 + x1 * stride_v1 + x2 * stride_v2

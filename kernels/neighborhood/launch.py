@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 
 from diffaccel.kernels.block_sparse.tiles import device_capability, tile_configs
+from diffaccel.kernels.neighborhood.call import NeighborhoodCall
 from diffaccel.kernels.neighborhood.kernel import neighborhood_fwd_kernel
 from diffaccel.kernels.neighborhood.windows import Axis
 
@@ -28,37 +29,28 @@ class BoxConfig:
     num_stages: int
 
 
-def neighborhood_triton(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    axes: tuple[Axis, ...],
-    scale: float,
-    extra_key: Tensor | None,
-    extra_value: Tensor | None,
-    extra_padding_mask: Tensor | None,
-    return_lse: bool,
-) -> tuple[Tensor, Tensor]:
-    """Computes `diffaccel.kernels.neighborhood_attention` on (B, X.., H, D), checked.
+def neighborhood_triton(call: NeighborhoodCall) -> tuple[Tensor, Tensor]:
+    """Computes a call that was checked and suits it.
 
     Returns:
         The output in the shape of query, and the lse without the last dim, which has size 0
         unless it was asked for.
     """
-    shape = query.shape
-    axes = (Axis(1, 1),) * (3 - len(axes)) + axes
+    axes = (Axis(1, 1),) * (3 - len(call.axes)) + call.axes
     grid = tuple(axis.length for axis in axes)
-    query, key, value = (_with_three_axes(x) for x in (query, key, value))
+    query, key, value = (_with_three_axes(x) for x in (call.query, call.key, call.value))
     batch, heads, dim = len(query), query.shape[-2], query.shape[-1]
-    output = torch.empty(shape, dtype=query.dtype, device=query.device)
-    lse_shape = shape[:-1] if return_lse else (0,)
+    output = torch.empty(call.query.shape, dtype=query.dtype, device=query.device)
+    lse_shape = output.shape[:-1] if call.return_lse else (0,)
     lse = torch.empty(lse_shape, dtype=torch.float32, device=query.device)
-    extra = 0 if extra_key is None else extra_key.shape[1]
     # an absent tensor is stood for by the query, which its constexpr flag keeps from being read
-    extra_key = extra_key.contiguous() if extra else query[:, 0, 0]
-    extra_value = extra_value.contiguous() if extra else query[:, 0, 0]
-    has_mask = extra > 0 and extra_padding_mask is not None
-    mask = extra_padding_mask.contiguous().view(torch.uint8) if has_mask else query
+    extra, extra_key, extra_value, mask = 0, query[:, 0, 0], query[:, 0, 0], query
+    if call.extra_key is not None and call.extra_value is not None and call.extra_key.shape[1]:
+        extra = call.extra_key.shape[1]
+        extra_key, extra_value = call.extra_key.contiguous(), call.extra_value.contiguous()
+    has_mask = False
+    if extra and call.extra_padding_mask is not None:
+        has_mask, mask = True, call.extra_padding_mask.contiguous().view(torch.uint8)
     capability = device_capability(query.device)
     config = box_config(axes, dim, query.element_size(), capability)
     groups = [ceil(axis.length / axis.dilation) for axis in axes]
@@ -71,7 +63,7 @@ def neighborhood_triton(
             key,
             value,
             output,
-            lse if return_lse else query,
+            lse if call.return_lse else query,
             extra_key,
             extra_value,
             mask,
@@ -88,7 +80,7 @@ def neighborhood_triton(
             heads,
             heads // key.shape[-2],
             extra,
-            scale * 1.4426950408889634,
+            call.factor * 1.4426950408889634,
             HEAD_DIM=dim,
             BLOCK_D=max(16, triton.next_power_of_2(dim)),
             Q0=config.query[0],
@@ -105,7 +97,7 @@ def neighborhood_triton(
             TRUNCATED2=axes[2].is_truncated,
             HAS_EXTRA=extra > 0,
             HAS_EXTRA_MASK=has_mask,
-            HAS_LSE=return_lse,
+            HAS_LSE=call.return_lse,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
         )

@@ -2,19 +2,19 @@
 
 from collections.abc import Sequence
 from math import ceil, prod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from diffaccel.kernels.arguments import Numbers, Tensors
 from diffaccel.kernels.dense import dense_attention
 from diffaccel.kernels.neighborhood.call import (
+    NeighborhoodCall,
     PerAxis,
     axes_of,
-    check_extra,
-    check_mask,
-    check_tokens,
-    resolve_backend,
+    check,
+    check_grids,
 )
 from diffaccel.kernels.neighborhood.cpu import neighborhood_gather
 from diffaccel.kernels.neighborhood.windows import Axis, seen_share, tile_sizes, visited_along
@@ -80,39 +80,38 @@ def neighborhood_attention(
         ValueError: If a shape or window does not fit.
         TypeError: If a dtype does not fit.
     """
-    check_tokens(query, key, value)
+    check_grids(query, key, value)
     grid = tuple(query.shape[1:-2])
     axes = axes_of(grid, kernel_size, stride, dilation, is_causal, phase, is_truncated)
-    check_extra(key, value, extra_key, extra_value, extra_padding_mask)
-    if scale is not None and scale < 0:
-        raise ValueError(f"scale must not be negative, got {scale=}; negate the query instead")
-    if key_padding_mask is not None:
-        check_mask("key_padding_mask", key_padding_mask, tuple(query.shape[:-2]))
-    backend = resolve_backend(backend, query, key, value, key_padding_mask)
-    is_plain_dense = all(axis.is_dense for axis in axes) and query.shape == key.shape
-    is_plain_dense &= value.shape == key.shape and extra_key is None and key_padding_mask is None
-    if is_plain_dense and not return_lse:
-        tokens = (x.flatten(1, -3) for x in (query, key, value))
-        return dense_attention(*tokens, scale=scale).unflatten(1, grid)
-    output, lse = _neighborhood_attention(
-        query,
-        key,
-        value,
-        [axis.kernel for axis in axes],
-        [axis.stride for axis in axes],
-        [axis.dilation for axis in axes],
-        [axis.is_causal for axis in axes],
-        [axis.phase for axis in axes],
-        [axis.is_truncated for axis in axes],
-        query.shape[-1] ** -0.5 if scale is None else float(scale),
-        key_padding_mask,
-        extra_key,
-        extra_value,
-        extra_padding_mask,
-        return_lse,
-        backend,
-    )
+    call = NeighborhoodCall(
+        query, key, value, axes, scale, key_padding_mask, extra_key, extra_value,
+        extra_padding_mask, return_lse, backend,
+    )  # fmt: skip
+    check(call)
+    output, lse = attend(call)
     return (output, lse) if return_lse else output
+
+
+def attend(call: NeighborhoodCall) -> tuple[Tensor, Tensor]:
+    """Runs a call whose arguments are known to fit: `neighborhood_attention` without its checks.
+
+    Returns:
+        The output, and the lse, which has size 0 unless the call asks for it.
+    """
+    query, key, value = call.query, call.key, call.value
+    if call.is_plain_dense and not call.return_lse:
+        tokens = (x.flatten(1, -3) for x in (query, key, value))
+        output = dense_attention(*tokens, scale=call.scale)
+        no_lse = query.new_empty(0, dtype=torch.float32)
+        return output.unflatten(1, tuple(query.shape[1:-2])), no_lse
+    windows = []
+    for axis in call.axes:
+        windows += [axis.kernel, axis.stride, axis.dilation, int(axis.is_causal)]
+        windows += [axis.phase, int(axis.is_truncated)]
+    rest = [key, value, call.key_padding_mask, call.extra_key, call.extra_value]
+    rest += [call.extra_padding_mask]
+    scale, backend = float(call.factor), call.backend or ""
+    return _neighborhood_attention(query, rest, windows, scale, call.return_lse, backend)
 
 
 def visited_share(axes: Sequence[Axis], query: Tensor) -> tuple[float, float]:
@@ -146,66 +145,25 @@ def visited_share(axes: Sequence[Axis], query: Tensor) -> tuple[float, float]:
 
 @torch.library.custom_op("diffaccel::neighborhood_attention", mutates_args=())
 def _neighborhood_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    dilation: Sequence[int],
-    is_causal: Sequence[bool],
-    phase: Sequence[int],
-    is_truncated: Sequence[bool],
-    scale: float,
-    key_padding_mask: Tensor | None,
-    extra_key: Tensor | None,
-    extra_value: Tensor | None,
-    extra_padding_mask: Tensor | None,
-    return_lse: bool,
-    backend: str,
+    query: Tensor, rest: Tensors, windows: Numbers, scale: float, return_lse: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """Runs the backend behind the door; the lse has size 0 unless it was asked for."""
-    grid = query.shape[1:-2]
-    axes = tuple(
-        Axis(*values)
-        for values in zip(
-            grid, kernel_size, stride, dilation, is_causal, phase, is_truncated, strict=True
-        )
-    )
-    if backend == "triton":
+    """Packs the call again, and runs its backend; the windows hold six numbers per axis."""
+    axes = []
+    for place, length in enumerate(query.shape[1:-2]):
+        size, stride, dilation, causal, phase, truncated = windows[6 * place : 6 * place + 6]
+        axes.append(Axis(length, size, stride, dilation, bool(causal), phase, bool(truncated)))
+    key, value, *optional = rest
+    call = NeighborhoodCall(query, key, value, tuple(axes), scale, *optional, return_lse)
+    if backend == "triton" or (not backend and query.is_cuda and call.suits_triton):
         from diffaccel.kernels.neighborhood.launch import neighborhood_triton
 
-        return neighborhood_triton(
-            query, key, value, axes, scale, extra_key, extra_value, extra_padding_mask, return_lse
-        )
-    if key_padding_mask is not None:
-        key_padding_mask = key_padding_mask.flatten(1)
-    query, key, value = (x.flatten(1, -3) for x in (query, key, value))
-    output, lse = neighborhood_gather(
-        query, key, value, axes, scale, key_padding_mask, extra_key, extra_value,
-        extra_padding_mask, return_lse,
-    )  # fmt: skip
-    return output.unflatten(1, grid), lse.unflatten(1, grid) if return_lse else lse
+        return neighborhood_triton(call)
+    return neighborhood_gather(call)
 
 
 @_neighborhood_attention.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    dilation: Sequence[int],
-    is_causal: Sequence[bool],
-    phase: Sequence[int],
-    is_truncated: Sequence[bool],
-    scale: float,
-    key_padding_mask: Tensor | None,
-    extra_key: Tensor | None,
-    extra_value: Tensor | None,
-    extra_padding_mask: Tensor | None,
-    return_lse: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
+def _(query: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    (_, value, *_), _, _, return_lse, _ = arguments
     output = query.new_empty((*query.shape[:-1], value.shape[-1]))
     lse_shape = query.shape[:-1] if return_lse else (0,)
     return output, query.new_empty(lse_shape, dtype=torch.float32)

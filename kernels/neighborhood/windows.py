@@ -100,7 +100,7 @@ def axis_tiles(axis: Axis, group: int, size: int) -> tuple[AxisTiles, ...]:
         windows = tuple((first - low, last - low) for first, last in seen)
         alike.setdefault((windows, high - low), []).append((start, low))
     return tuple(
-        AxisTiles(*zip(*places, strict=True), windows, box)
+        AxisTiles(tuple(p[0] for p in places), tuple(p[1] for p in places), windows, box)
         for (windows, box), places in alike.items()
     )
 

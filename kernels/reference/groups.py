@@ -48,39 +48,33 @@ def group_means(
 
 
 def agent_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    tokens: tuple[Tensor, Tensor, Tensor],
     agents: Tensor,
     *,
-    scale: float,
-    agent_scale: float,
+    scales: tuple[float, float],
     shortcut: float = 0.0,
     counts: Tensor | None = None,
-    text_key: Tensor | None = None,
-    text_value: Tensor | None = None,
+    text: tuple[Tensor, Tensor] | None = None,
     valid: Tensor | None = None,
 ) -> Tensor:
     """Computes agent attention as one map, the product of two softmax maps.
 
     Args:
-        query: (B, N, H, D) of the visual tokens.
-        key: (B, N, H, D).
-        value: (B, N, H, D).
+        tokens: Query, key and value of the visual tokens, each (B, N, H, D).
         agents: (B, n, H, D).
-        scale: Of agents and keys, and of queries and text.
-        agent_scale: Of queries and agents.
+        scales: Of agents and keys and of queries and text; of queries and agents.
         shortcut: Share of the own value in addition.
         counts: (B, n), how many tokens each agent stands for: the weight of its exponential, 0
             leaves it out. None for 1.
-        text_key: (B, T, H, D) that queries read beside the agents, in the same softmax, or None.
-        text_value: (B, T, H, D).
+        text: Key and value (B, T, H, D) that queries read beside the agents, in the same
+            softmax, or None.
         valid: (B, N) bool, True where a visual key may be attended.
 
     Returns:
         (B, N, H, D), fp64.
     """
-    query, key, value, agents = (x.double() for x in (query, key, value, agents))
+    query, key, value, agents = (x.double() for x in (*tokens, agents))
+    scale, agent_scale = scales
     gather = _scores(agents, key, scale)
     if valid is not None:
         gather = gather.masked_fill(~valid[:, None, None], -torch.inf)
@@ -88,52 +82,45 @@ def agent_attention(
     weights = torch.exp(_scores(query, agents, agent_scale))
     if counts is not None:
         weights = weights * counts.double()[:, None, None]
-    total = weights.sum(-1)
-    text = 0.0
-    if text_key is not None:
-        text_weights = torch.exp(_scores(query, text_key.double(), scale))
-        total = total + text_weights.sum(-1)
-        text = torch.einsum("bhnt,bthd->bhnd", text_weights, text_value.double())
     one_map = torch.einsum("bhna,bham->bhnm", weights, gather.softmax(-1))
-    output = torch.einsum("bhnm,bmhd->bhnd", one_map, value) + text
+    output = torch.einsum("bhnm,bmhd->bhnd", one_map, value)
+    total = weights.sum(-1)
+    if text is not None:
+        text_key, text_value = (x.double() for x in text)
+        text_weights = torch.exp(_scores(query, text_key, scale))
+        total = total + text_weights.sum(-1)
+        output = output + torch.einsum("bhnt,bthd->bhnd", text_weights, text_value)
     return (output / total[..., None]).transpose(1, 2) + shortcut * value
 
 
 def merged_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    tokens: tuple[Tensor, Tensor, Tensor],
     group: Tensor,
     number: int,
     *,
     scale: float,
-    text_key: Tensor | None = None,
-    text_value: Tensor | None = None,
+    text: tuple[Tensor, Tensor] | None = None,
     valid: Tensor | None = None,
 ) -> Tensor:
     """Computes attention among group means; a key weighs as often as its group has tokens.
 
     Args:
-        query: (B, N, H, D) of the visual tokens.
-        key: (B, N, H, D).
-        value: (B, N, H, D).
+        tokens: Query, key and value of the visual tokens, each (B, N, H, D).
         group: (B, N), 0 to `number` - 1.
         number: Groups.
         scale: Factor on the scores.
-        text_key: (B, T, H, D) that stand for themselves, or None.
-        text_value: (B, T, H, D).
+        text: Key and value (B, T, H, D) that stand for themselves, or None.
         valid: (B, N) bool, True for real tokens.
 
     Returns:
         (B, N, H, D), fp64; all tokens of a group get the same.
     """
-    (query, counts), (key, _), (value, _) = (
-        group_means(x, group, number, valid) for x in (query, key, value)
-    )
+    (query, counts), (key, _), (value, _) = (group_means(x, group, number, valid) for x in tokens)
     weights = torch.exp(_scores(query, key, scale)) * counts[:, None, None]
-    if text_key is not None:
-        weights = torch.cat([weights, torch.exp(_scores(query, text_key.double(), scale))], -1)
-        value = torch.cat([value, text_value.double()], 1)
+    if text is not None:
+        text_key, text_value = (x.double() for x in text)
+        weights = torch.cat([weights, torch.exp(_scores(query, text_key, scale))], -1)
+        value = torch.cat([value, text_value], 1)
     weights = weights / weights.sum(-1, keepdim=True)
     output = torch.einsum("bhnm,bmhd->bnhd", weights, value)
     return torch.stack([row[at] for row, at in zip(output, group, strict=True)])

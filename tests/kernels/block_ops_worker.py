@@ -7,21 +7,27 @@ left out, because the interpreter computes on its bit patterns.
 import torch
 from kernel_problems import check_selection, check_summary, selection_problem, summary_problem
 
-from diffaccel.kernels import block_statistics, reference, select_blocks
+from diffaccel.kernels import SelectionCall, StatisticsCall, reference, select_blocks
+from diffaccel.kernels.block_selection.op import select
 from diffaccel.kernels.block_statistics.launch import block_statistics_triton
+from diffaccel.kernels.block_statistics.op import summarise
+
+
+def by_triton(*arguments, **options):
+    return select(SelectionCall(*arguments, **options, backend="triton"))
 
 
 def check_large_rows(blocks):
     """More blocks than one warp holds, some of them many ties, of which the first are kept."""
     problem = selection_problem(3, blocks=blocks) | {"text": None, "forced": None, "p_remain": 0.2}
     problem["scores"] = problem["scores"][:1, :1, :1]
-    found = select_blocks(**problem, return_kept=True, backend="triton")
+    found = by_triton(**problem, return_kept=True)
     check_selection(found, problem, reference.select_blocks)
     flat = torch.full((1, 1, 1, blocks), 2.0**-12)
-    _, counts = select_blocks(flat, blocks - 1, backend="triton")
+    _, counts = by_triton(flat, blocks - 1)
     assert int(counts) == blocks - 1
     for part in (0.0, 0.5):  # of one block: the sum of 701 blocks is the first to exceed both
-        _, counts = select_blocks(flat, 1, p_remain=(700 + part) * 2.0**-12, backend="triton")
+        _, counts = by_triton(flat, 1, p_remain=(700 + part) * 2.0**-12)
         assert int(counts) == 701
 
 
@@ -29,14 +35,14 @@ def check_every_row_has_its_own_text():
     scores = torch.full((2, 2, 4, 9), 2.0**-5)
     scores[..., -1] = torch.arange(16).view(2, 2, 4) * 2.0**-5
     problem = {"scores": scores[..., :-1], "text": scores[..., -1], "top_k": 1, "p_remain": 0.45}
-    found = select_blocks(**problem, return_kept=True, backend="triton")
+    found = by_triton(**problem, return_kept=True)
     check_selection(found, problem, reference.select_blocks)
 
 
 def check_longer_rows_than_the_lists_stay_inside():
     """As on CUDA, where nobody reads the counts: the last blocks of a row are cut off."""
     scores = torch.rand(1, 2, 3, 9) + 0.1
-    indices, counts = select_blocks(scores, 7, max_count=4, backend="triton")
+    indices, counts = by_triton(scores, 7, max_count=4)
     expected, _ = select_blocks(scores, 7)
     assert torch.equal(indices, expected[..., :4]) and (counts == 4).all()
 
@@ -45,19 +51,18 @@ def check_rows_with_nan_are_valid():
     scores = torch.rand(1, 1, 2, 9)
     scores[0, 0, 0, 4] = scores[0, 0, 1] = torch.nan
     for p_remain in (0.0, 0.5):
-        indices, counts = select_blocks(scores, 3, p_remain=p_remain, backend="triton")
+        indices, counts = by_triton(scores, 3, p_remain=p_remain)
         assert ((indices >= 0) & (indices < 9)).all()
         assert 0 <= int(counts.min()) <= int(counts.max()) <= indices.shape[-1]
 
 
 def check_junk_order_stays_inside():
-    """Behind the door, as on CUDA: entries that nobody checked are clamped."""
+    """Behind the checks, as on CUDA: entries that nobody checked are clamped."""
     tokens = torch.randn(3, 1, 20, 1, 16).unbind(0)
-    flags = {"needs_value": True, "needs_spread": False, "needs_variance": False}
     junk, clamped = torch.full((20,), 2**31 - 1), torch.full((20,), 19)
     junk[3], clamped[3] = -(2**31), 0
     found, expected = (
-        block_statistics_triton(*tokens, 16, None, order.int(), **flags)
+        block_statistics_triton(StatisticsCall(*tokens, 16, order=order.int(), needs_spread=False))
         for order in (junk, clamped)
     )
     assert all(map(torch.equal, found, expected))
@@ -69,11 +74,11 @@ if __name__ == "__main__":
     for seed in range(10):
         for dtype in (torch.float32, torch.float16):
             problem = summary_problem(seed, dtype)
-            found = block_statistics(**problem, backend="triton")
+            found = summarise(StatisticsCall(**problem, backend="triton"))
             check_summary(found, problem, reference.block_statistics)
     for seed in range(16):
         problem = selection_problem(seed)
-        found = select_blocks(**problem, return_kept=True, backend="triton")
+        found = by_triton(**problem, return_kept=True)
         check_selection(found, problem, reference.select_blocks)
     check_large_rows(1500)
     check_every_row_has_its_own_text()

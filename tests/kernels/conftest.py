@@ -1,4 +1,4 @@
-"""Fixtures of the kernel tests: the random problems and the workers beside this file."""
+"""Of the kernel tests: random problems, the workers beside this file, and drawn cases."""
 
 import os
 import subprocess
@@ -9,6 +9,17 @@ import pytest
 
 FOLDER = Path(__file__).parent
 SUPPORT = FOLDER.parent / "support"
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "drawn(n): runs for each `seed` from 0 to n - 1")
+
+
+def pytest_generate_tests(metafunc):
+    """Gives each drawn case its own test; DIFFACCEL_TEST_CASES, if set, times as many."""
+    for marker in metafunc.definition.iter_markers("drawn"):
+        factor = int(os.environ.get("DIFFACCEL_TEST_CASES", "1"))
+        metafunc.parametrize("seed", range(marker.args[0] * factor))
 
 
 @pytest.fixture(scope="session")

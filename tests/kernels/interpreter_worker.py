@@ -7,7 +7,7 @@ the interpreter computes on its bit patterns.
 import torch
 from kernel_problems import masked_sdpa, random_lists, random_tokens
 
-from diffaccel.kernels import Centroids, block_sparse_attention, reference
+from diffaccel.kernels import BlockSparseCall, Centroids, block_sparse_attention, reference
 from diffaccel.kernels.block_sparse.launch import block_sparse_triton
 from diffaccel.kernels.block_sparse.tiles import tile_configs
 
@@ -26,7 +26,9 @@ def check_lists(dtype, queries, keys, dim, block_q, block_k):
         query, key, value, *lists, **blocks, return_lse=True, backend="triton"
     )
     torch.use_deterministic_algorithms(False)
-    expected, expected_lse = reference.block_sparse_attention(query, key, value, *lists, **blocks)
+    expected, expected_lse = reference.block_sparse_attention(
+        BlockSparseCall(query, key, value, *lists, **blocks)
+    )
     mask = reference.block_mask(*lists, **blocks, queries=queries, keys=keys)
     twin = masked_sdpa(query, key, value, mask)
     error = (output.double() - expected).abs().max()
@@ -58,7 +60,9 @@ def check_everything_at_once(dtype):
     output, lse = block_sparse_attention(
         *tokens, *lists, **arguments, return_lse=True, backend="triton"
     )
-    expected, expected_lse = reference.block_sparse_attention(*tokens, *lists, **arguments)
+    expected, expected_lse = reference.block_sparse_attention(
+        BlockSparseCall(*tokens, *lists, **arguments)
+    )
     error = (output.double() - expected).abs().max()
     assert error <= (1e-5 if dtype == torch.float32 else 4e-3), (dtype, error)
     assert (expected_lse == -torch.inf).any()
@@ -85,7 +89,7 @@ def check_centroids(dtype, with_variance):
         query, key, value, *lists, **arguments, return_lse=True, backend="triton"
     )
     expected, expected_lse = reference.block_sparse_attention(
-        query, key, value, *lists, **arguments
+        BlockSparseCall(query, key, value, *lists, **arguments)
     )
     error = (output.double() - expected).abs().max()
     assert error <= (1e-5 if dtype == torch.float32 else 4e-3), (dtype, error)
@@ -94,18 +98,14 @@ def check_centroids(dtype, with_variance):
 
 
 def check_junk_lists_stay_inside():
-    """Behind the door, as on CUDA: indices and counts that nobody checked are clamped."""
+    """Behind the checks, as on CUDA: indices and counts that nobody checked are clamped."""
     tokens = random_tokens(1, 16, 40, 1, 16)
-    absent = dict.fromkeys(
-        ("key_padding_mask", "extra_key", "extra_value", "extra_padding_mask")
-        + ("row_scale", "row_bias", "centroids")
-    )
-    run = dict(block_q=16, block_k=16, scale=0.25, return_lse=False) | absent
     junk = torch.tensor([-(2**31), 2**31 - 1], dtype=torch.int32).view(1, 1, 1, 2)
     count = torch.full((1, 1, 1), 2**31 - 1, dtype=torch.int32)
-    output, _ = block_sparse_triton(*tokens, junk, count, **run)
+    output, _ = block_sparse_triton(BlockSparseCall(*tokens, junk, count, 16, 16))
     clamped = torch.tensor([0, 2], dtype=torch.int32).view(1, 1, 1, 2)
-    expected, _ = block_sparse_triton(*tokens, clamped, torch.full_like(count, 2), **run)
+    two = torch.full_like(count, 2)
+    expected, _ = block_sparse_triton(BlockSparseCall(*tokens, clamped, two, 16, 16))
     assert torch.equal(output, expected)
 
 
@@ -117,13 +117,9 @@ def check_descriptors(dim):
     lists = random_lists(2, 2, 2, 3, 3)
     plain, descriptors = tile_configs(32, 32, dim, 2, (9, 0))
     assert descriptors.tma and not plain.tma
-    absent = dict.fromkeys(
-        ("key_padding_mask", "extra_key", "extra_value", "extra_padding_mask")
-        + ("row_scale", "row_bias", "centroids")
-    )
-    run = dict(block_q=32, block_k=32, scale=0.25, return_lse=True) | absent
-    expected = block_sparse_triton(query, key, value, *lists, **run, config=plain)
-    found = block_sparse_triton(query, key, value, *lists, **run, config=descriptors)
+    call = BlockSparseCall(query, key, value, *lists, 32, 32, scale=0.25, return_lse=True)
+    expected = block_sparse_triton(call, plain)
+    found = block_sparse_triton(call, descriptors)
     assert all(map(torch.equal, found, expected)), dim
 
 

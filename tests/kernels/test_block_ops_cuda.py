@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from diffaccel.kernels import block_statistics, reference, select_blocks
+from diffaccel.kernels import SelectionCall, block_statistics, reference, select_blocks
+from diffaccel.kernels.block_selection.op import select
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA GPU, torch sees none"
@@ -11,12 +12,12 @@ pytestmark = pytest.mark.skipif(
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
+@pytest.mark.drawn(40)
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "fp16", "bf16"])
-def test_drawn_statistics_match_the_oracle(problems, poisoned_empty, dtype):
-    for seed in range(40):
-        problem = problems.summary_problem(seed, dtype, device="cuda")
-        found = block_statistics(**problem)
-        problems.check_summary(found, problem, reference.block_statistics)
+def test_drawn_statistics_match_the_oracle(problems, poisoned_empty, dtype, seed):
+    problem = problems.summary_problem(seed, dtype, device="cuda")
+    found = block_statistics(**problem)
+    problems.check_summary(found, problem, reference.block_statistics)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "fp16", "bf16"])
@@ -33,19 +34,19 @@ def test_statistics_of_a_large_picture_match_the_cpu(problems, dtype, dim, block
         )
 
 
-def test_drawn_selections_match_the_oracle(problems):
-    for seed in range(150):
-        problem = problems.selection_problem(seed, device="cuda")
-        found = select_blocks(**problem, return_kept=True)
-        problems.check_selection(found, problem, reference.select_blocks)
+@pytest.mark.drawn(150)
+def test_drawn_selections_match_the_oracle(problems, seed):
+    problem = problems.selection_problem(seed, device="cuda")
+    found = select(SelectionCall(**problem, return_kept=True))
+    problems.check_selection(found, problem, reference.select_blocks)
 
 
+@pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("blocks", [900, 4096, 5000])
-def test_long_rows_match_the_oracle(problems, blocks):
-    for seed in (1, 2):
-        problem = problems.selection_problem(seed, device="cuda", blocks=blocks)
-        found = select_blocks(**problem, return_kept=True)
-        problems.check_selection(found, problem, reference.select_blocks)
+def test_long_rows_match_the_oracle(problems, blocks, seed):
+    problem = problems.selection_problem(seed, device="cuda", blocks=blocks)
+    found = select(SelectionCall(**problem, return_kept=True))
+    problems.check_selection(found, problem, reference.select_blocks)
 
 
 def test_no_host_synchronisation(problems):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 from diffaccel.kernels import (
+    BlockSparseCall,
     block_sparse_attention,
     dense_attention,
     merge_attention,
@@ -73,7 +74,9 @@ def test_any_lists_match_the_oracle(problems, queries, keys, block_q, block_k, t
         block_q=block_q, block_k=block_k, extra_key=extra_key, extra_value=extra_value
     )
     output, lse = block_sparse_attention(*tokens, *lists, **arguments, return_lse=True)
-    expected, expected_lse = reference.block_sparse_attention(*tokens, *lists, **arguments)
+    expected, expected_lse = reference.block_sparse_attention(
+        BlockSparseCall(*tokens, *lists, **arguments)
+    )
     torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(lse.double(), expected_lse, atol=1e-5, rtol=1e-5)
 

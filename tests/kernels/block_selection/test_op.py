@@ -1,16 +1,19 @@
-"""Block selection: the CPU path against the rule in exact fractions, and the door."""
+"""Block selection: the CPU path against the rule in exact fractions, and argument checks."""
 
 import pytest
 import torch
 
-from diffaccel.kernels import reference, select_blocks
+from diffaccel.kernels import SelectionCall, reference, select_blocks
+from diffaccel.kernels.block_selection.call import check
+from diffaccel.kernels.block_selection.op import select
 
 
-def test_drawn_problems_match_the_oracle(cases, problems):
-    for seed in cases(150):
-        problem = problems.selection_problem(seed)
-        found = select_blocks(**problem, return_kept=True)
-        problems.check_selection(found, problem, reference.select_blocks)
+@pytest.mark.drawn(150)
+def test_drawn_problems_match_the_oracle(problems, seed):
+    problem = problems.selection_problem(seed)
+    call = SelectionCall(**problem, return_kept=True)
+    check(call)
+    problems.check_selection(select(call), problem, reference.select_blocks)
 
 
 def test_lists_may_be_as_narrow_as_the_longest_row():
@@ -26,7 +29,7 @@ def test_lists_may_be_as_narrow_as_the_longest_row():
 def test_heads_have_budgets_of_their_own():
     scores = torch.tensor([0.4, 0.3, 0.2, 0.1]).expand(1, 3, 2, 4)
     budgets = torch.tensor([[1, 3, 9]], dtype=torch.int32)
-    indices, counts = select_blocks(scores, 3, budgets=budgets)
+    indices, counts = select(SelectionCall(scores, 3, budgets=budgets))
     assert counts.tolist() == [[[1, 1], [3, 3], [3, 3]]]
     assert indices.shape[-1] == 3 and indices[0, 1, 0].tolist() == [0, 1, 2]
 
@@ -62,23 +65,29 @@ BAD = {
 @pytest.mark.parametrize("change,error,message", BAD.values(), ids=BAD.keys())
 def test_bad_input_is_refused(change, error, message):
     with pytest.raises(error, match=message):
-        select_blocks(**({"scores": SCORES, "top_k": 2} | change))
+        check(SelectionCall(**({"scores": SCORES, "top_k": 2} | change)))
+
+
+def test_the_function_checks_its_arguments():
+    with pytest.raises(ValueError, match="1 to NB=8"):
+        select_blocks(SCORES, 9)
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        select_blocks(SCORES, 2, top_p=0.5)
 
 
 def test_triton_on_the_cpu_is_refused_outside_the_interpreter(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match="needs CUDA tensors"):
-        select_blocks(SCORES, 2, backend="triton")
+        check(SelectionCall(SCORES, 2, backend="triton"))
 
 
 @pytest.mark.parametrize("has_everything", [False, True])
 def test_opcheck(has_everything):
     scores = torch.rand(2, 2, 3, 9)
     budgets = torch.ones(2, 2, dtype=torch.int32)
-    options = (scores[..., -1], torch.eye(3, 8) > 0, budgets) if has_everything else (None,) * 3
-    rest = (2, 0.3, 8, has_everything, "cpu")
+    rest = [scores[..., -1], torch.eye(3, 8) > 0, budgets] if has_everything else [None] * 3
     op = torch.ops.diffaccel.select_blocks.default
-    torch.library.opcheck(op, (scores[..., :-1], *options, *rest))
+    torch.library.opcheck(op, (scores[..., :-1], rest, [2, 8], 0.3, has_everything, "cpu"))
 
 
 def test_compiles_without_a_graph_break():

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from diffaccel.kernels import Centroids, block_sparse_attention
+from diffaccel.kernels import BlockSparseCall, Centroids, block_sparse_attention
+from diffaccel.kernels.block_sparse.op import attend
 
 
 def _arguments():
@@ -70,14 +71,19 @@ def test_triton_on_the_cpu_is_refused_outside_the_interpreter(monkeypatch):
         block_sparse_attention(**_arguments(), backend="triton")
 
 
+def test_calls_that_are_known_to_fit_give_the_same():
+    arguments = _arguments()
+    output, lse = attend(BlockSparseCall(**arguments))
+    assert torch.equal(output, block_sparse_attention(**arguments)) and not lse.numel()
+
+
 @pytest.mark.parametrize("return_lse", [False, True])
 def test_opcheck(return_lse):
-    arguments = _arguments()
-    positional = (*arguments.values(), 0.25, torch.ones(2, 40) > 0)
-    summaries = torch.randn(2, 2, 2, 3, 16)
-    centroids = (*summaries, torch.zeros(2, 3), None)
-    rest = (None, None, None, torch.ones(2, 2, 3), None, *centroids, return_lse, "cpu")
-    torch.library.opcheck(torch.ops.diffaccel.block_sparse_attention.default, (*positional, *rest))
+    query, *rest = list(_arguments().values())[:5]
+    rest += [torch.ones(2, 40) > 0, None, None, None, torch.ones(2, 2, 3), None]
+    rest += [*torch.randn(2, 2, 2, 3, 16), torch.zeros(2, 3), None]
+    op = torch.ops.diffaccel.block_sparse_attention.default
+    torch.library.opcheck(op, (query, rest, [16, 16], 0.25, [return_lse, False], "cpu"))
 
 
 def test_compiles_without_a_graph_break():

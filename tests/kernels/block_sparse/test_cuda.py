@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffaccel.kernels import Centroids, block_sparse_attention, reference
+from diffaccel.kernels import BlockSparseCall, Centroids, block_sparse_attention, reference
 
 pytest.importorskip("triton", reason="triton is not installed on this platform")
 from diffaccel.kernels.block_sparse.launch import block_sparse_triton  # noqa: E402
@@ -25,7 +25,9 @@ def test_random_lists_match_the_oracle(problems, assert_close_to_oracle, length,
     lists = problems.random_lists(2, 2, blocks, blocks, min(4, blocks), device="cuda")
     sizes = {"block_q": 128, "block_k": 128}
     output, lse = block_sparse_attention(*tokens, *lists, **sizes, return_lse=True)
-    expected, expected_lse = reference.block_sparse_attention(*tokens, *lists, **sizes)
+    expected, expected_lse = reference.block_sparse_attention(
+        BlockSparseCall(*tokens, *lists, **sizes)
+    )
     mask = reference.block_mask(*lists, **sizes, queries=length, keys=length)
     assert_close_to_oracle(output, expected, problems.masked_sdpa(*tokens, mask))
     torch.testing.assert_close(lse.double(), expected_lse, atol=1e-3, rtol=1e-3)
@@ -48,7 +50,9 @@ def test_masks_text_and_epilogue_match_the_oracle(problems, assert_close_to_orac
     )
     lists = problems.random_lists(3, 2, 5, 5, 4, device="cuda")
     output = block_sparse_attention(query, key, value, *lists, **arguments)
-    expected, _ = reference.block_sparse_attention(query, key, value, *lists, **arguments)
+    expected, _ = reference.block_sparse_attention(
+        BlockSparseCall(query, key, value, *lists, **arguments)
+    )
     assert_close_to_oracle(output, expected)
 
 
@@ -67,7 +71,7 @@ def test_centroids_match_the_oracle(problems, assert_close_to_oracle, dtype, wit
     )
     lists = problems.random_lists(3, 2, 5, 5, 5, device="cuda")
     output = block_sparse_attention(*tokens, *lists, **arguments)
-    expected, _ = reference.block_sparse_attention(*tokens, *lists, **arguments)
+    expected, _ = reference.block_sparse_attention(BlockSparseCall(*tokens, *lists, **arguments))
     assert_close_to_oracle(output, expected)
 
 
@@ -76,15 +80,11 @@ def test_every_way_to_load_gives_the_same(problems, dim):
     fused = problems.random_tokens(2, 1000, 1000, 6, dim, torch.bfloat16, device="cuda")[1]
     tokens = fused[:, :, :2], fused[:, :, 2:4], fused[:, :, 4:]
     lists = problems.random_lists(2, 2, 8, 8, 8, device="cuda")
-    absent = dict.fromkeys(
-        ("key_padding_mask", "extra_key", "extra_value", "extra_padding_mask")
-        + ("row_scale", "row_bias", "centroids")
-    )
-    run = dict(block_q=128, block_k=128, scale=0.1, return_lse=True) | absent
+    call = BlockSparseCall(*tokens, *lists, 128, 128, scale=0.1, return_lse=True)
     configs = tile_configs(128, 128, dim, 2, device_capability(fused.device))
     if len(configs) == 1:
         pytest.skip("this GPU has no copy engine for tiles")
-    results = [block_sparse_triton(*tokens, *lists, **run, config=config) for config in configs]
+    results = [block_sparse_triton(call, config) for config in configs]
     for result in results[1:]:
         assert all(map(torch.equal, result, results[0]))
 

@@ -1,13 +1,12 @@
 """Block-sparse attention on drawn problems, against the fp64 oracle."""
 
-import importlib
+import dataclasses
 
 import pytest
 import torch
 
-from diffaccel.kernels import block_sparse_attention, reference
-
-block_sparse_cpu = importlib.import_module("diffaccel.kernels.block_sparse.cpu")
+from diffaccel.kernels import BlockSparseCall, block_sparse_attention, reference
+from diffaccel.kernels.block_sparse.cpu import block_sparse_cpu
 
 
 def sdpa_twin(problems, tokens, arguments):
@@ -36,31 +35,40 @@ def sdpa_twin(problems, tokens, arguments):
     return (output * factor.unsqueeze(-1) + bias).to(output.dtype)
 
 
-@pytest.mark.parametrize("part", range(10))
-def test_drawn_problems_match_the_oracle(
-    cases, problems, assert_close_to_oracle, poisoned_empty, part
-):
-    for seed in cases(30):
-        tokens, arguments = problems.block_sparse_problem(10 * seed + part)
-        output, lse = block_sparse_attention(*tokens, **arguments, return_lse=True)
-        expected, expected_lse = reference.block_sparse_attention(*tokens, **arguments)
-        assert output.dtype == tokens[0].dtype and output.shape == tokens[0].shape
-        assert_close_to_oracle(output, expected, sdpa_twin(problems, tokens, arguments))
-        torch.testing.assert_close(lse.double(), expected_lse, atol=1e-4, rtol=1e-4)
+@pytest.mark.drawn(300)
+def test_drawn_problems_match_the_oracle(problems, assert_close_to_oracle, poisoned_empty, seed):
+    tokens, arguments = problems.block_sparse_problem(seed)
+    output, lse = block_sparse_attention(*tokens, **arguments, return_lse=True)
+    expected, expected_lse = reference.block_sparse_attention(
+        BlockSparseCall(*tokens, **arguments)
+    )
+    assert output.dtype == tokens[0].dtype and output.shape == tokens[0].shape
+    assert_close_to_oracle(output, expected, sdpa_twin(problems, tokens, arguments))
+    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-4, rtol=1e-4)
 
 
-def test_the_way_for_bf16_units_matches_the_oracle(
-    cases, monkeypatch, problems, assert_close_to_oracle, poisoned_empty
+@pytest.mark.drawn(60)
+def test_the_path_for_bf16_units_matches_the_oracle(
+    problems, assert_close_to_oracle, poisoned_empty, seed
 ):
     """Taken on processors with AMX; any other computes the same, slowly."""
-    attend, calls = block_sparse_cpu._attend_fused, []
-    monkeypatch.setattr(block_sparse_cpu, "has_bf16_units", lambda: True)
-    monkeypatch.setattr(
-        block_sparse_cpu, "_attend_fused", lambda *args: calls.append(args) or attend(*args)
-    )
-    for seed in cases(60):
-        tokens, arguments = problems.block_sparse_problem(seed, torch.bfloat16)
-        output = block_sparse_attention(*tokens, **arguments)
-        expected, _ = reference.block_sparse_attention(*tokens, **arguments)
-        assert_close_to_oracle(output, expected, sdpa_twin(problems, tokens, arguments))
-    assert len(calls) > 60
+    tokens, arguments = problems.block_sparse_problem(seed, torch.bfloat16)
+    call = expanded(BlockSparseCall(*tokens, **arguments))
+    output, _ = block_sparse_cpu(call, has_units=True)
+    expected, _ = reference.block_sparse_attention(call)
+    assert_close_to_oracle(output, expected, sdpa_twin(problems, tokens, arguments))
+
+
+def test_the_path_for_bf16_units_is_another_one(problems):
+    """Its weights are rounded to bf16 before they meet the values."""
+    tokens = problems.random_tokens(1, 64, 64, 2, 32, torch.bfloat16)
+    call = BlockSparseCall(*tokens, *problems.full_lists(1, 2, 4, 4), 16, 16)
+    fused, plain = (block_sparse_cpu(call, has_units=has_units)[0] for has_units in (True, False))
+    assert not torch.equal(fused, plain)
+
+
+def expanded(call):
+    """The call with lists of its own for every sample and head, as backends take it."""
+    batch, _, heads, _ = call.query.shape
+    lists = call.indices.expand(batch, heads, -1, -1), call.counts.expand(batch, heads, -1)
+    return dataclasses.replace(call, indices=lists[0], counts=lists[1])

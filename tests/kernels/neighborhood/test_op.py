@@ -28,11 +28,11 @@ def drawn_axis(rng, longest):
     return length, kernel, stride, dilation, is_causal, phase, is_truncated
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_windows_equal_the_definition(cases, seed):
+@pytest.mark.drawn(40)
+def test_windows_equal_the_definition(seed):
     """Every query of 50 drawn axes: 2,000 axes in all."""
     rng = random.Random(seed)
-    for _ in cases(50):
+    for _ in range(50):
         axis = Axis(*drawn_axis(rng, 29))
         length, kernel, dilation = axis.length, axis.kernel, axis.dilation
         mask = reference.neighborhood_mask(*dataclasses.astuple(axis))
@@ -64,35 +64,32 @@ def test_tiles_hold_every_query_once_with_its_own_window(size):
             assert sorted(seen) == list(range(length))
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_drawn_cases_match_the_oracle(
-    cases, problems, assert_close_to_oracle, poisoned_empty, seed
-):
-    """Grids of 1 to 3 axes, drawn windows, dtypes, heads, text; 5 cases for each seed."""
+@pytest.mark.drawn(300)
+def test_drawn_cases_match_the_oracle(problems, assert_close_to_oracle, poisoned_empty, seed):
+    """Grids of 1 to 3 axes, drawn windows, dtypes, heads, text."""
     rng = random.Random(1000 + seed)
-    for _ in cases(5):
-        rank = rng.randint(1, 3)
-        drawn = [drawn_axis(rng, (50, 13, 7)[rank - 1]) for _ in range(rank)]
-        grid, windows = [axis[0] for axis in drawn], [axis[1:] for axis in drawn]
-        batch, heads, dim = rng.randint(1, 3), rng.randint(1, 3), rng.choice((16, 24, 40))
-        length = torch.Size(grid).numel()
-        dtype = rng.choice(DTYPES)
-        tokens = problems.random_tokens(batch, length, length, heads, dim, dtype, seed=seed)
-        tokens = [x.unflatten(1, grid) for x in tokens]
-        text = {}
-        if rng.random() < 0.5:
-            _, text_key, text_value = problems.random_tokens(batch, 1, 7, heads, dim, dtype)
-            text = {"extra_key": text_key, "extra_value": text_value}
-        names = ("kernel_size", "stride", "dilation", "is_causal", "phase", "is_truncated")
-        arguments = dict(zip(names, map(list, zip(*windows, strict=True)), strict=True))
-        output, lse = neighborhood_attention(*tokens, **arguments, **text, return_lse=True)
-        expected, expected_lse = reference.neighborhood_attention(*tokens, windows, **text)
-        assert output.dtype == dtype and output.shape == tokens[0].shape
-        assert_close_to_oracle(output, expected)
-        torch.testing.assert_close(lse.double(), expected_lse, atol=1e-4, rtol=1e-4)
-        alone = neighborhood_attention(*tokens, **arguments, **text)  # may take the dense way
-        tolerance = 1e-6 if dtype == torch.float32 else 1e-2
-        torch.testing.assert_close(alone, output, atol=tolerance, rtol=tolerance)
+    rank = rng.randint(1, 3)
+    drawn = [drawn_axis(rng, (50, 13, 7)[rank - 1]) for _ in range(rank)]
+    grid, windows = [axis[0] for axis in drawn], [axis[1:] for axis in drawn]
+    batch, heads, dim = rng.randint(1, 3), rng.randint(1, 3), rng.choice((16, 24, 40))
+    length = torch.Size(grid).numel()
+    dtype = rng.choice(DTYPES)
+    tokens = problems.random_tokens(batch, length, length, heads, dim, dtype, seed=seed)
+    tokens = [x.unflatten(1, grid) for x in tokens]
+    text = {}
+    if rng.random() < 0.5:
+        _, text_key, text_value = problems.random_tokens(batch, 1, 7, heads, dim, dtype)
+        text = {"extra_key": text_key, "extra_value": text_value}
+    names = ("kernel_size", "stride", "dilation", "is_causal", "phase", "is_truncated")
+    arguments = dict(zip(names, map(list, zip(*windows, strict=True)), strict=True))
+    output, lse = neighborhood_attention(*tokens, **arguments, **text, return_lse=True)
+    expected, expected_lse = reference.neighborhood_attention(*tokens, windows, **text)
+    assert output.dtype == dtype and output.shape == tokens[0].shape
+    assert_close_to_oracle(output, expected)
+    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-4, rtol=1e-4)
+    alone = neighborhood_attention(*tokens, **arguments, **text)  # may take the dense way
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(alone, output, atol=tolerance, rtol=tolerance)
 
 
 def test_error_rule_against_sdpa_with_the_same_mask(problems, assert_close_to_oracle):
@@ -247,10 +244,10 @@ def test_bad_input_is_refused(change, error, message):
 
 def test_opcheck_and_compile_without_a_graph_break(problems):
     tokens = [x.unflatten(1, (5, 7)) for x in problems.random_tokens(1, 35, 35, 2, 16)]
-    window = ([3, 4], [1, 2], [1, 1], [False, False], [0, 1], [False, True], 0.25)
-    rest = (None, None, None, None, True, "gather")
+    query, *rest = tokens
+    windows = [3, 1, 1, False, 0, False, 4, 2, 1, False, 1, True]
     op = torch.ops.diffaccel.neighborhood_attention.default
-    torch.library.opcheck(op, (*tokens, *window, *rest))
+    torch.library.opcheck(op, (query, rest + [None] * 4, windows, 0.25, True, "gather"))
 
     def run(query):
         return neighborhood_attention(query, *tokens[1:], (3, 4), stride=(1, 2)) * 2

@@ -75,15 +75,14 @@ def oracle(method, query, key, value, layout, valid=None):
     agents, counts = expected_agents(method, *inputs[:2], layout, valid[:, visual])
     scale, has_text = query.shape[-1] ** -0.5, bool(is_text.any())
     output[:, visual] = reference.groups.agent_attention(
-        *inputs, agents,
-        scale=scale,
-        agent_scale=scale ** (1.0 if method.scale_power is None else method.scale_power),
+        inputs,
+        agents,
+        scales=(scale, scale ** (1.0 if method.scale_power is None else method.scale_power)),
         shortcut=method.shortcut or 0.0,
         counts=counts if has_text else (counts > 0),
-        text_key=key[:, is_text] if has_text else None,
-        text_value=value[:, is_text] if has_text else None,
+        text=(key[:, is_text], value[:, is_text]) if has_text else None,
         valid=valid[:, visual],
-    )  # fmt: skip
+    )
     return output
 
 
@@ -123,7 +122,7 @@ def test_the_constants_of_agentsd_in_fp64(dim):
     method = build(3).resolved("sd15", 16)
     agents, _ = expected_agents(method, query, key, layout, torch.ones(2, 63, dtype=torch.bool))
     expected = reference.groups.agent_attention(
-        query, key, value, agents, scale=dim**-0.5, agent_scale=dim**-0.15, shortcut=0.075
+        (query, key, value), agents, scales=(dim**-0.5, dim**-0.15), shortcut=0.075
     )
     output = method.attend(query, key, value, layout)
     torch.testing.assert_close(output, expected, atol=1e-12, rtol=0)
@@ -237,9 +236,11 @@ def test_the_count_gives_the_picture_its_mass():
     # Agents gather the mean value, which is what dense attention gives the picture's part.
     torch.testing.assert_close(output, expected, atol=1e-12, rtol=0)
     uncounted = reference.groups.agent_attention(
-        query[:, 7:], key[:, 7:], value[:, 7:], query[:, middles], scale=0.25, agent_scale=0.25,
-        text_key=key[:, :7], text_value=value[:, :7],
-    )  # fmt: skip
+        tuple(x[:, 7:] for x in (query, key, value)),
+        query[:, middles],
+        scales=(0.25, 0.25),
+        text=(key[:, :7], value[:, :7]),
+    )
     assert (uncounted - expected[:, 7:]).abs().max() > 0.05
 
 

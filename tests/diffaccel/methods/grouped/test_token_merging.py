@@ -64,9 +64,8 @@ def test_equals_attention_among_the_merged(
     expected = reference.attention(*tokens)[0]
     twin = dense_attention(*tokens).double() - expected
     expected[:, text:] = reference.groups.merged_attention(
-        *inputs, group, number, scale=dim**-0.5,
-        text_key=tokens[1][:, :text], text_value=tokens[2][:, :text],
-    )  # fmt: skip
+        inputs, group, number, scale=dim**-0.5, text=(tokens[1][:, :text], tokens[2][:, :text])
+    )
     output, density = method.attend_with_density(*tokens, layout)
     assert_close_to_oracle(output, expected, twin=expected + twin)
     visual = size[0] * size[1]
@@ -127,10 +126,13 @@ def test_padding_has_no_influence():
         one = [x[sample : sample + 1].nan_to_num(0.0) for x in poisoned]
         expected = reference.attention(*one, real[None, None, None])[0]
         expected[:, 5:] = reference.groups.merged_attention(
-            *(x[:, 5:] for x in one), group[sample : sample + 1], number, scale=0.25,
-            text_key=one[1][:, :5][:, real[:5]], text_value=one[2][:, :5][:, real[:5]],
+            tuple(x[:, 5:] for x in one),
+            group[sample : sample + 1],
+            number,
+            scale=0.25,
+            text=(one[1][:, :5][:, real[:5]], one[2][:, :5][:, real[:5]]),
             valid=real[None, 5:],
-        )  # fmt: skip
+        )
         torch.testing.assert_close(
             output[sample, real].double(), expected[0, real], atol=1e-5, rtol=1e-5
         )
