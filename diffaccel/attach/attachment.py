@@ -7,11 +7,19 @@ from typing import Any
 from diffusers import DiffusionPipeline, ModularPipeline
 from torch import nn
 
-from diffaccel.attach.processor import attached, stock_of
+from diffaccel.attach.method_state import MethodState
+from diffaccel.attach.processor import attached, attached_layer, unattached
 from diffaccel.attach.report import Report
-from diffaccel.attach.state import Run, run_of
+from diffaccel.attach.seam import AttachedLayer, AttentionHook
+from diffaccel.attach.state import DenoiserState, state_of
 from diffaccel.attach.step_clock import StepClock
-from diffaccel.bindings import BINDINGS, UnsupportedModelError, binding_of
+from diffaccel.bindings import (
+    BINDINGS,
+    AttentionLayer,
+    UnsupportedModelError,
+    binding_of,
+    processor_modules,
+)
 from diffaccel.methods.base import Method
 
 DENOISERS = ("transformer", "transformer_2", "unet")
@@ -29,9 +37,9 @@ class Attachment:
         >>> print(attachment.report())
     """
 
-    def __init__(self, denoisers: dict[str, nn.Module], runs: dict[str, Run]) -> None:
+    def __init__(self, denoisers: dict[str, nn.Module], methods: dict[str, MethodState]) -> None:
         self._denoisers = denoisers
-        self._runs = runs
+        self._methods = methods
 
     def report(self) -> Report:
         """Returns which layers got the method, which did not, and what the latest run did.
@@ -40,24 +48,36 @@ class Attachment:
         """
         return Report(
             tuple(
-                run.report(name, model, _replaced_since(model, run))
-                for (name, model), run in zip(
-                    self._denoisers.items(), self._runs.values(), strict=True
-                )
+                self._methods[name].report(name, type(model).__name__, self._skipped(name, model))
+                for name, model in self._denoisers.items()
             )
         )
 
     def reset(self) -> None:
         """Forgets the latest run; the next model call begins a new one."""
-        for run in self._runs.values():
-            run.reset()
+        for method in self._methods.values():
+            method.reset()
 
     def remove(self) -> None:
         """Puts the models' own processors back; does nothing where that was done already."""
         for name, model in self._denoisers.items():
+            state = state_of(model)
             # Another method may have been set since: that one stays.
-            if run_of(model) is self._runs[name]:
-                _detach(model)
+            if state is not None and state.method is self._methods[name]:
+                remove_method(model)
+
+    def _skipped(self, name: str, model: nn.Module) -> dict[str, str]:
+        """Returns why attention layers that the method does not serve keep their own."""
+        skipped = binding_of(model).skipped(model)
+        state = state_of(model)
+        if state is None or state.method is not self._methods[name]:
+            return skipped
+        reason = "its processor was replaced after the method was attached"
+        return skipped | {
+            layer.name: reason
+            for layer in state.layers
+            if attached_layer(model.get_submodule(layer.name).processor) is None
+        }
 
     def __enter__(self) -> Attachment:
         return self
@@ -71,8 +91,8 @@ def set_attn_processor(target: Any, method: Method, *, always: bool = False) -> 
 
     The models keep their own attention processors; only the attention kernel is replaced.
     Cross-attention, VAE, text encoders and controlnets stay as they are. A method that was set
-    before is replaced. Under torch.compile the attached layers run eagerly between compiled
-    parts, so that fullgraph=True is not possible.
+    before is replaced. Under torch.compile the attention of attached layers is one opaque
+    operation, so that whole graphs (fullgraph=True) stay whole.
 
     Args:
         target: A diffusers pipeline, or a denoiser itself. A denoiser alone does not tell
@@ -95,11 +115,14 @@ def set_attn_processor(target: Any, method: Method, *, always: bool = False) -> 
         )
     models = denoisers(target)
     pipe = None if isinstance(target, nn.Module) else target
-    runs = {name: _new_run(name, model, pipe, method, always) for name, model in models.items()}
+    methods = {
+        name: _method_state(name, model, pipe, method, always) for name, model in models.items()
+    }
     for name, model in models.items():
-        _detach(model)
-        _attach(model, runs[name])
-    return Attachment(models, runs)
+        # Processors that are attached already stay: compiled graphs hold for the new method too.
+        state = attach(model, tuple(layer.name for layer in methods[name].layers))
+        state.method = methods[name]
+    return Attachment(models, methods)
 
 
 def restore_attn_processor(target: Any) -> None:
@@ -109,7 +132,7 @@ def restore_attn_processor(target: Any) -> None:
         target: A diffusers pipeline, or a denoiser itself.
     """
     for model in denoisers(target).values():
-        _detach(model)
+        remove_method(model)
 
 
 def add_pipeline_method() -> None:
@@ -139,7 +162,73 @@ def denoisers(target: Any) -> dict[str, nn.Module]:
     return found
 
 
-def _new_run(name: str, model: nn.Module, pipe: Any, method: Method, always: bool) -> Run:
+def attach(model: nn.Module, names: tuple[str, ...]) -> DenoiserState:
+    """Makes layers of a denoiser ask its state for their attention, and returns that state.
+
+    Does nothing to layers that are attached already.
+
+    Args:
+        model: The denoiser.
+        names: Paths of attention layers, self- or cross-attention.
+    """
+    state = state_of(model)
+    if state is None:
+        binding = binding_of(model)
+        state = DenoiserState(binding, binding.layers(model))
+        state.root_hook = model.register_forward_pre_hook(state.begin_call, with_kwargs=True)
+    layers = {layer.name: layer for layer in state.layers}
+    for name in names:
+        module = model.get_submodule(name)
+        if attached_layer(module.processor) is None:
+            layer = layers.get(name) or AttentionLayer(name, "cross", len(layers))
+            module.set_processor(
+                attached(AttachedLayer(unattached(module.processor), layer, state))
+            )
+    return state
+
+
+def detach_idle(model: nn.Module) -> None:
+    """Puts the stock processors back on layers at which nothing acts any more."""
+    state = state_of(model)
+    if state is None:
+        return
+    served = {layer.name for layer in state.layers} if state.method is not None else set()
+    busy = served | state.hooks.keys()
+    for name, module in processor_modules(model):
+        if name not in busy:
+            # A processor that the user has set since stays.
+            layer = attached_layer(module.processor)
+            stock = unattached(module.processor) if layer is None else layer.stock
+            if stock is not module.processor:
+                module.set_processor(stock)
+    if not busy and state.root_hook is not None:
+        state.root_hook.remove()
+
+
+def remove_method(model: nn.Module) -> None:
+    """Takes the method of a denoiser off; does nothing where it has none."""
+    state = state_of(model)
+    if state is not None:
+        state.method = None
+        detach_idle(model)
+
+
+def add_attention_hook(model: nn.Module, hook: AttentionHook, names: tuple[str, ...]) -> None:
+    """Lets a hook act at the attention of some layers, beside a method and other hooks."""
+    attach(model, names).add_hook(hook, names)
+
+
+def remove_attention_hook(model: nn.Module, hook: AttentionHook) -> None:
+    """Takes a hook off all layers of a denoiser; does nothing where it is on none."""
+    state = state_of(model)
+    if state is not None:
+        state.remove_hook(hook)
+        detach_idle(model)
+
+
+def _method_state(
+    name: str, model: nn.Module, pipe: Any, method: Method, always: bool
+) -> MethodState:
     binding = binding_of(model)
     layers = binding.layers(model)
     for layer in layers:
@@ -156,35 +245,7 @@ def _new_run(name: str, model: nn.Module, pipe: Any, method: Method, always: boo
     family = binding.family(model, pipe)
     expert = 1 if name == "transformer_2" else 0
     resolved = method.resolved(family, len(layers), expert)
-    return Run(resolved, binding, layers, StepClock(pipe), family, always)
-
-
-def _attach(model: nn.Module, run: Run) -> None:
-    for layer in run.layers:
-        module = model.get_submodule(layer.name)
-        module.set_processor(attached(module.processor, layer, run))
-    run.handle = model.register_forward_pre_hook(run.begin_call, with_kwargs=True)
-
-
-def _detach(model: nn.Module) -> None:
-    run = run_of(model)
-    if run is None:
-        return
-    run.handle.remove()
-    for layer in run.layers:
-        module = model.get_submodule(layer.name)
-        stock = stock_of(module.processor)
-        # A processor that the user has set since stays.
-        if stock is not None:
-            module.set_processor(stock)
-
-
-def _replaced_since(model: nn.Module, run: Run) -> list[str]:
-    """Returns the layers that got another processor after the method was attached."""
-    if run_of(model) is not run:
-        return []
-    names = [layer.name for layer in run.layers]
-    return [name for name in names if stock_of(model.get_submodule(name).processor) is None]
+    return MethodState(resolved, layers, StepClock(pipe), family, always)
 
 
 def _uncompiled(model: nn.Module) -> nn.Module:

@@ -12,7 +12,8 @@ from torch import Tensor
 from diffaccel.layout import TokenLayout
 
 if TYPE_CHECKING:
-    from diffaccel.methods.base import Work
+    from diffaccel.bindings import AttentionLayer
+    from diffaccel.methods.base import Visited
 
 
 @dataclass(slots=True)
@@ -24,14 +25,14 @@ class LayerLog:
     pairs: int = 0
     kept_pairs: Tensor | float = 0.0
     layout: TokenLayout | None = None
-    work: Work | None = None
+    visited: Visited | None = None
 
     def record(
         self,
         layout: TokenLayout | None,
         density: Tensor | float,
         reason: str,
-        work: Work | None = None,
+        visited: Visited | None = None,
     ) -> None:
         """Adds one call.
 
@@ -39,9 +40,9 @@ class LayerLog:
             layout: The tokens of the call, where known.
             density: Share of the query-key pairs that were computed exactly.
             reason: Why the call ran dense, "" if it was sparse.
-            work: What the kernel computed, where that differs.
+            visited: What the kernel computed, where that differs.
         """
-        self.work = work or self.work
+        self.visited = visited or self.visited
         if reason:
             self.dense_calls[reason] += 1
         else:
@@ -63,6 +64,13 @@ class StepLog:
     sparse_calls: int = 0
     dense_calls: Counter[str] = field(default_factory=Counter)
 
+    def record(self, reason: str) -> None:
+        """Adds one call; `reason` says why it ran dense, "" if it did not."""
+        if reason:
+            self.dense_calls[reason] += 1
+        else:
+            self.sparse_calls += 1
+
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
@@ -76,7 +84,7 @@ class LayerReport:
         dense_calls: Reason -> number of calls that ran dense for it.
         density: Mean share of query-key pairs computed exactly, dense calls counted as 1.
         pairs: Query-key pairs of all calls, the weight of this layer in an overall density.
-        work: What the kernel computed in the latest sparse call and what it would have with tiles
+        visited: What the kernel computed in the latest sparse call and what it would have with tiles
             that fit, where that differs from the pairs that count.
     """
 
@@ -87,7 +95,21 @@ class LayerReport:
     dense_calls: dict[str, int]
     density: float | None
     pairs: int
-    work: Work | None = None
+    visited: Visited | None = None
+
+    @classmethod
+    def of(cls, layer: AttentionLayer, log: LayerLog) -> LayerReport:
+        """Sums up what a layer did; waits for the device."""
+        return cls(
+            name=layer.name,
+            kind=layer.kind,
+            layout=log.layout,
+            sparse_calls=log.sparse_calls,
+            dense_calls=dict(log.dense_calls),
+            density=log.density(),
+            pairs=log.pairs,
+            visited=log.visited,
+        )
 
     def __str__(self) -> str:
         if not self.sparse_calls and not self.dense_calls:
@@ -95,8 +117,8 @@ class LayerReport:
         parts = [f"{self.name} ({self.kind}, {_describe(self.layout)})"]
         if self.density is not None:
             parts.append(f"density {self.density:.3f}")
-        if self.work is not None:
-            parts.append(f"visited {self.work.visited:.3f} (ideal {self.work.ideal:.3f})")
+        if self.visited is not None:
+            parts.append(f"visited {self.visited.visited:.3f} (ideal {self.visited.ideal:.3f})")
         parts.append(f"{self.sparse_calls} sparse")
         parts += [f"{count} dense: {reason}" for reason, count in self.dense_calls.items()]
         return ", ".join(parts)

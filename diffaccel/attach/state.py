@@ -1,92 +1,69 @@
-"""Run state of one attached denoiser: where it is in a run, and what its layers did."""
+"""State of one attached denoiser: its current model call, and what acts at its attention."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from diffaccel.attach.forecast import why_dense
-from diffaccel.attach.report import DenoiserReport, LayerLog, LayerReport, StepLog
-from diffaccel.bindings import AttentionLayer, Binding, LayoutUnknown, ModelCall
+from diffaccel.bindings import LayoutUnknown, ModelCall
+from diffaccel.errors import ModelError
 from diffaccel.layout import TokenLayout
+from diffaccel.methods.inputs import AttentionInputs
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
-    from diffaccel.attach.step_clock import StepClock
-    from diffaccel.guidance.perturb.heads import HeadPerturbation
-    from diffaccel.methods.base import Method, Work
+    from diffaccel.attach.method_state import MethodState
+    from diffaccel.attach.seam import AttachedLayer, AttentionCall, AttentionHook
+    from diffaccel.bindings import AttentionLayer, Binding
 
 
-class Forecast(NamedTuple):
-    """What is expected of a layer.
+class DenoiserState:
+    """What acts at the attention of one denoiser, and what its current model call tells.
 
-    Args:
-        why_dense: Why dense attention would be faster, "" where it would not.
-        work: What the kernel computes, where that is not what the density says.
-    """
-
-    why_dense: str
-    work: Work | None
-
-
-class Run:
-    """The mutable state of one attachment to one denoiser.
-
-    `begin_call` is the denoiser's forward pre-hook; the layers' processors read the layout and
-    the step here and record what they did. Holds no module, so that a deep copy of the model
-    gets a complete state of its own.
+    `begin_call` is the denoiser's forward pre-hook. Holds no module, so that a deep copy of the
+    model gets a complete state of its own.
 
     Args:
-        method: What to compute, its schedule filled in.
-        binding: How the model's attention reaches the method.
-        layers: The layers that the method serves.
-        clock: Step position.
-        family: The model family, for the report.
-        always: Whether the method runs even where dense attention is expected to be faster.
+        binding: How the model's attention reaches methods.
+        layers: Its layers of self-attention over visual tokens.
+
+    Attributes:
+        method: What computes the self-attention, None where the stock processors do.
+        hooks: Path of a layer -> what else acts at its attention, outermost last.
+        root_hook: Handle of the forward pre-hook.
     """
 
-    def __init__(
-        self,
-        method: Method,
-        binding: Binding,
-        layers: tuple[AttentionLayer, ...],
-        clock: StepClock,
-        family: str,
-        always: bool = False,
-    ) -> None:
-        self.method = method
+    def __init__(self, binding: Binding, layers: tuple[AttentionLayer, ...]) -> None:
         self.binding = binding
         self.layers = layers
-        self.clock = clock
-        self.family = family
-        self.always = always
-        self.perturbation: HeadPerturbation | None = None
-        self.handle: RemovableHandle | None = None
+        self.method: MethodState | None = None
+        self.hooks: dict[str, tuple[AttentionHook, ...]] = {}
+        self.root_hook: RemovableHandle | None = None
         self._readings: dict[int, tuple[Tensor, Any]] = {}
         self._warned: set[str] = set()
-        self._forget_calls()
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets the latest run; the next model call begins a new one."""
-        self.clock.reset()
-        self._forget_run()
+        self._forget_call()
 
     @torch.compiler.disable
     def begin_call(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Reads step and layouts of one model call; runs before the model does."""
-        self._forget_calls()
+        self._forget_call()
         call = ModelCall.of(model, args, kwargs, self._readings)
-        if self.clock.tick(call.arguments.get("timestep")):
-            self._forget_run()
+        if self.method is not None:
+            self.method.begin_call(call.arguments.get("timestep"))
         for layer in self.layers:
             if layer.stream not in self._layouts:
                 self._layouts[layer.stream] = self._read_layout(model, call, layer)
+
+    def attend(self, call: AttentionCall) -> Tensor:
+        """Answers an attention call (B, N, H, D) by the method, or as the stock layer would."""
+        if self.method is None or call.layer.kind == "cross" or call.is_cross_attention:
+            return call.dense()
+        return self.method.attend(call)
 
     def layout(self, layer: AttentionLayer) -> TokenLayout | None:
         """Returns the tokens of a layer in the current model call, None where unknown."""
@@ -98,109 +75,59 @@ class Run:
         found = self._layouts.get(layer.stream)
         return found if isinstance(found, str) else "the layer ran outside its model's forward"
 
-    def scheduled_dense(self, layer: AttentionLayer) -> str:
-        """Returns why the method's schedule makes this call dense, "" where it does not."""
-        step, progress = self.clock.step, self.clock.progress
-        if not self.method.runs_dense(layer=layer.index, step=step, progress=progress):
-            return ""
-        if self.method.runs_dense(progress=progress):
-            return f"outside start={self.method.start} to stop={self.method.stop}"
-        knob = "dense_steps" if self.method.runs_dense(step=step) else "dense_layers"
-        return f"{knob}={getattr(self.method, knob)}"
+    def inputs(self, call: AttentionCall) -> AttentionInputs:
+        """Returns a call that has no obstacle as methods take it."""
+        layout = self._layouts[call.layer.stream]
+        scale = call.query.shape[-1] ** -0.5 if call.scale is None else call.scale
+        return AttentionInputs(
+            call.query, call.key, call.value, layout, scale, self.padding_mask(call)
+        )
 
-    def perturbs(self, layer: AttentionLayer) -> bool:
-        """Whether heads of a layer are to be damaged in the current call."""
-        return self.perturbation is not None and layer.index in self.perturbation.touched
+    def padding_mask(self, call: AttentionCall) -> Tensor | None:
+        """Returns the mask of a call as a (B, N) bool key-padding mask, True = may be attended.
 
-    def forecast(self, layer: AttentionLayer, layout: TokenLayout, query: Tensor) -> Forecast:
-        """Returns what is expected of a layer on query (B, N, H, D); once per run and shape."""
-        key = (layer.name, layout, query.shape)
-        if key not in self._forecasts:
-            reason = "" if self.always else why_dense(self.method, layout, query)
-            work = None if reason else self.method.work(layout, query, layer.index)
-            self._forecasts[key] = Forecast(reason, work)
-        return self._forecasts[key]
-
-    def padding_mask(self, mask: Tensor, batch: int, length: int) -> Tensor | None:
-        """Returns an attention mask as a key-padding mask, None where it is anything else.
-
-        Converted once per mask and model call: all layers get the same one.
-
-        Args:
-            mask: As for SDPA: bool, or floats added to the logits.
-            batch: B.
-            length: N.
-
-        Returns:
-            (B, N) bool, True where a key may be attended.
+        None where there is none, or where it is anything else. Converted once per mask and model
+        call: all layers get the same one.
         """
+        mask = call.mask
+        if mask is None:
+            return None
         known = self._masks.get(id(mask))
         if known is None:
+            batch, length = call.query.shape[:2]
             # Keeping the mask keeps its id from being given to another one.
-            known = self._masks[id(mask)] = (mask, _as_padding_mask(mask, batch, length))
+            known = self._masks[id(mask)] = (mask, as_padding_mask(mask, batch, length))
         return known[1]
 
-    def record(
-        self,
-        layer: AttentionLayer,
-        density: Tensor | float,
-        reason: str = "",
-        work: Work | None = None,
-    ) -> None:
-        """Records one call of a layer; `reason` says why it ran dense, "" if it did not."""
-        self._logs[layer.name].record(self.layout(layer), density, reason, work)
-        if self.clock.step is None:
-            return
-        step = self._steps.setdefault(self.clock.step, StepLog())
-        if reason:
-            step.dense_calls[reason] += 1
-        else:
-            step.sparse_calls += 1
+    def never_called(self, attached: AttachedLayer) -> None:
+        """Notes that a layer's processor computed its attention in another way."""
+        layer = attached.layer
+        reason = f"{type(attached.stock).__name__} does not compute its attention with SDPA"
+        if any(hook.is_active for hook in self.hooks.get(layer.name, ())):
+            raise ModelError(f"attention of {layer.name} cannot be changed: {reason}")
+        if self.method is not None and layer.kind != "cross":
+            self.warn_once(layer, reason)
+            self.method.record(layer, self.layout(layer), reason)
 
     def warn_once(self, layer: AttentionLayer, reason: str) -> None:
         """Warns that a layer ran dense unexpectedly, once for each reason."""
-        if reason not in self._warned:
+        if reason not in self._warned and self.method is not None:
             self._warned.add(reason)
-            warnings.warn(
-                f"{type(self.method).__name__} ran dense in {layer.name}: {reason}", stacklevel=2
-            )
+            name = type(self.method.method).__name__
+            warnings.warn(f"{name} ran dense in {layer.name}: {reason}", stacklevel=2)
 
-    def report(self, component: str, model: nn.Module, replaced: list[str]) -> DenoiserReport:
-        """Returns what happened in the latest run; waits for the device.
+    def add_hook(self, hook: AttentionHook, names: tuple[str, ...]) -> None:
+        """Lets a hook act at some layers, around the hooks that they have."""
+        for name in names:
+            self.hooks[name] = (*self.hooks.get(name, ()), hook)
 
-        Args:
-            component: Name of the denoiser within its pipeline, "" for a bare model.
-            model: The denoiser.
-            replaced: Layers whose processor somebody else has replaced since.
-        """
-        lost = dict.fromkeys(replaced, "its processor was replaced after the method was attached")
-        return DenoiserReport(
-            component=component,
-            model=type(model).__name__,
-            family=self.family,
-            method=repr(self.method),
-            layers=tuple(self._layer_report(layer) for layer in self.layers),
-            skipped=self.binding.skipped(model) | lost,
-            steps=len(self._steps),
-            dense_steps={
-                step: ", ".join(log.dense_calls)
-                for step, log in sorted(self._steps.items())
-                if not log.sparse_calls
-            },
-        )
-
-    def _layer_report(self, layer: AttentionLayer) -> LayerReport:
-        log = self._logs[layer.name]
-        return LayerReport(
-            name=layer.name,
-            kind=layer.kind,
-            layout=log.layout,
-            sparse_calls=log.sparse_calls,
-            dense_calls=dict(log.dense_calls),
-            density=log.density(),
-            pairs=log.pairs,
-            work=log.work,
-        )
+    def remove_hook(self, hook: AttentionHook) -> None:
+        """Takes a hook off all layers; does nothing where it is on none."""
+        kept = {
+            name: tuple(other for other in hooks if other is not hook)
+            for name, hooks in self.hooks.items()
+        }
+        self.hooks = {name: hooks for name, hooks in kept.items() if hooks}
 
     def _read_layout(
         self, model: nn.Module, call: ModelCall, layer: AttentionLayer
@@ -211,26 +138,28 @@ class Run:
         except LayoutUnknown as unknown:
             return str(unknown)
 
-    def _forget_calls(self) -> None:
+    def _forget_call(self) -> None:
         self._layouts: dict[tuple[str, int], TokenLayout | str] = {}
         self._masks: dict[int, tuple[Tensor, Tensor | None]] = {}
 
-    def _forget_run(self) -> None:
-        self._logs = {layer.name: LayerLog() for layer in self.layers}
-        self._steps: dict[int, StepLog] = {}
-        self._forecasts: dict[tuple[str, TokenLayout, torch.Size], Forecast] = {}
 
-
-def run_of(model: nn.Module) -> Run | None:
-    """Returns the run state of an attached denoiser, found at its forward pre-hook."""
+def state_of(model: nn.Module) -> DenoiserState | None:
+    """Returns the state of an attached denoiser, found at its forward pre-hook."""
     for hook in model._forward_pre_hooks.values():
         owner = getattr(hook, "__self__", None)
-        if isinstance(owner, Run):
+        if isinstance(owner, DenoiserState):
             return owner
     return None
 
 
-def _as_padding_mask(mask: Tensor, batch: int, length: int) -> Tensor | None:
+def as_padding_mask(mask: Tensor, batch: int, length: int) -> Tensor | None:
+    """Returns an attention mask as (B, N) key padding, None where it is anything else.
+
+    Args:
+        mask: As for SDPA: bool, or floats added to the logits.
+        batch: B.
+        length: N.
+    """
     *others, keys = mask.shape
     rows = others[0] if len(others) == 3 else 1
     per_query_or_head = others[1:] if len(others) == 3 else others

@@ -16,12 +16,12 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from diffaccel.attach.attachment import denoisers
-from diffaccel.attach.step_clock import StepClock
 from diffaccel.bindings import binding_of
-from diffaccel.guidance.guide import Guide
+from diffaccel.guidance.guide import GuidanceState, Guide
 from diffaccel.guidance.normalized.config import NormalizedAttention
-from diffaccel.guidance.normalized.guides import CrossGuide, JointGuide
-from diffaccel.guidance.perturb.difference import DifferenceGuide, Perturbation
+from diffaccel.guidance.normalized.guides import normalized_guide
+from diffaccel.guidance.perturb.damage import Perturbation
+from diffaccel.guidance.perturb.difference import DifferenceGuide
 
 INSTEAD = "use one of HeadPerturbation, SkipLayers, PermuteTokens, NormalizedAttention"
 
@@ -62,28 +62,29 @@ class GuidanceReport:
 class GuidanceAttachment:
     """Guidance that was set on a pipeline. A context manager: removed on exit."""
 
-    def __init__(self, pipe: DiffusionPipeline, guides: list[Guide]) -> None:
+    def __init__(
+        self, pipe: DiffusionPipeline, state: GuidanceState, guides: list[Guide]
+    ) -> None:
         self._pipe = pipe
-        self.guides = guides
+        self._state = state
+        self._guides = guides
 
     def report(self) -> GuidanceReport:
         """Returns what the guidance did in the latest run."""
-        first, seconds = self.guides[0], [guide.seconds for guide in self.guides]
-        steps = {step for guide in self.guides for step in guide.steps}
-        guided = {step for guide in self.guides for step in guide.guided}
+        first, state = self._guides[0], self._state
         return GuidanceReport(
             perturbation=repr(first.perturbation),
             scale=first.scale,
-            steps=len(steps),
-            guided_steps=len(guided),
-            extra_forwards=sum(guide.extra_forwards for guide in self.guides),
+            steps=len(state.steps),
+            guided_steps=len(state.guided),
+            extra_forwards=state.extra_forwards,
             rerun=first.rerun,
-            seconds=None if None in seconds else sum(seconds),
+            seconds=state.seconds,
         )
 
     def remove(self) -> None:
         """Takes the guidance off; does nothing where that was done already."""
-        for guide in self.guides:
+        for guide in self._guides:
             guide.remove()
         if getattr(self._pipe, "_diffaccel_guidance", None) is self:
             del self._pipe._diffaccel_guidance
@@ -143,15 +144,10 @@ def set_guidance(
         if not isinstance(perturbation, NormalizedAttention):
             check_layers(name, model, perturbation)
     restore_guidance(pipe)
-    clock = StepClock(pipe)
-    window = (start, stop)
-    attachment = GuidanceAttachment(
-        pipe,
-        [
-            _guide_class(model, perturbation)(pipe, model, perturbation, scale, window, clock)
-            for model in models.values()
-        ],
-    )
+    state = GuidanceState(pipe, (start, stop))
+    build = normalized_guide if isinstance(perturbation, NormalizedAttention) else DifferenceGuide
+    guides = [build(state, model, perturbation, scale) for model in models.values()]
+    attachment = GuidanceAttachment(pipe, state, guides)
     pipe._diffaccel_guidance = attachment
     return attachment
 
@@ -167,13 +163,6 @@ def add_guidance_method() -> None:
     """Gives diffusers pipelines `pipe.set_guidance(...)`, unless they have their own."""
     if not hasattr(DiffusionPipeline, "set_guidance"):
         DiffusionPipeline.set_guidance = set_guidance
-
-
-def _guide_class(model: nn.Module, perturbation: object) -> type[Guide]:
-    if not isinstance(perturbation, NormalizedAttention):
-        return DifferenceGuide
-    is_joint = any(layer.kind == "joint" for layer in binding_of(model).layers(model))
-    return JointGuide if is_joint else CrossGuide
 
 
 def check_layers(name: str, model: nn.Module, perturbation: Perturbation) -> None:

@@ -3,65 +3,105 @@
 from __future__ import annotations
 
 import weakref
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from diffaccel.attach.attachment import set_attn_processor
-from diffaccel.attach.state import run_of
+from diffaccel.attach.attachment import DENOISERS
 from diffaccel.attach.step_clock import StepClock
-from diffaccel.bindings import AttentionLayer, Binding, ModelCall, binding_of
-from diffaccel.methods import FullAttn
+from diffaccel.bindings import ModelCall, binding_of
+from diffaccel.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from diffusers import DiffusionPipeline
 
-    from diffaccel.attach.state import Run
-
 SHARED = frozenset({"image_rotary_emb", "img_ids", "txt_ids"})  # arguments without a batch axis
+
+
+class GuidanceState:
+    """Where a guided pipeline is in a run, and what its guides did; shared by them.
+
+    Args:
+        pipe: The pipeline.
+        window: Shares of the steps between which guidance acts.
+
+    Attributes:
+        run: Number of the run, by which guides tell that a new one has begun.
+        steps: Denoising steps seen in the latest run.
+        guided: Those that were guided.
+        extra_forwards: Additional forwards of the latest run, see `GuidanceReport`.
+        seconds: Time that they took, None on devices that run ahead.
+    """
+
+    def __init__(self, pipe: DiffusionPipeline, window: tuple[float, float]) -> None:
+        self.pipe = weakref.ref(pipe)
+        self.window = window
+        self.clock = StepClock(pipe)
+        self.run = 0
+        self._forget_run()
+
+    @property
+    def step(self) -> int:
+        """Index of the current denoising step."""
+        return self.clock.step or 0
+
+    def begin_call(self, timestep: Tensor | float | None) -> None:
+        """Moves to the step of a model call."""
+        if self.clock.tick(timestep):
+            self.run += 1
+            self._forget_run()
+        self.steps.add(self.step)
+
+    def is_inside(self) -> bool:
+        """Whether the current step lies in the window."""
+        timesteps = getattr(self.pipe().scheduler, "timesteps", ())
+        position = self.step / max(1, len(timesteps))
+        return self.window[0] <= position < self.window[1]
+
+    def count(self, forwards: float, seconds: float | None) -> None:
+        """Notes that the current step was guided, and what it cost."""
+        self.guided.add(self.step)
+        self.extra_forwards += forwards
+        unknown = seconds is None or self.seconds is None
+        self.seconds = None if unknown else self.seconds + seconds
+
+    def _forget_run(self) -> None:
+        self.steps: set[int] = set()
+        self.guided: set[int] = set()
+        self.extra_forwards = 0.0
+        self.seconds: float | None = 0.0
 
 
 class Guide:
     """What kinds of guidance have in common. A subclass says what happens around a call.
 
     Args:
-        pipe: The pipeline, which tells whether a batch holds the empty prompt too.
+        state: Of the pipeline's guidance.
         model: The denoiser.
         perturbation: What is done.
         scale: w.
-        window: Shares of the steps between which it acts.
-        clock: Step position, shared by the denoisers of a pipeline.
 
     Attributes:
-        steps: Denoising steps seen in the latest run.
-        guided: Those that were guided.
-        extra_forwards: Additional forwards of the latest run, see `GuidanceReport`.
-        seconds: Time that they took, None on devices that run ahead.
         rerun: Share of the model's stages that an additional forward runs.
     """
 
     rerun = 1.0
 
     def __init__(
-        self,
-        pipe: DiffusionPipeline,
-        model: nn.Module,
-        perturbation: Any,
-        scale: float,
-        window: tuple[float, float],
-        clock: StepClock,
+        self, state: GuidanceState, model: nn.Module, perturbation: Any, scale: float
     ) -> None:
         self.perturbation = perturbation
         self.scale = scale
-        self._pipe, self._model = weakref.ref(pipe), weakref.ref(model)
-        self._window, self._clock = window, clock
-        self._binding: Binding = binding_of(model)
-        self._layers: tuple[AttentionLayer, ...] = self._binding.layers(model)
+        self._state, self._model = state, weakref.ref(model)
+        self._binding = binding_of(model)
+        self._layers = self._binding.layers(model)
         self._inside = False
+        self._run = state.run
         self._call: ModelCall | None = None
+        self._refuse_compiled()
         self._handles = [
             model.register_forward_pre_hook(self._enter_call, with_kwargs=True),
             model.register_forward_hook(self._leave_call, with_kwargs=True, always_call=True),
@@ -81,10 +121,6 @@ class Guide:
 
     def forget_run(self) -> None:
         """Begins a new run."""
-        self.steps: set[int] = set()
-        self.guided: set[int] = set()
-        self.extra_forwards = 0.0
-        self.seconds: float | None = 0.0
 
     def before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Prepares a guided call; may return other arguments for it."""
@@ -92,10 +128,9 @@ class Guide:
     def after(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """Ends a guided call; may return another output. None came where the call has failed."""
 
-    @property
-    def step(self) -> int:
-        """Index of the current denoising step."""
-        return self._clock.step or 0
+    def why_not_compiled(self) -> str:
+        """Returns why a compiled denoiser cannot be guided so, "" where it can."""
+        return ""
 
     @property
     def latents(self) -> Tensor:
@@ -107,6 +142,15 @@ class Guide:
     def arguments(self) -> dict[str, Any]:
         """Arguments of the current call by name."""
         return {name: x for name, x in self._call.arguments.items() if name != "self"}
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the denoiser, or a part of it, runs as a compiled graph."""
+        model, pipe = self._model(), self._state.pipe()
+        wrapped = [getattr(getattr(pipe, name, None), "_orig_mod", None) for name in DENOISERS]
+        if any(inner is model for inner in wrapped):
+            return True
+        return any(part._compiled_call_impl is not None for part in model.modules())
 
     @contextmanager
     def calling_again(self) -> Iterator[None]:
@@ -121,56 +165,45 @@ class Guide:
         """Whether the current call is guided."""
         if self.scale == 0 or getattr(self.perturbation, "strength", 1.0) == 0:
             return False
-        timesteps = getattr(self._pipe().scheduler, "timesteps", ())
-        position = self.step / max(1, len(timesteps))
-        return self._window[0] <= position < self._window[1]
+        return self._state.is_inside()
 
     def prompt_rows(self, count: int) -> slice:
         """Returns which rows belong to the prompt; an empty one takes the first half."""
         if not self._binding.batches_prompts:
             return slice(None)
-        pipe = self._pipe()
+        pipe = self._state.pipe()
         with_empty = getattr(pipe, "do_classifier_free_guidance", None)
         if with_empty is None:
             with_empty = pipe.guidance_scale > 1.0
         return slice(count // 2, count) if with_empty and count % 2 == 0 else slice(None)
 
+    def _refuse_compiled(self) -> None:
+        reason = self.why_not_compiled()
+        if reason and self.is_compiled:
+            raise ModelError(
+                f"{type(self.perturbation).__name__} cannot guide a compiled denoiser, since "
+                f"{reason}; guide before torch.compile, or use HeadPerturbation"
+            )
+
     def _enter_call(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        if self._inside or self._pipe() is None:
+        if self._inside or self._state.pipe() is None:
             return None
         self._call = ModelCall.of(model, args, kwargs, {})
-        if self._clock.tick(self._call.arguments.get("timestep")):
-            for guide in self._pipe()._diffaccel_guidance.guides:
-                guide.forget_run()
-        self.steps.add(self.step)
-        return self.before(model, args, kwargs) if self.acts() else None
+        self._state.begin_call(self._call.arguments.get("timestep"))
+        if self._run != self._state.run:
+            self._run = self._state.run
+            self.forget_run()
+        if not self.acts():
+            return None
+        self._refuse_compiled()
+        return self.before(model, args, kwargs)
 
     def _leave_call(
         self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any
     ) -> Any:
-        if self._inside or self._pipe() is None or not self.acts():
+        if self._inside or self._state.pipe() is None or not self.acts():
             return None
         return self.after(model, args, kwargs, output)
-
-
-@contextmanager
-def perturbing(model: nn.Module, perturbation: Any) -> Iterator[Run]:
-    """While active, attention outputs of a denoiser go through `perturbation.perturb`.
-
-    They are those of the method that the denoiser has, or of dense attention.
-
-    Args:
-        model: The denoiser.
-        perturbation: Has `touched`, the layers that it changes, and `perturb`.
-    """
-    has_own = run_of(model) is not None
-    with nullcontext() if has_own else set_attn_processor(model, FullAttn(), always=True):
-        run = run_of(model)
-        run.perturbation = perturbation
-        try:
-            yield run
-        finally:
-            run.perturbation = None
 
 
 def on_batch(value: Any, count: int, change: Callable[[Tensor], Tensor], name: str = "") -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from diffaccel.guidance.attachment import check_layers
 from diffaccel.guidance.perturb.blocks import PermuteTokens, SkipLayers
-from diffaccel.guidance.perturb.difference import Perturbation, damaged
+from diffaccel.guidance.perturb.damage import Damage, Perturbation
 from diffaccel.guidance.perturb.heads import HeadPerturbation
 
 if TYPE_CHECKING:
@@ -73,18 +74,22 @@ class PerturbationGuider(BaseGuidance):
         self.guidance_scale = guidance_scale
         self.perturbation_scale = perturbation_scale
         self._window = (perturbation_start, perturbation_stop)
-        self._damage = ExitStack()
+        self._damage: Damage | None = None
+        self._damaging = ExitStack()
 
     def prepare_models(self, denoiser: nn.Module) -> None:
         """Damages the denoiser before the last of the calls of a step."""
         self._count_prepared += 1
         if self._perturbs() and self._count_prepared == self.num_conditions:
             check_layers("", denoiser, self.perturbation)
-            self._damage.enter_context(damaged(denoiser, self.perturbation, self._step or 0))
+            if self._damage is None or not self._damage.is_on(denoiser):
+                self._damage = Damage(denoiser, self.perturbation)
+                weakref.finalize(self, self._damage.remove)
+            self._damaging.enter_context(self._damage.active(self._step or 0))
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
         """Mends it again."""
-        self._damage.close()
+        self._damaging.close()
 
     def prepare_inputs(self, data: dict[str, Any]) -> list[BlockState]:
         """Returns the inputs of each call of a step."""

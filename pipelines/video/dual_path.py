@@ -11,21 +11,20 @@ https://arxiv.org/abs/2511.14712).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from diffaccel.attach.attachment import set_attn_processor
-from diffaccel.attach.processor import AttentionCall, linked, stock_of
+from diffaccel.attach.attachment import (
+    add_attention_hook,
+    remove_attention_hook,
+    set_attn_processor,
+)
 from diffaccel.attach.report import Report
-from diffaccel.bindings import AttentionLayer, UnsupportedModelError, processor_modules
-from diffaccel.kernels import dense_attention
-from diffaccel.layout import TokenLayout
-from diffaccel.methods.base import Method
+from diffaccel.attach.seam import AttentionCall, AttentionHook, Compute
+from diffaccel.bindings import UnsupportedModelError, processor_modules
 from diffaccel.methods.windows.base import WindowMethod
 
 Cache = Literal["keep", "offload", "int8"]
@@ -33,10 +32,10 @@ Mode = Literal["guide", "reuse", "alone"]
 StoreKey = tuple[str, str, int]
 
 
-class DualPath:
+class DualPath(AttentionHook):
     """Runs a denoiser with separate text cross-attention on two paths. A context manager.
 
-    Inside the context the model's processors are replaced; afterwards they are the stock ones.
+    Inside the context windows are attached to the model; afterwards it is as before.
 
     Args:
         model: A denoiser whose blocks have self-attention `attn1` and cross-attention `attn2`
@@ -68,19 +67,13 @@ class DualPath:
                 "two paths need separate text cross-attention, which "
                 f"{type(self._model).__name__} does not have; use a Wan pipeline"
             )
-        self._attachment = set_attn_processor(
-            self._model, TwoPathAttn(self._method, self), always=True
-        )
-        for name in cross:
-            module = self._model.get_submodule(name)
-            module.set_processor(linked(module.processor, CrossLink(module.processor, name, self)))
-        self._cross = cross
+        self._attachment = set_attn_processor(self._model, self._method, always=True)
+        own = [layer.name for layer in self._attachment.report().layers]
+        add_attention_hook(self._model, self, (*own, *cross))
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for name in self._cross:
-            module = self._model.get_submodule(name)
-            module.set_processor(stock_of(module.processor))
+        remove_attention_hook(self._model, self)
         self._attachment.remove()
         self.store.clear()
 
@@ -116,6 +109,37 @@ class DualPath:
         """Returns what the windows did."""
         return self._attachment.report()
 
+    @property
+    def is_active(self) -> bool:
+        """Whether the layers do anything but windows and their own cross-attention."""
+        return self.mode != "alone"
+
+    def attend(self, call: AttentionCall, compute: Compute) -> Tensor:
+        """Attends on both paths."""
+        if call.layer.kind == "cross":
+            return self._attend_text(call, compute)
+        if self.mode == "reuse":
+            return compute(call)
+        half = len(call.query) // 2
+        windows, full = call.rows(slice(half)), call.rows(slice(half, None))
+        layout = call.inputs().layout
+        scale = call.query.shape[-1] ** -0.5 if call.scale is None else call.scale
+        full = replace(full, scale=scale * self._method.temperature(layout))
+        outputs = compute(windows), full.dense()
+        method = call.attached.state.method
+        method.record(call.layer, layout, "the full path sees everything")
+        return torch.cat(outputs)
+
+    def _attend_text(self, call: AttentionCall, compute: Compute) -> Tensor:
+        """Computes cross-attention from the full rows, or takes it from the store."""
+        # image to video attends the image first, then the text
+        key = self.prompt, call.layer.name, call.index
+        if self.mode == "reuse":
+            return self.store.get(key, call.query)
+        output = compute(call.rows(slice(len(call.query) // 2, None)))
+        self.store.put(key, output)
+        return torch.cat([output, output])
+
     def _run(self, mode: Mode, call: dict[str, Any], prompt: str = "") -> Tensor:
         self.mode, self.prompt = mode, prompt
         try:
@@ -125,7 +149,7 @@ class DualPath:
 
 
 class CrossStore:
-    """Cross-attention outputs (B, H, N, D) by prompt, layer and call within the layer.
+    """Cross-attention outputs (B, N, H, D) by prompt, layer and call within the layer.
 
     Args:
         cache: How they are kept, see `DualPath`.
@@ -159,88 +183,3 @@ class CrossStore:
         """Bytes that are kept."""
         parts = (part for pair in self._kept.values() for part in pair if part is not None)
         return sum(part.nbytes for part in parts)
-
-
-@dataclass(frozen=True, slots=True)
-class TwoPathAttn(Method):
-    """Windows for the window rows, full attention for the full rows of a guided run.
-
-    Args:
-        window: What the window rows compute.
-        paths: Whose mode says whether the second half of the batch is full rows.
-    """
-
-    window: WindowMethod
-    paths: DualPath = field(repr=False, compare=False)
-
-    def _attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        layout: TokenLayout,
-        *,
-        scale: float | None,
-        key_padding_mask: Tensor | None,
-        layer: int | None,
-    ) -> tuple[Tensor, Tensor | float]:
-        batch = len(query)
-        count = batch // 2 if self.paths.mode == "guide" else batch
-        output = torch.empty_like(query)
-        output[:count], density = self.window.attend_with_density(
-            query[:count], key[:count], value[:count], layout, scale=scale, layer=layer
-        )
-        if count == batch:
-            return output, density
-        scale = query.shape[-1] ** -0.5 if scale is None else scale
-        scale *= self.window.temperature(layout)
-        output[count:] = dense_attention(query[count:], key[count:], value[count:], scale=scale)
-        return output, (density + 1.0) / 2
-
-
-@dataclass(slots=True)
-class CrossLink:
-    """What a cross-attention processor knows: the one it stands for, its layer, the paths."""
-
-    stock: Any
-    name: str
-    paths: DualPath
-
-    @property
-    def layer(self) -> AttentionLayer:
-        """The layer, for reports."""
-        return AttentionLayer(self.name, "cross", 0)
-
-    def serve(self, processor: Any, stock_class: type, args: tuple, kwargs: dict) -> Any:
-        """Runs the stock processor with its attention shared between the paths."""
-        with CrossSwap(self):
-            return stock_class.__call__(processor, *args, **kwargs)
-
-
-class CrossSwap(TorchFunctionMode):
-    """While active, computes cross-attention from the full rows, or takes it from the store."""
-
-    def __init__(self, link: CrossLink) -> None:
-        super().__init__()
-        self.link = link
-        self.calls = 0
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        paths = self.link.paths
-        if func is not F.scaled_dot_product_attention or paths.mode == "alone":
-            return func(*args, **kwargs)
-        call = AttentionCall(*args, **kwargs)
-        # image to video attends the image first, then the text
-        key = paths.prompt, self.link.name, self.calls
-        self.calls += 1
-        if paths.mode == "reuse":
-            return paths.store.get(key, call.query)
-        half = len(call.query) // 2
-        tokens = (x[half:] for x in (call.query, call.key, call.value))
-        mask = None if call.attn_mask is None else call.attn_mask[-half:]
-        output = func(*tokens, attn_mask=mask, scale=call.scale)
-        paths.store.put(key, output)
-        return torch.cat([output, output])

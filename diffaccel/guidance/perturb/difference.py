@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffaccel.bindings import binding_of
-from diffaccel.guidance.guide import Guide, on_batch, perturbing, with_prediction
-from diffaccel.guidance.perturb.blocks import PermuteTokens, SkipLayers
+from diffaccel.guidance.guide import Guide, GuidanceState, on_batch, with_prediction
+from diffaccel.guidance.perturb.damage import Damage, Perturbation
 from diffaccel.guidance.perturb.heads import HeadPerturbation
 from diffaccel.guidance.perturb.shared_prefix import SharedPrefix
-
-Perturbation = HeadPerturbation | SkipLayers | PermuteTokens
 
 
 class DifferenceGuide(Guide):
     """Adds w (c - p) to every prediction of a step; see `diffaccel.guidance.attachment`."""
 
-    def __init__(self, pipe: Any, model: nn.Module, *arguments: Any) -> None:
-        super().__init__(pipe, model, *arguments)
+    def __init__(
+        self, state: GuidanceState, model: nn.Module, perturbation: Perturbation, scale: float
+    ) -> None:
+        super().__init__(state, model, perturbation, scale)
+        self._damage = Damage(model, perturbation)
         stages = self._binding.stages(model)
-        length = _sound_stages(stages, self._layers[self.perturbation.touched[0]].name)
+        length = _sound_stages(stages, self._layers[perturbation.touched[0]].name)
+        if self.is_compiled:
+            length = 0  # a compiled graph hands out nothing from its middle
         self.rerun = 1.0 - length / len(stages)
         self._prefix = SharedPrefix(model, self._binding, length)
 
@@ -32,15 +34,23 @@ class DifferenceGuide(Guide):
         """Takes the hooks off."""
         super().remove()
         self._prefix.remove()
+        self._damage.remove()
+
+    def why_not_compiled(self) -> str:
+        """Blocks are exchanged for others, which graphs do not follow; heads are damaged inside."""
+        if isinstance(self.perturbation, HeadPerturbation):
+            return ""
+        return "it exchanges whole blocks"
 
     def forget_run(self) -> None:
         """Begins a new run."""
-        super().forget_run()
         self._known: tuple[int, Tensor, Tensor] | None = None
         self._delta: Tensor | None = None
 
     def before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Records what the damaged forward will have in common with this one."""
+        if self.is_compiled:
+            self._prefix.remove()
         self._prefix.forget()
         self._delta = self._remembered()
         if self._delta is None:
@@ -55,7 +65,7 @@ class DifferenceGuide(Guide):
         if delta is None:
             rows = self.prompt_rows(len(self.latents))
             delta = self.scale * (prediction[rows] - self._damaged(args, kwargs, rows))
-            self._known = (self._clock.step, self.latents[rows].clone(), delta)
+            self._known = (self._state.step, self.latents[rows].clone(), delta)
             self._prefix.forget()
         repeats = len(prediction) // len(delta)
         delta = delta.repeat(repeats, *[1] * (delta.ndim - 1))
@@ -63,7 +73,7 @@ class DifferenceGuide(Guide):
 
     def _remembered(self) -> Tensor | None:
         """Returns the difference of this step, if a call on the same latents has computed it."""
-        if self._known is None or self._known[0] != self._clock.step:
+        if self._known is None or self._known[0] != self._state.step:
             return None
         _, latents, delta = self._known
         present = self.latents[-len(latents) :]
@@ -79,27 +89,17 @@ class DifferenceGuide(Guide):
             stack.enter_context(self.calling_again())
             if hasattr(model, "cache_context"):
                 stack.enter_context(model.cache_context("perturbed"))
-            stack.enter_context(damaged(model, self.perturbation, self.step))
+            stack.enter_context(self._damage.active(self._state.step))
             if shares:
                 stack.enter_context(self._prefix.replayed(model, rows))
             if rows != slice(None):
                 args, kwargs = (on_batch(x, count, lambda t: t[rows]) for x in (args, kwargs))
             output = model(*args, **kwargs)[0]
-        self.guided.add(self.step)
-        self.extra_forwards += self.rerun if shares else 1.0
         on_cpu = output.device.type == "cpu"
-        self.seconds = self.seconds + perf_counter() - started if on_cpu else None
+        self._state.count(
+            self.rerun if shares else 1.0, perf_counter() - started if on_cpu else None
+        )
         return output
-
-
-def damaged(
-    model: nn.Module, perturbation: Perturbation, step: int
-) -> AbstractContextManager[None]:
-    """While active, a denoiser is damaged; a method that it has stays."""
-    if isinstance(perturbation, HeadPerturbation):
-        return perturbing(model, perturbation)
-    binding = binding_of(model)
-    return perturbation.applied(model, binding, binding.layers(model), step)
 
 
 def _sound_stages(stages: tuple[str, ...], first_damaged: str) -> int:

@@ -23,8 +23,8 @@ from diffusers.models.transformers.transformer_flux import (
 )
 
 from diffaccel.attach.attachment import restore_attn_processor, set_attn_processor
-from diffaccel.attach.processor import _parallelism_obstacle, attached_class, stock_of
-from diffaccel.attach.state import _as_padding_mask
+from diffaccel.attach.processor import attached_class, attached_layer, stock_of
+from diffaccel.attach.state import as_padding_mask
 from diffaccel.bindings import FluxBinding
 from diffaccel.layout import TokenLayout
 
@@ -251,7 +251,7 @@ def test_two_ranks_equal_one_process(tmp_path):
     ids=["row", "one-sample", "batch", "additive", "bias", "square", "per-head", "per-query"],
 )
 def test_which_masks_are_key_padding(mask, expected):
-    found = _as_padding_mask(mask, batch=2, length=3)
+    found = as_padding_mask(mask, batch=2, length=3)
     assert (None if found is None else found.tolist()) == expected
 
 

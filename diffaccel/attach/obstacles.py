@@ -1,0 +1,72 @@
+"""Why an attention call cannot go to a method, whatever the method is: one chain of reasons."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from diffusers.hooks.layer_skip import AttentionScoreSkipFunctionMode
+from torch.overrides import _get_current_function_mode_stack
+
+if TYPE_CHECKING:
+    from diffaccel.attach.seam import AttentionCall
+
+
+def obstacle(call: AttentionCall) -> str:
+    """Returns the first reason why a call cannot go to a method, "" where it can."""
+    for reason in REASONS:
+        found = reason(call)
+        if found:
+            return found
+    return ""
+
+
+def parallelism(call: AttentionCall) -> str:
+    """Ulysses hands a layer all tokens and a part of the heads, which suits every method."""
+    context = call.context_parallelism
+    if context is None:
+        return ""
+    if call.layer.kind == "joint":
+        return "context parallelism changes the token order of joint sequences"
+    if (context.ring_degree or 1) > 1:
+        return "ring parallelism shows a layer only a part of the keys at a time"
+    return ""
+
+
+def unknown_layout(call: AttentionCall) -> str:
+    """The model call has to tell what the tokens are, and all of them."""
+    layout, length = call.layout, call.query.shape[1]
+    if layout is None:
+        return call.attached.state.why_no_layout(call.layer)
+    if layout.length != length:
+        return (
+            f"the layout read from the model call has {layout.length} tokens, "
+            f"the layer got {length}"
+        )
+    return ""
+
+
+def unsupported_arguments(call: AttentionCall) -> str:
+    """Methods compute softmax attention over key padding, head by head."""
+    if call.options or call.query.shape[2] != call.key.shape[2]:
+        return "dropout, causal masks and grouped heads are not supported"
+    return ""
+
+
+def unsupported_mask(call: AttentionCall) -> str:
+    """Of masks, methods know key padding."""
+    if call.mask is None:
+        return ""
+    if call.attached.state.padding_mask(call) is None:
+        return f"an attention mask of shape {tuple(call.mask.shape)} is not key padding"
+    return ""
+
+
+def skipped_scores(call: AttentionCall) -> str:
+    """A guider of diffusers (perturbed attention) may replace SDPA around a call."""
+    modes = _get_current_function_mode_stack()
+    if any(isinstance(mode, AttentionScoreSkipFunctionMode) for mode in modes):
+        return "a guider skips the attention scores of this call"
+    return ""
+
+
+REASONS = (parallelism, unknown_layout, unsupported_arguments, unsupported_mask, skipped_scores)

@@ -1,0 +1,365 @@
+"""The attention seam: the one place where attached layers meet diffusers' attention.
+
+An attached processor runs the body of its stock class with two names exchanged: diffusers'
+`dispatch_attention_fn` and `F.scaled_dot_product_attention`. Both make an `AttentionCall` of
+their arguments and hand it to the layer, whose method and hooks answer it. While torch.compile
+traces, they emit one opaque operation instead, which finds the layer at run time by its handle:
+step, layout, schedule and records never enter a graph.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Optional
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_dispatch import (
+    _templated_context_parallel_attention,
+    dispatch_attention_fn,
+)
+from torch import Tensor
+
+from diffaccel.attach.obstacles import obstacle, parallelism
+from diffaccel.errors import ModelError
+from diffaccel.methods.inputs import AttentionInputs
+
+if TYPE_CHECKING:
+    from diffaccel.attach.state import DenoiserState
+    from diffaccel.bindings import AttentionLayer
+    from diffaccel.layout import TokenLayout
+
+Compute = Callable[["AttentionCall"], Tensor]
+
+
+class AttentionHook:
+    """Something that acts at the attention of chosen layers, around whatever computes it.
+
+    Attributes:
+        is_active: Whether it acts at present. Switched freely; nothing is attached anew.
+        wraps_processor: Whether `process` is called for whole layers, beside `attend` for each
+            of their attention calls. Such a hook cannot act inside a compiled graph.
+    """
+
+    is_active: bool = False
+    wraps_processor: bool = False
+
+    def attend(self, call: AttentionCall, compute: Compute) -> Tensor:
+        """Answers one attention call with (B, N, H, D); `compute` answers it without this hook."""
+        return compute(call)
+
+    def process(
+        self, attached: AttachedLayer, run: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
+    ) -> Any:
+        """Runs a whole layer; `run(*args, **kwargs)` is its processor."""
+        return run(*args, **kwargs)
+
+
+class AttachedLayer:
+    """What an attached processor knows: its stock processor, its layer, the denoiser's state.
+
+    Args:
+        stock: The processor that it stands for.
+        layer: The layer.
+        state: What acts at the attention of the denoiser.
+
+    Attributes:
+        handle: 0-dim int64 CPU tensor by which the opaque operation finds this object: an input
+            of a graph, whose value is never guarded, so that all layers share one graph.
+    """
+
+    __slots__ = ("__weakref__", "handle", "layer", "state", "stock")
+
+    def __init__(self, stock: Any, layer: AttentionLayer, state: DenoiserState) -> None:
+        self.__setstate__((stock, layer, state))
+
+    def __getstate__(self) -> tuple[Any, AttentionLayer, DenoiserState]:
+        return self.stock, self.layer, self.state
+
+    def __setstate__(self, parts: tuple[Any, AttentionLayer, DenoiserState]) -> None:
+        # A copied model gets handles of its own.
+        self.stock, self.layer, self.state = parts
+        number = next(_NUMBERS)
+        self.handle = torch.tensor(number)
+        _LAYERS[number] = self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _blank, (), self.__getstate__()
+
+    def process(self, run: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Runs the layer: `run(*args, **kwargs)` is its stock body with attention exchanged."""
+        for hook in self.state.hooks.get(self.layer.name, ()):
+            if hook.is_active and hook.wraps_processor:
+                return hook.process(self, partial(self._run, run), args, kwargs)
+        return self._run(run, args, kwargs)
+
+    def attend(self, call: AttentionCall) -> Tensor:
+        """Answers one attention call, (B, N, H, D)."""
+        compute: Compute = self.state.attend
+        for hook in self.state.hooks.get(self.layer.name, ()):
+            if hook.is_active:
+                compute = partial(hook.attend, compute=compute)
+        if call.context_parallelism and call.layer.kind == "self" and not parallelism(call):
+            return call.gathered(compute)
+        return compute(call)
+
+    def _run(self, run: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        outer = _RUNNING.layer, _RUNNING.index
+        _RUNNING.layer, _RUNNING.index = self, 0
+        try:
+            output = run(*args, **kwargs)
+            if _RUNNING.index == 0:
+                self.state.never_called(self)
+            return output
+        finally:
+            _RUNNING.layer, _RUNNING.index = outer
+
+
+def _blank() -> AttachedLayer:
+    return AttachedLayer.__new__(AttachedLayer)
+
+
+_NUMBERS = itertools.count()
+_LAYERS: weakref.WeakValueDictionary[int, AttachedLayer] = weakref.WeakValueDictionary()
+
+
+class _Running(threading.local):
+    """The layer that runs in this thread, and how many attention calls it has made."""
+
+    layer: Any = None
+    index: int = 0
+
+
+class _Traced:
+    """The layer whose body torch.compile traces; its assignments become none of a graph's."""
+
+    handle: Any = None
+    index: int = 0
+
+
+_RUNNING = _Running()
+_TRACED = _Traced()
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """One attention call of an attached layer.
+
+    Args:
+        attached: The layer that makes it.
+        index: How many calls the layer made before, in the same run of its processor.
+        query: (B, N, H, D).
+        key: (B, M, H, D).
+        value: (B, M, H, D).
+        mask: As for SDPA: bool or added to the scores, broadcastable to (B, H, N, M), or None.
+        scale: Factor on the scores, None for D ** -0.5.
+        options: `dropout_p`, `is_causal`, `enable_gqa` where they are not the defaults.
+        dispatch: Further arguments of `dispatch_attention_fn` (backend, parallel_config,
+            attention_kwargs); None where the layer calls SDPA itself.
+    """
+
+    attached: AttachedLayer
+    index: int
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scale: float | None
+    options: dict[str, Any]
+    dispatch: dict[str, Any] | None
+
+    @property
+    def layer(self) -> AttentionLayer:
+        """The layer that makes the call."""
+        return self.attached.layer
+
+    @property
+    def is_cross_attention(self) -> bool:
+        """Whether queries attend to another sequence, as in the image part of an IP-Adapter."""
+        return self.query.shape[1] != self.key.shape[1]
+
+    @property
+    def layout(self) -> TokenLayout | None:
+        """The tokens of the sequence, None where the model call does not tell."""
+        return self.attached.state.layout(self.layer)
+
+    def rows(self, part: slice) -> AttentionCall:
+        """Returns the call for some samples of the batch."""
+        mask = self.mask
+        if mask is not None and mask.ndim > 1 and len(mask) == len(self.query):
+            mask = mask[part]
+        return replace(
+            self, query=self.query[part], key=self.key[part], value=self.value[part], mask=mask
+        )
+
+    def dense(self) -> Tensor:
+        """Answers the call as the stock layer would, with the backend that the user chose."""
+        if self.dispatch is not None:
+            return dispatch_attention_fn(
+                self.query, self.key, self.value, attn_mask=self.mask, scale=self.scale,
+                **self.options, **self.dispatch,
+            )  # fmt: skip
+        tokens = (x.transpose(1, 2) for x in (self.query, self.key, self.value))
+        output = F.scaled_dot_product_attention(
+            *tokens, attn_mask=self.mask, scale=self.scale, **self.options
+        )
+        return output.transpose(1, 2)
+
+    def inputs(self) -> AttentionInputs:
+        """Returns the call as methods take it.
+
+        Raises:
+            ModelError: The call cannot go to a method; says why.
+        """
+        reason = obstacle(self)
+        if reason:
+            raise ModelError(f"attention of {self.layer.name} cannot be changed: {reason}")
+        return self.attached.state.inputs(self)
+
+    @property
+    def context_parallelism(self) -> Any:
+        """diffusers' configuration of context parallelism, None without."""
+        config = None if self.dispatch is None else self.dispatch.get("parallel_config")
+        return getattr(config, "context_parallel_config", None)
+
+    def gathered(self, compute: Compute) -> Tensor:
+        """Answers a call under Ulysses parallelism: all tokens and a part of the heads."""
+
+        def forward(
+            context: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *_: Any,
+            **__: Any,
+        ) -> Tensor:  # fmt: skip
+            dispatch = {**self.dispatch, "parallel_config": None}
+            return compute(
+                replace(self, query=query, key=key, value=value, mask=mask, dispatch=dispatch)
+            )
+
+        return _templated_context_parallel_attention(
+            self.query, self.key, self.value, self.mask, scale=self.scale, forward_op=forward,
+            backward_op=None, _parallel_config=self.dispatch["parallel_config"],
+        )  # fmt: skip
+
+
+def dispatched(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **arguments: Any,
+) -> Tensor:
+    """Stands for diffusers' `dispatch_attention_fn` in the bodies of attached processors."""
+    enable_gqa = arguments.pop("enable_gqa", False)
+    if torch.compiler.is_compiling():
+        if dropout_p or is_causal or enable_gqa or query.shape[1] != key.shape[1]:
+            return dispatch_attention_fn(
+                query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, **arguments
+            )
+        return _traced(query, key, value, attn_mask, scale, True)
+    options = _options(dropout_p, is_causal, enable_gqa)
+    return _run(query, key, value, attn_mask, scale, options, arguments)
+
+
+def sdpa(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **arguments: Any,
+) -> Tensor:
+    """Stands for `F.scaled_dot_product_attention` in the bodies of attached processors."""
+    enable_gqa = arguments.pop("enable_gqa", False)
+    tracing = torch.compiler.is_compiling()
+    if tracing and (dropout_p or is_causal or enable_gqa or query.shape[2] != key.shape[2]):
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    if tracing:
+        return _traced(query, key, value, attn_mask, scale, False).transpose(1, 2)
+    options = _options(dropout_p, is_causal, enable_gqa)
+    return _run(query, key, value, attn_mask, scale, options, None).transpose(1, 2)
+
+
+def traced(handle: Tensor, body: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Lets torch.compile trace the body of the layer with this handle."""
+    _TRACED.handle, _TRACED.index = handle, 0
+    output = body(*args, **kwargs)
+    _TRACED.handle = None
+    return output
+
+
+def _options(dropout_p: float, is_causal: bool, enable_gqa: bool) -> dict[str, Any]:
+    if not (dropout_p or is_causal or enable_gqa):
+        return {}
+    return {"dropout_p": dropout_p, "is_causal": is_causal, "enable_gqa": enable_gqa}
+
+
+def _run(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    options: dict[str, Any],
+    dispatch: dict[str, Any] | None,
+) -> Tensor:
+    attached, index = _RUNNING.layer, _RUNNING.index
+    _RUNNING.index = index + 1
+    return attached.attend(
+        AttentionCall(attached, index, query, key, value, mask, scale, options, dispatch)
+    )
+
+
+def _traced(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    is_dispatched: bool,
+) -> Tensor:
+    place = 2 * _TRACED.index + is_dispatched
+    _TRACED.index += 1
+    return torch.ops.diffaccel.attend(query, key, value, mask, scale, _TRACED.handle, place)
+
+
+# A method may wait for the device or choose a kernel by its data: never replay it from a graph.
+_TAGS = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+
+
+@torch.library.custom_op("diffaccel::attend", mutates_args=(), **_TAGS)
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Optional[Tensor],  # noqa: UP045 - torch 2.6 reads no unions in schemas
+    scale: Optional[float],  # noqa: UP045
+    handle: Tensor,
+    place: int,
+) -> Tensor:
+    """Answers an attention call of a compiled graph; place is 2 * index + is_dispatched."""
+    attached = _LAYERS[int(handle)]
+    dispatch = None
+    if place % 2:
+        dispatch = {
+            "backend": getattr(attached.stock, "_attention_backend", None),
+            "parallel_config": getattr(attached.stock, "_parallel_config", None),
+        }
+    call = AttentionCall(attached, place // 2, query, key, value, mask, scale, {}, dispatch)
+    return attached.attend(call).contiguous()
+
+
+@_attend.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
+    return query.new_empty((*query.shape[:3], value.shape[3]))

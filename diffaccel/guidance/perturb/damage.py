@@ -1,0 +1,79 @@
+"""A perturbation on one denoiser, switched on and off."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffaccel.attach.attachment import add_attention_hook, remove_attention_hook
+from diffaccel.attach.seam import AttentionCall, AttentionHook, Compute
+from diffaccel.bindings import binding_of
+from diffaccel.guidance.perturb.blocks import PermuteTokens, SkipLayers
+from diffaccel.guidance.perturb.heads import HeadPerturbation
+
+Perturbation = HeadPerturbation | SkipLayers | PermuteTokens
+
+
+class Damage:
+    """A perturbation of a denoiser that is off until `active` switches it on.
+
+    Args:
+        model: The denoiser. A method that it has stays.
+        perturbation: What is damaged.
+    """
+
+    def __init__(self, model: nn.Module, perturbation: Perturbation) -> None:
+        self._model = weakref.ref(model)
+        self._perturbation = perturbation
+        self._binding = binding_of(model)
+        self._layers = self._binding.layers(model)
+        self._hook: DamagedHeads | None = None
+        if isinstance(perturbation, HeadPerturbation):
+            self._hook = DamagedHeads(perturbation)
+            names = tuple(self._layers[index].name for index in perturbation.touched)
+            add_attention_hook(model, self._hook, names)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What holds a copy has damaged no model yet.
+        return type(None), ()
+
+    def is_on(self, model: nn.Module) -> bool:
+        """Whether it damages this denoiser."""
+        return self._model() is model
+
+    @contextmanager
+    def active(self, step: int) -> Iterator[None]:
+        """While active, the denoiser is damaged as it is at a denoising step."""
+        if self._hook is None:
+            model = self._model()
+            with self._perturbation.applied(model, self._binding, self._layers, step):
+                yield
+            return
+        self._hook.is_active = True
+        try:
+            yield
+        finally:
+            self._hook.is_active = False
+
+    def remove(self) -> None:
+        """Takes it off the denoiser."""
+        model = self._model()
+        if model is not None and self._hook is not None:
+            remove_attention_hook(model, self._hook)
+
+
+class DamagedHeads(AttentionHook):
+    """Damages heads of whatever computes the attention of a layer."""
+
+    def __init__(self, perturbation: HeadPerturbation) -> None:
+        self._perturbation = perturbation
+
+    def attend(self, call: AttentionCall, compute: Compute) -> Tensor:
+        output = compute(call)
+        if call.is_cross_attention:
+            return output
+        return self._perturbation.perturb(call.inputs(), output, call.layer.index)
