@@ -75,6 +75,15 @@ class TokenLayout:
         native: (frames, height, width) in tokens of the visual grid on which the model was
             trained; None where nobody said. Layouts that differ in this alone are equal.
 
+    Attributes:
+        length: Number of tokens in the sequence.
+        text_length: Number of text tokens, condition tokens not counted.
+        visual: The visual segment, or None where the sequence has none.
+        grid: (frames, height, width) of the visual segment, or None.
+        visual_slice: Where the visual tokens lie in the sequence; empty where there are none.
+        exact_slices: Where text and condition tokens lie, in sequence order, neighbours joined:
+            what methods attend exactly.
+
     Example:
         >>> TokenLayout.image(64, 48, text_before=512).length
         3584
@@ -82,6 +91,12 @@ class TokenLayout:
 
     segments: tuple[Segment, ...]
     native: Grid | None = field(default=None, compare=False)
+    length: int = field(init=False, compare=False, repr=False)
+    text_length: int = field(init=False, compare=False, repr=False)
+    visual: Segment | None = field(init=False, compare=False, repr=False)
+    grid: Grid | None = field(init=False, compare=False, repr=False)
+    visual_slice: slice = field(init=False, compare=False, repr=False)
+    exact_slices: tuple[slice, ...] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "segments", tuple(self.segments))
@@ -100,6 +115,31 @@ class TokenLayout:
                 f"a layout has at most one visual segment, got {visual}; "
                 'describe reference images as kind="condition"'
             )
+        self._set_facts()
+
+    def _set_facts(self) -> None:
+        """Derives what every attention call asks for, once."""
+        visual, place, exact, start = None, slice(0, 0), [], 0
+        for part in self.segments:
+            stop = start + part.length
+            if part.kind == "visual":
+                visual, place = part, slice(start, stop)
+            elif part.length and exact and exact[-1].stop == start:
+                exact[-1] = slice(exact[-1].start, stop)
+            elif part.length:
+                exact.append(slice(start, stop))
+            start = stop
+        text = sum(part.length for part in self.segments if part.kind == "text")
+        facts = {
+            "length": start,
+            "text_length": text,
+            "visual": visual,
+            "grid": None if visual is None else visual.grid,
+            "visual_slice": place,
+            "exact_slices": tuple(exact),
+        }
+        for name, fact in facts.items():
+            object.__setattr__(self, name, fact)
 
     @classmethod
     def image(
@@ -130,51 +170,3 @@ class TokenLayout:
         visual = Segment("visual", frames * height * width, (frames, height, width))
         before, after = Segment("text", text_before), Segment("text", text_after)
         return cls(tuple(part for part in (before, visual, after) if part.length > 0))
-
-    @property
-    def length(self) -> int:
-        """Number of tokens in the sequence."""
-        return sum(segment.length for segment in self.segments)
-
-    @property
-    def visual(self) -> Segment | None:
-        """The visual segment, or None where the sequence has none."""
-        return next((part for part in self.segments if part.kind == "visual"), None)
-
-    @property
-    def grid(self) -> Grid | None:
-        """(frames, height, width) of the visual segment, or None."""
-        return None if self.visual is None else self.visual.grid
-
-    @property
-    def visual_slice(self) -> slice:
-        """Where the visual tokens lie in the sequence; empty where there are none."""
-        for part, place in self._placed():
-            if part.kind == "visual":
-                return place
-        return slice(0, 0)
-
-    @property
-    def other_slices(self) -> tuple[slice, ...]:
-        """Where text and condition tokens lie, in sequence order, neighbours joined."""
-        joined: list[slice] = []
-        for part, place in self._placed():
-            if part.kind == "visual" or part.length == 0:
-                continue
-            if joined and joined[-1].stop == place.start:
-                joined[-1] = slice(joined[-1].start, place.stop)
-            else:
-                joined.append(place)
-        return tuple(joined)
-
-    @property
-    def text_length(self) -> int:
-        """Number of text tokens, condition tokens not counted."""
-        return sum(segment.length for segment in self.segments if segment.kind == "text")
-
-    def _placed(self) -> list[tuple[Segment, slice]]:
-        places, start = [], 0
-        for segment in self.segments:
-            places.append((segment, slice(start, start + segment.length)))
-            start += segment.length
-        return places

@@ -121,7 +121,7 @@ def draw_tokens(side: int, heads: int, dim: int, seed: int) -> tuple[Tensor, Ten
 
 def gflop(method: Method | None, layout: TokenLayout, heads: int, dim: int) -> float:
     """Multiplications and additions of the two products of attention; dense without a method."""
-    share = 1.0 if method is None or method.idle_reason(layout) else method.visual_share(layout)
+    share = 1.0 if method is None or method.shape_reason(layout) else method.visual_share(layout)
     return 4e-9 * share * layout.length**2 * heads * dim
 
 
@@ -173,7 +173,7 @@ def measure(side: int, heads: int, dim: int, seed: int, rate: float, seconds: fl
 
     add("FullAttn()", None, lambda: dense_attention(*tokens))
     for name, method in METHODS.items():
-        if not method.idle_reason(layout):
+        if not method.shape_reason(layout):
             add(name, method, lambda method=method: method.attend(*tokens, layout))
     return rows
 

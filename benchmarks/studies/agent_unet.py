@@ -120,7 +120,7 @@ def counted_gflop(
         share = 1.0
         if method is not None:
             own = method.resolved("sdxl", 1)
-            if not own.idle_reason(served.layout):
+            if not own.shape_reason(served.layout):
                 share = own.visual_share(served.layout)
         attention += share * served.dense_flop
     return attention / 1e9, other_flop(model, (side, side), side**2, 0, text) / 1e9

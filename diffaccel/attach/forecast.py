@@ -30,7 +30,7 @@ _CLOCK_HZ = 1.7e9
 _DENSE_SHARE = 0.6  # of that peak, which the best dense attention reaches
 
 
-def why_dense(method: Method, layout: TokenLayout, query: Tensor) -> str:
+def slower_reason(method: Method, layout: TokenLayout, query: Tensor) -> str:
     """Says why dense attention is expected to be faster than a method, "" where it is not.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from diffaccel.attach.forecast import why_dense as slower_reason
+from diffaccel.attach.forecast import slower_reason
 from diffaccel.attach.obstacles import obstacle
 from diffaccel.attach.report import DenoiserReport, LayerLog, LayerReport, StepLog
 from diffaccel.methods.inputs import Position
@@ -101,9 +101,7 @@ class MethodState:
         if self.clock.step is not None:
             self._steps.setdefault(self.clock.step, StepLog()).record(reason)
 
-    def report(
-        self, component: str, model: str, skipped: dict[str, str]
-    ) -> DenoiserReport:
+    def report(self, component: str, model: str, skipped: dict[str, str]) -> DenoiserReport:
         """Returns what happened in the latest run; waits for the device.
 
         Args:

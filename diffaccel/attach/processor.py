@@ -103,9 +103,7 @@ def redirected(call: Any) -> Callable[..., Any] | None:
     if code is None or not _ATTENTION_NAMES & set(code.co_names):
         return None
     shadow = _shadow(call.__globals__["__name__"])
-    copied = FunctionType(
-        code, vars(shadow), call.__name__, call.__defaults__, call.__closure__
-    )
+    copied = FunctionType(code, vars(shadow), call.__name__, call.__defaults__, call.__closure__)
     copied.__kwdefaults__ = call.__kwdefaults__
     return copied
 

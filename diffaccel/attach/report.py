@@ -84,8 +84,8 @@ class LayerReport:
         dense_calls: Reason -> number of calls that ran dense for it.
         density: Mean share of query-key pairs computed exactly, dense calls counted as 1.
         pairs: Query-key pairs of all calls, the weight of this layer in an overall density.
-        visited: What the kernel computed in the latest sparse call and what it would have with tiles
-            that fit, where that differs from the pairs that count.
+        visited: What the kernel computed in the latest sparse call and what it would have with
+            tiles that fit, where that differs from the pairs that count.
     """
 
     name: str

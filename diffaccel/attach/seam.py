@@ -95,7 +95,11 @@ class AttachedLayer:
         """Runs the layer: `run(*args, **kwargs)` is its stock body with attention exchanged."""
         for hook in self.state.hooks.get(self.layer.name, ()):
             if hook.is_active and hook.wraps_processor:
-                return hook.process(self, partial(self._run, run), args, kwargs)
+
+                def whole(*args: Any, **kwargs: Any) -> Any:
+                    return self._run(run, args, kwargs)
+
+                return hook.process(self, whole, args, kwargs)
         return self._run(run, args, kwargs)
 
     def attend(self, call: AttentionCall) -> Tensor:

@@ -62,9 +62,7 @@ class GuidanceReport:
 class GuidanceAttachment:
     """Guidance that was set on a pipeline. A context manager: removed on exit."""
 
-    def __init__(
-        self, pipe: DiffusionPipeline, state: GuidanceState, guides: list[Guide]
-    ) -> None:
+    def __init__(self, pipe: DiffusionPipeline, state: GuidanceState, guides: list[Guide]) -> None:
         self._pipe = pipe
         self._state = state
         self._guides = guides

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-import torch
 from torch import Tensor
 
-from diffaccel.kernels import dense_attention
 from diffaccel.layout import TokenLayout
+from diffaccel.methods.inputs import Attended, AttentionInputs, Position
 from diffaccel.methods.published import published
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 DenseLayers = tuple[int, ...] | int | None
 
 
-class Work(NamedTuple):
+class Visited(NamedTuple):
     """How much a kernel computes, as shares of all N x N query-key pairs.
 
     Args:
@@ -35,9 +34,8 @@ class Method:
     """Maps query, key, value and their token layout to an attention output.
 
     A subclass is a frozen, slotted dataclass whose fields are its whole configuration, and
-    implements `_attend`. It may have the fields `dense_steps` and `dense_layers` (its schedule)
-    and `first_frame`; where these are None, `resolved` fills them with what was published for
-    a model family.
+    implements `compute`. Slots make each class anew, after which `super()` without arguments
+    fails: methods name their base class instead.
     """
 
     def attend(
@@ -71,17 +69,8 @@ class Method:
         Returns:
             (B, N, H, D) in the dtype of query.
         """
-        return self.attend_with_density(
-            query,
-            key,
-            value,
-            layout,
-            scale=scale,
-            key_padding_mask=key_padding_mask,
-            layer=layer,
-            step=step,
-            progress=progress,
-        )[0]
+        inputs = AttentionInputs.checked(query, key, value, layout, scale, key_padding_mask)
+        return self.run(inputs, Position(layer, step, progress)).output
 
     def attend_with_density(
         self,
@@ -100,20 +89,11 @@ class Method:
 
         Returns:
             The output (B, N, H, D), and the share of the N x N query-key pairs that were
-            computed exactly: 1.0 where the call ran dense, else a 0-dim fp32 tensor on the
-            device of query (reading it is the caller's synchronisation).
+            computed exactly: 1.0 where the call ran dense, else a number or a 0-dim fp32 tensor
+            on the device of query (reading it is the caller's synchronisation).
         """
-        check_inputs(query, key, value, layout, scale, key_padding_mask)
-        if key_padding_mask is not None and key_padding_mask.device.type == "cpu":
-            # Free to ask on a CPU only: elsewhere it would wait for the device.
-            key_padding_mask = None if key_padding_mask.all() else key_padding_mask
-        tokens, options = (
-            (query, key, value),
-            {"scale": scale, "key_padding_mask": key_padding_mask},
-        )
-        if self.runs_dense(layer, step, progress):
-            return dense_attention(*tokens, **options), 1.0
-        return self._attend(*tokens, layout, **options, layer=layer)
+        inputs = AttentionInputs.checked(query, key, value, layout, scale, key_padding_mask)
+        return self.run(inputs, Position(layer, step, progress))[:2]
 
     def __call__(self, *args: object, **kwargs: object) -> NoReturn:
         """Refuses to be an attention processor, which `model.set_attn_processor` makes of it."""
@@ -123,24 +103,24 @@ class Method:
             "or pipe.set_attn_processor(method), on a freshly loaded model"
         )
 
-    def runs_dense(
-        self,
-        layer: int | None = None,
-        step: int | None = None,
-        progress: float | None = None,
-    ) -> bool:
-        """Whether the schedule (`dense_steps`, `dense_layers`) makes this call dense."""
-        dense_steps = getattr(self, "dense_steps", None) or 0
-        if step is not None and step < dense_steps:
-            return True
-        dense_layers = getattr(self, "dense_layers", None) or 0
-        if layer is None:
-            return False
-        return layer < dense_layers if isinstance(dense_layers, int) else layer in dense_layers
+    def run(self, inputs: AttentionInputs, position: Position) -> Attended:
+        """Computes a call, densely where schedule or shape ask for it."""
+        reason = self.schedule_reason(position) or self.shape_reason(inputs.layout)
+        if reason:
+            return Attended(inputs.dense(), 1.0, reason)
+        return self.compute(inputs, position)
 
-    def dense_reason(self, layout: TokenLayout) -> str:
-        """Says why a call that the schedule leaves to the method runs dense all the same."""
-        return "the method computes this shape densely"
+    def compute(self, inputs: AttentionInputs, position: Position) -> Attended:
+        """Computes a call that neither `schedule_reason` nor `shape_reason` makes dense."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement compute")
+
+    def schedule_reason(self, position: Position) -> str:
+        """Says why a call at this position runs dense, "" where it does not."""
+        return ""
+
+    def shape_reason(self, layout: TokenLayout) -> str:
+        """Says why a layout runs dense whatever the data, "" where it does not."""
+        return ""
 
     def expected_density(self, layout: TokenLayout) -> float | None:
         """Predicts the share of the query-key pairs that is computed exactly.
@@ -163,7 +143,9 @@ class Method:
         """
         return None
 
-    def work(self, layout: TokenLayout, query: Tensor, layer: int | None = None) -> Work | None:
+    def visited(
+        self, layout: TokenLayout, query: Tensor, layer: int | None = None
+    ) -> Visited | None:
         """Says what the kernel computes for a query (B, N, H, D) on its device.
 
         None where that is what the density says, or where the method runs dense.
@@ -171,7 +153,7 @@ class Method:
         return None
 
     def resolved(self, family: str, num_layers: int, expert: int = 0) -> Self:
-        """Fills schedule knobs that are None with the values published for a model family.
+        """Fills knobs that are None with the values published for a model family.
 
         Args:
             family: A name from `diffaccel.methods.published.PUBLISHED`. A family without
@@ -196,77 +178,44 @@ class Method:
         }
         return replace(self, **unset)
 
-    def _attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        layout: TokenLayout,
-        *,
-        scale: float | None,
-        key_padding_mask: Tensor | None,
-        layer: int | None,
-    ) -> tuple[Tensor, Tensor | float]:
-        raise NotImplementedError(f"{type(self).__name__} does not implement _attend")
 
+@dataclass(frozen=True, slots=True)
+class ScheduledMethod(Method):
+    """A method that leaves some steps and layers dense.
 
-def check_inputs(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    layout: TokenLayout,
-    scale: float | None,
-    key_padding_mask: Tensor | None,
-) -> None:
-    """Raises ValueError or TypeError unless the arguments of `attend` fit together."""
-    if not isinstance(layout, TokenLayout):
-        raise TypeError(
-            f"layout must be a TokenLayout, got {type(layout).__name__}; "
-            "use TokenLayout.image(height, width) or TokenLayout.video(frames, height, width)"
-        )
-    shape = tuple(query.shape)
-    if len(shape) != 4 or tuple(key.shape) != shape or tuple(value.shape) != shape:
-        raise ValueError(
-            "query, key and value must have one shape (B, N, H, D), got "
-            f"{shape}, {tuple(key.shape)} and {tuple(value.shape)}; "
-            "transpose (B, H, N, D) tensors with .transpose(1, 2)"
-        )
-    if not query.is_floating_point() or key.dtype != query.dtype or value.dtype != query.dtype:
-        raise TypeError(
-            "query, key and value must have one floating-point dtype, "
-            f"got {query.dtype}, {key.dtype} and {value.dtype}"
-        )
-    if layout.length != shape[1]:
-        raise ValueError(
-            f"the layout must describe all N tokens, got a layout of {layout.length} tokens for "
-            f"N={shape[1]}; add the missing segments (text, condition) or correct the grid"
-        )
-    if scale is not None and not scale > 0:
-        raise ValueError(f"scale must be positive, got {scale=}; None means D ** -0.5")
-    if key_padding_mask is None:
-        return
-    if key_padding_mask.dtype != torch.bool:
-        raise TypeError(
-            f"key_padding_mask must be bool (True = may be attended), got "
-            f"{key_padding_mask.dtype}; convert with .bool()"
-        )
-    if tuple(key_padding_mask.shape) != shape[:2]:
-        raise ValueError(
-            f"key_padding_mask must be (B, N) = {shape[:2]}, "
-            f"got {tuple(key_padding_mask.shape)}; it covers the whole sequence"
-        )
+    Args:
+        dense_steps: First denoising steps that run dense. None: as published for the model
+            family, 0 without a model and for families without a published value.
+        dense_layers: Layers that run dense: a tuple of indices, or the number of first layers.
+            None: as published, none without a model and for families without a published value.
+    """
 
+    _: KW_ONLY
+    dense_steps: int | None = None
+    dense_layers: DenseLayers = None
 
-def check_schedule(dense_steps: int | None, dense_layers: DenseLayers) -> None:
-    """Raises ValueError unless the schedule knobs of a method are in range."""
-    if dense_steps is not None and (not isinstance(dense_steps, int) or dense_steps < 0):
-        raise ValueError(
-            f"dense_steps must be None or an integer of at least 0, got {dense_steps=}; "
-            "None takes the value published for the model family"
-        )
-    layers = dense_layers if isinstance(dense_layers, tuple) else (dense_layers or 0,)
-    if not all(isinstance(layer, int) and layer >= 0 for layer in layers):
-        raise ValueError(
-            "dense_layers must be None, a number of first layers or a tuple of layer indices "
-            f"of at least 0, got {dense_layers=}"
-        )
+    def __post_init__(self) -> None:
+        if self.dense_steps is not None and (
+            not isinstance(self.dense_steps, int) or self.dense_steps < 0
+        ):
+            raise ValueError(
+                "dense_steps must be None or an integer of at least 0, got "
+                f"dense_steps={self.dense_steps}; None takes the value published for the model "
+                "family"
+            )
+        first = self.dense_layers
+        layers = first if isinstance(first, tuple) else (first or 0,)
+        if not all(isinstance(layer, int) and layer >= 0 for layer in layers):
+            raise ValueError(
+                "dense_layers must be None, a number of first layers or a tuple of layer indices "
+                f"of at least 0, got dense_layers={first}"
+            )
+
+    def schedule_reason(self, position: Position) -> str:
+        if position.step is not None and position.step < (self.dense_steps or 0):
+            return f"dense_steps={self.dense_steps}"
+        layers, layer = self.dense_layers or 0, position.layer
+        if layer is None:
+            return ""
+        is_dense = layer < layers if isinstance(layers, int) else layer in layers
+        return f"dense_layers={layers}" if is_dense else ""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log, prod, sqrt
-from typing import Any
-
-from torch import Tensor
 
 from diffaccel.layout import TokenLayout
 from diffaccel.methods.base import Method
 from diffaccel.methods.full import FullAttn
+from diffaccel.methods.inputs import Attended, AttentionInputs, Position
 from diffaccel.methods.wrapping import WrappingMethod
 
 
@@ -62,17 +60,6 @@ class ProportionalAttn(WrappingMethod):
             trained = prod(layout.native) + others
         return sqrt(log(max(layout.length, 2)) / log(trained))
 
-    def attend_with_density(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        layout: TokenLayout,
-        *,
-        scale: float | None = None,
-        **options: Any,
-    ) -> tuple[Tensor, Tensor | float]:
-        """As `Method.attend_with_density`, whose other arguments the inner method gets."""
-        scale = query.shape[-1] ** -0.5 if scale is None else scale
-        scale *= self.temperature(layout)
-        return self.method.attend_with_density(query, key, value, layout, scale=scale, **options)
+    def compute(self, inputs: AttentionInputs, position: Position) -> Attended:
+        scale = inputs.scale * self.temperature(inputs.layout)
+        return self.method.run(replace(inputs, scale=scale), position)

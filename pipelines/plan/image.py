@@ -8,9 +8,10 @@ from math import prod
 import torch
 from torch import nn
 
-from diffaccel.attach.forecast import why_dense
+from diffaccel.attach.forecast import slower_reason
 from diffaccel.bindings import binding_of
 from diffaccel.methods import Method
+from diffaccel.methods.inputs import Position
 from diffaccel.pipelines.image.beyond_native import method_with
 from diffaccel.pipelines.image.generate import plan_stages
 from diffaccel.pipelines.image.presets import Preset
@@ -207,9 +208,12 @@ def shares_of(
         query = torch.empty((), device=device, dtype=dtype_on(device)).expand(
             1, served.layout.length, served.heads, served.dim
         )
-        reason = "" if always else why_dense(resolved, served.layout, query)
+        reason = "" if always else slower_reason(resolved, served.layout, query)
         shares = Shares() if reason else _layer_shares(resolved, served, query)
-        calls = [scheduled.runs_dense(served.layer.index, step) for step in range(steps)]
+        calls = [
+            bool(scheduled.schedule_reason(Position(served.layer.index, step)))
+            for step in range(steps)
+        ]
         dense = sum(calls) / max(steps, 1)
         dense_share += weight * (1.0 if reason else dense)
         reasons |= {reason} if reason else set()
@@ -224,9 +228,9 @@ def shares_of(
 
 def _layer_shares(method: Method, served: ServedLayer, query: torch.Tensor) -> Shares:
     exact = method.expected_density(served.layout)
-    work = method.work(served.layout, query, served.layer.index)
+    found = method.visited(served.layout, query, served.layer.index)
     cost = method.expected_cost(served.layout, query.device.type)
-    visited, ideal = (exact, exact) if work is None else (work.visited, work.ideal)
+    visited, ideal = (exact, exact) if found is None else found
     return Shares(exact, visited, ideal, 1.0 if cost is None else cost)
 
 

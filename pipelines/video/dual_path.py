@@ -55,7 +55,10 @@ class DualPath(AttentionHook):
         if cache not in get_args(Cache):
             raise ValueError(f"cache must be one of {', '.join(get_args(Cache))}, got {cache=}")
         self._model = model
-        self._method = method
+        # The published schedules are for models at their native size.
+        self._method = replace(
+            method, dense_steps=method.dense_steps or 0, dense_layers=method.dense_layers or 0
+        )
         self.mode: Mode = "alone"
         self.prompt = ""
         self.store = CrossStore(cache)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 
 from diffaccel.layout import TokenLayout
-from diffaccel.methods.base import Method
-from diffaccel.methods.full import FullAttn
+from diffaccel.methods.base import ScheduledMethod
+from diffaccel.methods.inputs import Attended
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -29,25 +28,18 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class WatchedAttn(Method):
+class WatchedAttn(ScheduledMethod):
     """Dense attention that writes down what it gets."""
 
+    _: KW_ONLY
     dense_steps: int | None = 0
     dense_layers: tuple[int, ...] | int | None = 0
     calls: list[Seen] = field(default_factory=list, repr=False, compare=False)
 
-    def attend_with_density(self, query, key, value, layout, **arguments: Any):
-        self.calls.append(
-            Seen(
-                layout,
-                tuple(query.shape),
-                arguments["layer"],
-                arguments["step"],
-                arguments["key_padding_mask"],
-            )
-        )
-        output, _ = FullAttn().attend_with_density(query, key, value, layout, **arguments)
-        return output, torch.ones(())
+    def compute(self, inputs, position):
+        shape = tuple(inputs.query.shape)
+        self.calls.append(Seen(inputs.layout, shape, position.layer, position.step, inputs.mask))
+        return Attended(inputs.dense(), torch.ones(()))
 
 
 @pytest.fixture(scope="session")

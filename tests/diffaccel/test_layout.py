@@ -10,7 +10,7 @@ def test_image_places_text_around_the_grid():
     assert layout.length == 40
     assert layout.grid == (1, 5, 7)
     assert layout.visual_slice == slice(3, 38)
-    assert layout.other_slices == (slice(0, 3), slice(38, 40))
+    assert layout.exact_slices == (slice(0, 3), slice(38, 40))
     assert layout.text_length == 5
 
 
@@ -18,7 +18,7 @@ def test_video_keeps_frames_height_width_apart():
     layout = TokenLayout.video(2, 3, 5, text_after=4)
     assert layout.grid == (2, 3, 5)
     assert layout.visual_slice == slice(0, 30)
-    assert layout.other_slices == (slice(30, 34),)
+    assert layout.exact_slices == (slice(30, 34),)
 
 
 def test_condition_tokens_are_no_text_but_lie_outside_the_visual_slice():
@@ -31,7 +31,7 @@ def test_condition_tokens_are_no_text_but_lie_outside_the_visual_slice():
         )
     )
     assert layout.text_length == 3
-    assert layout.other_slices == (slice(0, 7), slice(13, 18))
+    assert layout.exact_slices == (slice(0, 7), slice(13, 18))
     assert layout.visual_slice == slice(7, 13)
 
 
@@ -39,7 +39,7 @@ def test_text_alone_has_no_visual_part():
     layout = TokenLayout((Segment("text", 9),))
     assert layout.visual is None and layout.grid is None
     assert layout.visual_slice == slice(0, 0)
-    assert layout.other_slices == (slice(0, 9),)
+    assert layout.exact_slices == (slice(0, 9),)
 
 
 def test_is_hashable_comparable_frozen_and_its_repr_rebuilds_it():

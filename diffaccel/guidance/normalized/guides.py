@@ -13,7 +13,7 @@ from diffaccel.attach.attachment import add_attention_hook, remove_attention_hoo
 from diffaccel.attach.seam import AttachedLayer, AttentionCall, AttentionHook, Compute
 from diffaccel.bindings import binding_of, processor_modules
 from diffaccel.bindings.base import forward_signature
-from diffaccel.guidance.guide import Guide, GuidanceState, on_batch, with_prediction
+from diffaccel.guidance.guide import GuidanceState, Guide, on_batch, with_prediction
 from diffaccel.guidance.normalized.config import NormalizedAttention
 from diffaccel.guidance.normalized.negative_prompt import negative_prompt_of
 

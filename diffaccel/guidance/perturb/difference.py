@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffaccel.guidance.guide import Guide, GuidanceState, on_batch, with_prediction
+from diffaccel.guidance.guide import GuidanceState, Guide, on_batch, with_prediction
 from diffaccel.guidance.perturb.damage import Damage, Perturbation
 from diffaccel.guidance.perturb.heads import HeadPerturbation
 from diffaccel.guidance.perturb.shared_prefix import SharedPrefix
@@ -37,7 +37,7 @@ class DifferenceGuide(Guide):
         self._damage.remove()
 
     def why_not_compiled(self) -> str:
-        """Blocks are exchanged for others, which graphs do not follow; heads are damaged inside."""
+        """Graphs do not follow exchanged blocks; heads are damaged inside of the seam."""
         if isinstance(self.perturbation, HeadPerturbation):
             return ""
         return "it exchanges whole blocks"

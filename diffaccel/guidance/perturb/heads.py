@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -20,8 +20,9 @@ from diffaccel.kernels.perturbed import (
     self_and_text_attention,
     uniform_attention,
 )
-from diffaccel.layout import TokenLayout
 from diffaccel.methods.base import Method
+from diffaccel.methods.inputs import Attended, AttentionInputs, Position
+from diffaccel.methods.visual import COMPUTED_DENSELY
 
 if TYPE_CHECKING:
     from typing import Self
@@ -133,83 +134,56 @@ class HeadPerturbation(Method):
             return tuple(range(count))
         return tuple(head for at, head in self.heads if at == layer)
 
-    def perturb(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        output: Tensor,
-        layout: TokenLayout,
-        *,
-        scale: float | None,
-        key_padding_mask: Tensor | None,
-        layer: int | None,
-    ) -> Tensor:
+    def perturb(self, inputs: AttentionInputs, output: Tensor, layer: int | None) -> Tensor:
         """Damages the output (B, N, H, D) that any method computed for these inputs."""
-        chosen = self.heads_of(layer, query.shape[2])
+        chosen = self.heads_of(layer, inputs.query.shape[2])
         if not chosen or self.strength == 0:
             return output
-        index = torch.tensor(chosen, device=query.device)
-        tokens = (x.index_select(2, index) for x in (query, key, value))
-        rows, damaged = self._damaged(*tokens, layout, scale, key_padding_mask)
+        index = torch.tensor(chosen, device=output.device)
+        query, key, value = (
+            x.index_select(2, index) for x in (inputs.query, inputs.key, inputs.value)
+        )
+        rows, damaged = self._damaged(replace(inputs, query=query, key=key, value=value))
         mixed = output.clone()
         sound = mixed[:, rows].index_select(2, index)
         mixed[:, rows] = mixed[:, rows].index_copy(2, index, sound.lerp(damaged, self.strength))
         return mixed
 
-    def _damaged(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        layout: TokenLayout,
-        scale: float | None,
-        mask: Tensor | None,
-    ) -> tuple[slice, Tensor]:
+    def compute(self, inputs: AttentionInputs, position: Position) -> Attended:
+        output = self.perturb(inputs, inputs.dense(), position.layer)
+        return Attended(output, 1.0, COMPUTED_DENSELY)
+
+    def _damaged(self, inputs: AttentionInputs) -> tuple[slice, Tensor]:
         """Returns which rows are damaged, and what the damaged map gives for them."""
-        everything, image = slice(None), layout.visual_slice
+        query, key, value, mask = inputs.query, inputs.key, inputs.value, inputs.mask
+        everything, image = slice(None), inputs.layout.visual_slice
+        options = {"scale": inputs.scale, "key_padding_mask": mask}
         if self.target == "uniform":
             return everything, uniform_attention(value, mask).expand_as(value)
-        options = {"scale": scale, "key_padding_mask": mask}
         if self.target == "blur" and self.sigma == inf:
             mean = mean_query_attention(query[:, image], key, value, **options)
             return image, mean.expand_as(value[:, image])
         if self.target == "blur":
-            blurred = blurred_queries(query[:, image], layout.grid, self.sigma)
+            blurred = blurred_queries(query[:, image], inputs.layout.grid, self.sigma)
             return image, dense_attention(blurred, key, value, **options)
         if self.scope == "sequence":
             return everything, value
-        is_image = torch.zeros(layout.length, dtype=torch.bool, device=value.device)
-        is_image[image] = True
         if self.scope == "image_mass":
+            is_image = torch.zeros(inputs.layout.length, dtype=torch.bool, device=value.device)
+            is_image[image] = True
             return image, image_mass_to_self_attention(
                 query, key, value, is_image, image, **options
             )
-        text_mask = None if mask is None else mask[:, ~is_image]
+        text = inputs.exact()
         return image, self_and_text_attention(
             query[:, image],
             key[:, image],
             value[:, image],
-            key[:, ~is_image],
-            value[:, ~is_image],
-            scale=scale,
-            text_mask=text_mask,
+            text.key,
+            text.value,
+            scale=inputs.scale,
+            text_mask=text.valid,
         )
-
-    def _attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        layout: TokenLayout,
-        *,
-        scale: float | None,
-        key_padding_mask: Tensor | None,
-        layer: int | None,
-    ) -> tuple[Tensor, Tensor | float]:
-        options = {"scale": scale, "key_padding_mask": key_padding_mask}
-        output = dense_attention(query, key, value, **options)
-        return self.perturb(query, key, value, output, layout, **options, layer=layer), 1.0
 
 
 def _is_index(value: object) -> bool:

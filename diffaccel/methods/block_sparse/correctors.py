@@ -15,34 +15,26 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from diffaccel.kernels import Centroids, listed_blocks
-from diffaccel.methods.block_sparse.estimator import BlockStatistics
+from diffaccel.kernels import BlockStatistics, Centroids, listed_blocks
+from diffaccel.methods.inputs import ExactTokens, VisualTokens
 
 
 class Selected(NamedTuple):
     """The tokens of a call in block order, and what a selector chose.
 
     Args:
-        query: (B, N, H, D) visual tokens.
-        key: (B, N, H, D).
-        valid: (B, N) bool or None.
-        text_key: (B, T, H, D) keys that every query sees exactly; T may be 0.
-        text_valid: (B, T) bool or None.
+        visual: The visual tokens.
+        exact: What every query sees exactly.
         indices: (B, H, NB, max_count) int32 kept key blocks per query block.
         counts: (B, H, NB) int32.
         block: Tokens per block.
-        scale: Factor on the logits.
     """
 
-    query: Tensor
-    key: Tensor
-    valid: Tensor | None
-    text_key: Tensor
-    text_valid: Tensor | None
+    visual: VisualTokens
+    exact: ExactTokens
     indices: Tensor
     counts: Tensor
     block: int
-    scale: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,17 +167,18 @@ def calibrated_damping(statistics: BlockStatistics, selected: Selected) -> Tenso
     Returns:
         (B, H) fp32, 0 to `LARGEST_DAMPING`.
     """
-    length, block, scale = selected.query.shape[1], selected.block, selected.scale
+    visual, exact_tokens, block = selected.visual, selected.exact, selected.block
+    length, device = visual.query.shape[1], visual.query.device
     count = min(CALIBRATION_ROWS, length)
-    rows = ((torch.arange(count, device=selected.query.device) + 0.5) * length / count).long()
-    query = selected.query[:, rows].transpose(1, 2).float() * scale
+    rows = ((torch.arange(count, device=device) + 0.5) * length / count).long()
+    query = visual.query[:, rows].transpose(1, 2).float() * visual.scale
     lists = selected.indices[:, :, rows // block], selected.counts[:, :, rows // block]
     left_out = ~listed_blocks(*lists, statistics.blocks)
-    text = query @ selected.text_key.permute(0, 2, 3, 1).float()
-    if selected.text_valid is not None:
-        text = text.masked_fill(~selected.text_valid[:, None, None], -torch.inf)
+    text = query @ exact_tokens.key.permute(0, 2, 3, 1).float()
+    if exact_tokens.valid is not None:
+        text = text.masked_fill(~exact_tokens.valid[:, None, None], -torch.inf)
     text = text.logsumexp(-1)
-    masses = _block_masses(query, selected)
+    masses = _block_masses(query, visual, block)
     exact = torch.logaddexp(masses.logsumexp(-1), text)
     kept = torch.logaddexp(masses.masked_fill(left_out, -torch.inf).logsumexp(-1), text)
 
@@ -198,22 +191,22 @@ def calibrated_damping(statistics: BlockStatistics, selected: Selected) -> Tenso
         middle = (low + high) / 2
         estimate = (first + middle[..., None, None] * second).logsumexp(-1)
         excess = torch.logaddexp(kept, estimate) - exact
-        if selected.valid is not None:  # padded rows, and rows without any key, mean nothing
-            is_row = selected.valid[:, None, rows] & excess.isfinite()
+        if visual.valid is not None:  # padded rows, and rows without any key, mean nothing
+            is_row = visual.valid[:, None, rows] & excess.isfinite()
             excess = excess.masked_fill(~is_row, 0.0)
         is_high = excess.mean(-1) > 0
         low, high = torch.where(is_high, low, middle), torch.where(is_high, middle, high)
     return (low + high) / 2
 
 
-def _block_masses(query: Tensor, selected: Selected) -> Tensor:
+def _block_masses(query: Tensor, visual: VisualTokens, block: int) -> Tensor:
     """Log of the summed exponentials of each key block: (B, H, R, NB) from scaled queries."""
-    length, block = selected.key.shape[1], selected.block
+    length = visual.key.shape[1]
     masses = []
     for head in range(query.shape[1]):  # one at a time, since R x N scores each
-        scores = query[:, head] @ selected.key[:, :, head].mT.float()
-        if selected.valid is not None:
-            scores = scores.masked_fill(~selected.valid[:, None], -torch.inf)
+        scores = query[:, head] @ visual.key[:, :, head].mT.float()
+        if visual.valid is not None:
+            scores = scores.masked_fill(~visual.valid[:, None], -torch.inf)
         scores = torch.nn.functional.pad(scores, (0, -length % block), value=-torch.inf)
         masses.append(scores.unflatten(-1, (-1, block)).logsumexp(-1))
     return torch.stack(masses, 1)

@@ -21,10 +21,10 @@ inside the attention kernel; tokens are reordered in each layer rather than once
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
-from diffaccel.methods.block_sparse.base import BlockSparseMethod, check_knobs
+from diffaccel.methods.block_sparse.base import BlockSparseMethod
 from diffaccel.methods.block_sparse.correctors import (
     CalibratedCentroids,
     NoCorrection,
@@ -51,8 +51,6 @@ class RectifiedSpaAttn(BlockSparseMethod):
             fifths; 0 is dense.
         p_remain: Share of the attention mass that is computed at least, 0 to 1. A row needs
             more than `1 - drop` of the blocks only where its attention is spread out widely.
-        block: Tokens per block, a power of two of at least 16.
-        order: "hilbert", "brick" or "raster": which tokens form a block.
         neighbors: Whether blocks that touch in the grid are always kept.
         gapr: Whether a dropped block is estimated only where the estimate can be trusted;
             False estimates every dropped block. Of correction="pooled" alone.
@@ -60,12 +58,8 @@ class RectifiedSpaAttn(BlockSparseMethod):
             block share one estimate. "centroids" is ours: each query has its own, calibrated on
             a few exact rows (`CalibratedCentroids`), for about `1 / block` of the dense cost;
             it has no `gapr`.
-        first_frame: Whether blocks with first-frame tokens always keep each other (video only).
-            None: as published for the model family (True for Wan), False without a model.
-        dense_steps: First denoising steps that run dense. None: as published, 0 without a model
-            and for families without a published value.
-        dense_layers: Layers that run dense: a tuple of indices, or the number of first layers.
-            None: as published, none without a model and for families without a published value.
+        block, order, first_frame: As of `BlockSparseMethod`.
+        dense_steps, dense_layers: As of `ScheduledMethod`.
 
     Example:
         >>> layout = TokenLayout.image(64, 64, text_before=512)
@@ -73,15 +67,11 @@ class RectifiedSpaAttn(BlockSparseMethod):
     """
 
     drop: float = 0.8
+    _: KW_ONLY
     p_remain: float = 0.3
-    block: int = 128
-    order: str = "hilbert"
     neighbors: bool = True
     gapr: bool = True
     correction: str = "pooled"
-    first_frame: bool | None = None
-    dense_steps: int | None = None
-    dense_layers: tuple[int, ...] | int | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.drop < 1.0:
@@ -94,7 +84,7 @@ class RectifiedSpaAttn(BlockSparseMethod):
                 f"correction must be one of {', '.join(CORRECTIONS)}, got "
                 f"correction={self.correction!r}"
             )
-        check_knobs(self)
+        BlockSparseMethod.__post_init__(self)
 
     @classmethod
     def published(cls, family: str) -> Self:

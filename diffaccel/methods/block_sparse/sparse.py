@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffaccel.methods.block_sparse.base import BlockSparseMethod, check_knobs
+from diffaccel.methods.block_sparse.base import BlockSparseMethod
 from diffaccel.methods.block_sparse.correctors import NoCorrection
 from diffaccel.methods.block_sparse.selectors import TopBlocks
 
@@ -20,25 +20,11 @@ class SparseAttn(BlockSparseMethod):
 
     Args:
         keep: Share of visual key blocks that is computed, above 0 to 1; 1 is dense.
-        p_remain: Share of the attention mass that is computed at least; 0 leaves `keep` alone.
-        block: Tokens per block, a power of two of at least 16.
-        order: "hilbert", "brick" or "raster": which tokens form a block.
-        neighbors: Whether blocks that touch in the grid are always kept.
-        first_frame: Whether blocks with first-frame tokens always keep each other (video only).
-            None: as published for the model family, False without a model.
-        dense_steps: First denoising steps that run dense. None: as published, 0 without a model.
-        dense_layers: Layers that run dense: a tuple of indices, or the number of first layers.
-            None: as published, none without a model.
+        p_remain, block, order, neighbors, first_frame: As of `BlockSparseMethod`.
+        dense_steps, dense_layers: As of `ScheduledMethod`.
     """
 
     keep: float = 0.25
-    p_remain: float = 0.0
-    block: int = 128
-    order: str = "hilbert"
-    neighbors: bool = False
-    first_frame: bool | None = None
-    dense_steps: int | None = None
-    dense_layers: tuple[int, ...] | int | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.keep <= 1.0:
@@ -46,12 +32,11 @@ class SparseAttn(BlockSparseMethod):
                 f"keep must lie above 0 and be at most 1, got keep={self.keep}; "
                 "0.25 computes a quarter of the key blocks"
             )
-        check_knobs(self)
+        BlockSparseMethod.__post_init__(self)
 
     def selector(self) -> TopBlocks:
         """The blocks with the largest predicted attention."""
         return TopBlocks(self.keep, self.p_remain)
 
     def corrector(self) -> NoCorrection:
-        """None."""
         return NoCorrection()

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import isfinite
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import Tensor
 
 from diffaccel.kernels import dense_attention
 from diffaccel.layout import Grid, TokenLayout
-from diffaccel.methods.base import DenseLayers, Method, check_schedule
-from diffaccel.methods.exact_tokens import OtherKeys
+from diffaccel.methods.base import Method, ScheduledMethod
 from diffaccel.methods.full import FullAttn
 from diffaccel.methods.grouped.base import GroupedMethod, check_least_tokens, counted_attention
 from diffaccel.methods.grouped.cells import Cells, Groups, group_means, taken
+from diffaccel.methods.inputs import (
+    Attended,
+    AttentionInputs,
+    ExactTokens,
+    Position,
+    VisualTokens,
+)
 from diffaccel.methods.published import AGENTS
+from diffaccel.methods.visual import VisualMethod
 from diffaccel.methods.windows.base import Extent, check_extent, spread
 
 if TYPE_CHECKING:
@@ -73,9 +81,7 @@ class AgentAttn(GroupedMethod):
             None: 0.075 on U-Nets, as AgentSD, else 0.
         late: What runs in the rest of the schedule.
         least_tokens: Visual tokens below which all runs dense.
-        dense_steps: First denoising steps that run dense. None: as published, 0 without a model.
-        dense_layers: Layers that run dense: a tuple of indices, or the number of first layers.
-            None: as published, none without a model.
+        dense_steps, dense_layers: As of `ScheduledMethod`.
 
     Example:
         >>> pipe.set_attn_processor(AgentAttn())
@@ -91,8 +97,6 @@ class AgentAttn(GroupedMethod):
     shortcut: float | None = None
     late: Method = FullAttn()
     least_tokens: int = 1024
-    dense_steps: int | None = None
-    dense_layers: DenseLayers = None
 
     def __post_init__(self) -> None:
         check_extent("cell", self.cell)
@@ -126,49 +130,26 @@ class AgentAttn(GroupedMethod):
                 f"{type(self.late).__name__}; pass an instance such as TokenMergingAttn()"
             )
         check_least_tokens(self.least_tokens)
-        check_schedule(self.dense_steps, self.dense_layers)
+        ScheduledMethod.__post_init__(self)
 
     def cells(self, grid: Grid) -> Cells:
         """The cells of a grid (frames, height, width), one for each agent."""
-        size = list(map(min, spread(self.cell, (1, 1, 1)), grid))
-        cells = Cells(grid, tuple(size))
-        while self.most_agents is not None and cells.number > self.most_agents:
-            flat = [axis for axis in (1, 2) if size[axis] < grid[axis]]
-            for axis in flat or [0]:
-                size[axis] += 1
-            cells = Cells(grid, tuple(size))
-        return cells
+        return _cells(self.cell, self.most_agents, grid)
 
-    def idle_reason(self, layout: TokenLayout) -> str:
-        """Why a layout runs dense, "" where agents save work."""
-        if layout.visual is None:
-            return "there are no visual tokens"
-        tokens = layout.visual.length
-        if tokens < self.least_tokens:
-            return f"{tokens} visual tokens are below least_tokens={self.least_tokens}"
-        agents = self.cells(layout.grid).number
-        if 2 * agents >= tokens:
-            return f"{agents} agents save no work on {tokens} visual tokens"
-        return ""
+    def shape_reason(self, layout: TokenLayout) -> str:
+        reason = self._why_no_agents(layout)
+        return reason if reason and self.late.shape_reason(layout) else ""
+
+    def schedule_reason(self, position: Position) -> str:
+        if not self._is_late(position):
+            return ScheduledMethod.schedule_reason(self, position)
+        if self.late == FullAttn():
+            return f"outside start={self.start} to stop={self.stop}"
+        return ""  # `late` has a schedule of its own
 
     def visual_share(self, layout: TokenLayout) -> float:
         """Two products of n and N in place of one of N and N."""
         return 2 * self.cells(layout.grid).number / layout.visual.length
-
-    def dense_reason(self, layout: TokenLayout) -> str:
-        """Why the method, or the one of the rest of the schedule, runs a layout dense."""
-        return self.idle_reason(layout) or self.late.dense_reason(layout)
-
-    def runs_dense(
-        self,
-        layer: int | None = None,
-        step: int | None = None,
-        progress: float | None = None,
-    ) -> bool:
-        """Whether the schedule makes this call dense; `late` has a schedule of its own."""
-        if self._is_late(progress):
-            return self.late == FullAttn()
-        return Method.runs_dense(self, layer, step)
 
     def resolved(self, family: str, num_layers: int, expert: int = 0) -> Self:
         """Fills knobs that are None with what suits a model family."""
@@ -180,63 +161,69 @@ class AgentAttn(GroupedMethod):
         }
         return replace(method, late=self.late.resolved(family, num_layers, expert), **unset)
 
-    def attend_with_density(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        layout: TokenLayout,
-        *,
-        progress: float | None = None,
-        **options: Any,
-    ) -> tuple[Tensor, Tensor | float]:
-        """As `Method.attend_with_density`; outside start to stop it is that of `late`."""
-        attend = Method.attend_with_density
-        if self._is_late(progress):
-            return self.late.attend_with_density(
-                query, key, value, layout, progress=progress, **options
-            )
-        return attend(self, query, key, value, layout, progress=progress, **options)
+    def compute(self, inputs: AttentionInputs, position: Position) -> Attended:
+        if self._is_late(position):
+            return self.late.run(inputs, position)
+        reason = self._why_no_agents(inputs.layout)
+        if reason:
+            return Attended(inputs.dense(), 1.0, reason)
+        return VisualMethod.compute(self, inputs, position)
 
-    def _is_late(self, progress: float | None) -> bool:
-        return progress is not None and not self.start <= progress < self.stop
-
-    def _attend_visual(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        layout: TokenLayout,
-        scale: float,
-        valid: Tensor | None,
-        others: OtherKeys,
-    ) -> Tensor:
-        agents, counts = self._agents(query, key, layout, valid)
-        gathered = dense_attention(agents, key, value, scale=scale, key_padding_mask=valid)
+    def grouped_attention(self, visual: VisualTokens, exact: ExactTokens) -> Tensor:
+        query, key, value, scale = visual.query, visual.key, visual.value, visual.scale
+        agents, counts = self._agents(visual)
+        gathered = dense_attention(agents, key, value, scale=scale, key_padding_mask=visual.valid)
         power = 1.0 if self.scale_power is None else self.scale_power
-        if others.key.shape[1]:
+        if exact.key.shape[1]:
             # One softmax has one scale, which is that of the text.
             agents = agents * scale ** (power - 1.0)
-            output = counted_attention(query, agents, gathered, counts, others, scale)
+            output = counted_attention(query, agents, gathered, counts, exact, scale)
         else:
             output = dense_attention(
                 query, agents, gathered, scale=scale**power,
-                key_padding_mask=None if valid is None else counts > 0,
+                key_padding_mask=None if visual.valid is None else counts > 0,
             )  # fmt: skip
         return output + self.shortcut * value if self.shortcut else output
 
-    def _agents(
-        self, query: Tensor, key: Tensor, layout: TokenLayout, valid: Tensor | None
-    ) -> Groups:
-        cells = self.cells(layout.grid)
+    def _why_no_agents(self, layout: TokenLayout) -> str:
+        """Says why agents save no work on a layout, "" where they do."""
+        if layout.visual is None:
+            return "there are no visual tokens"
+        tokens = layout.visual.length
+        if tokens < self.least_tokens:
+            return f"{tokens} visual tokens are below least_tokens={self.least_tokens}"
+        agents = self.cells(layout.grid).number
+        if 2 * agents >= tokens:
+            return f"{agents} agents save no work on {tokens} visual tokens"
+        return ""
+
+    def _is_late(self, position: Position) -> bool:
+        progress = position.progress
+        return progress is not None and not self.start <= progress < self.stop
+
+    def _agents(self, visual: VisualTokens) -> Groups:
+        query, valid = visual.query, visual.valid
+        cells = self.cells(visual.layout.grid)
         if self.agents == "middle":
             counts = cells.counts(valid, query.device)
             tokens = taken(query, cells.middles(valid, query.device))
             return Groups(tokens.masked_fill((counts == 0)[..., None, None], 0.0), counts)
         if self.agents == "match":
-            matching = cells.matched(key, valid)
+            matching = cells.matched(visual.key, valid)
             return group_means(query, matching.cell, cells.number, valid)
         return cells.means(query, valid)
+
+
+@lru_cache(maxsize=64)
+def _cells(cell: Extent, most_agents: int | None, grid: Grid) -> Cells:
+    size = list(map(min, spread(cell, (1, 1, 1)), grid))
+    cells = Cells(grid, tuple(size))
+    while most_agents is not None and cells.number > most_agents:
+        flat = [axis for axis in (1, 2) if size[axis] < grid[axis]]
+        for axis in flat or [0]:
+            size[axis] += 1
+        cells = Cells(grid, tuple(size))
+    return cells
 
 
 def _is_count(value: object) -> bool:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from diffaccel.layout import TokenLayout
-from diffaccel.methods.base import DenseLayers, check_schedule
-from diffaccel.methods.exact_tokens import OtherKeys
+from diffaccel.methods.base import ScheduledMethod
 from diffaccel.methods.grouped.base import GroupedMethod, check_least_tokens, counted_attention
 from diffaccel.methods.grouped.cells import Cells, group_means, taken
+from diffaccel.methods.inputs import ExactTokens, VisualTokens
 from diffaccel.methods.windows.base import Extent, check_extent, spread
 
 
@@ -40,9 +40,7 @@ class TokenMergingAttn(GroupedMethod):
         cell: Tokens of the grid for one target: one number for height and width, or (height,
             width), with each frame apart; or (frames, height, width).
         least_tokens: Visual tokens below which all runs dense.
-        dense_steps: First denoising steps that run dense. None: as published, 0 without a model.
-        dense_layers: Layers that run dense: a tuple of indices, or the number of first layers.
-            None: as published, none without a model.
+        dense_steps, dense_layers: As of `ScheduledMethod`.
 
     Example:
         >>> pipe.set_attn_processor(TokenMergingAttn(merge=0.4))
@@ -54,8 +52,6 @@ class TokenMergingAttn(GroupedMethod):
     merge: float = 0.5
     cell: Extent = 2
     least_tokens: int = 1024
-    dense_steps: int | None = None
-    dense_layers: DenseLayers = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.merge < 1.0:
@@ -65,7 +61,7 @@ class TokenMergingAttn(GroupedMethod):
             )
         check_extent("cell", self.cell)
         check_least_tokens(self.least_tokens)
-        check_schedule(self.dense_steps, self.dense_layers)
+        ScheduledMethod.__post_init__(self)
 
     def cells(self, layout: TokenLayout) -> Cells:
         """The cells of the grid of a layout, one for each target."""
@@ -76,8 +72,7 @@ class TokenMergingAttn(GroupedMethod):
         tokens = layout.visual.length
         return min(int(self.merge * tokens), tokens - self.cells(layout).number)
 
-    def idle_reason(self, layout: TokenLayout) -> str:
-        """Why a layout runs dense, "" where tokens are merged."""
+    def shape_reason(self, layout: TokenLayout) -> str:
         if layout.visual is None:
             return "there are no visual tokens"
         tokens = layout.visual.length
@@ -116,18 +111,11 @@ class TokenMergingAttn(GroupedMethod):
         joined = place.gather(1, targets.gather(1, matching.cell))
         return torch.where(leaves, joined, place)
 
-    def _attend_visual(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        layout: TokenLayout,
-        scale: float,
-        valid: Tensor | None,
-        others: OtherKeys,
-    ) -> Tensor:
-        group = self.groups(key, layout, valid)
+    def grouped_attention(self, visual: VisualTokens, exact: ExactTokens) -> Tensor:
+        layout = visual.layout
+        group = self.groups(visual.key, layout, visual.valid)
         number = layout.visual.length - self.merged(layout)
-        tokens, counts = group_means(torch.cat([query, key, value], 2), group, number, valid)
-        output = counted_attention(*tokens.chunk(3, dim=2), counts, others, scale)
+        joined = torch.cat([visual.query, visual.key, visual.value], 2)
+        tokens, counts = group_means(joined, group, number, visual.valid)
+        output = counted_attention(*tokens.chunk(3, dim=2), counts, exact, visual.scale)
         return taken(output, group)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from torch import Tensor
 
 from diffaccel.kernels import (
     WindowAxis,
-    dense_attention,
     gathered_share,
     neighborhood_attention,
     seen_share,
     visited_share,
 )
 from diffaccel.layout import Grid, TokenLayout
-from diffaccel.methods.base import Method, Work
-from diffaccel.methods.exact_tokens import other_keys, other_rows, total_density
+from diffaccel.methods.base import Visited
+from diffaccel.methods.inputs import AttentionInputs, Position
+from diffaccel.methods.visual import COMPUTED_DENSELY, VisualMethod, total_density
 
 GATHERED_RATE = 0.65
 """FLOP rate of gathered tiles, the way of every device but CUDA, in terms of dense attention: 0.56
@@ -31,7 +31,7 @@ Extent = int | tuple[int, int] | tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class WindowMethod(Method):
+class WindowMethod(VisualMethod):
     """Visual queries attend the visual tokens in a window of the grid, and all others, exactly.
 
     Text and condition queries run dense over everything. A subclass says what the window is.
@@ -45,63 +45,43 @@ class WindowMethod(Method):
         """Factor on the scores of visual queries."""
         return 1.0
 
+    def shape_reason(self, layout: TokenLayout) -> str:
+        if layout.grid is None:
+            return COMPUTED_DENSELY
+        is_plain = self.temperature(layout) == 1.0
+        return COMPUTED_DENSELY if is_plain and self._sees_everything(layout) else ""
+
     def expected_cost(self, layout: TokenLayout, device: str) -> float | None:
         """Pairs that are computed over the rate on them."""
-        if self._is_dense(layout, None):
+        if self.shape_reason(layout):
             return None
         if device == "cuda":
             return self.expected_density(layout) / KEPT_RATE
         return total_density(gathered_share(self.axes(layout)), layout) / GATHERED_RATE
 
-    def expected_density(self, layout: TokenLayout) -> float | None:
+    def expected_density(self, layout: TokenLayout) -> float:
         """Share of the pairs that windows let through, exactly."""
-        if self._is_dense(layout, None):
+        if self.shape_reason(layout):
             return 1.0
         return total_density(prod(map(seen_share, self.axes(layout))), layout)
 
-    def work(self, layout: TokenLayout, query: Tensor, layer: int | None = None) -> Work | None:
+    def visited(
+        self, layout: TokenLayout, query: Tensor, layer: int | None = None
+    ) -> Visited | None:
         """What the kernel on the device of a query computes, masked pairs included."""
-        if self._is_dense(layout, layer):
+        if self.shape_reason(layout):
             return None
         visited, ideal = visited_share(self.axes(layout, layer), query)
-        return Work(total_density(visited, layout), total_density(ideal, layout))
+        return Visited(total_density(visited, layout), total_density(ideal, layout))
 
-    def _is_dense(self, layout: TokenLayout, layer: int | None) -> bool:
-        if layout.grid is None:
-            return True
-        is_plain = self.temperature(layout) == 1.0
-        return is_plain and all(axis.is_dense for axis in self.axes(layout, layer))
-
-    def _attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        layout: TokenLayout,
-        *,
-        scale: float | None,
-        key_padding_mask: Tensor | None,
-        layer: int | None,
-    ) -> tuple[Tensor, Tensor | float]:
-        if self._is_dense(layout, layer):
-            dense = dense_attention(
-                query, key, value, scale=scale, key_padding_mask=key_padding_mask
-            )
-            return dense, 1.0
-        axes, grid = self.axes(layout, layer), layout.grid
-        output = other_rows(query, key, value, layout, scale, key_padding_mask)
-        visual = layout.visual_slice
-        others = other_keys(key, value, key_padding_mask, layout)
-        valid = None if key_padding_mask is None else key_padding_mask[:, visual]
-        scale = query.shape[-1] ** -0.5 if scale is None else scale
-        scale *= self.temperature(layout)
-        if all(axis.is_dense for axis in axes):
-            output[:, visual] = dense_attention(
-                query[:, visual], key, value, scale=scale, key_padding_mask=key_padding_mask
-            )
-            return output, 1.0
+    def attend_visual(self, inputs: AttentionInputs, position: Position, out: Tensor) -> float:
+        layout, scale = inputs.layout, inputs.scale * self.temperature(inputs.layout)
+        if self._sees_everything(layout):
+            out.copy_(replace(inputs, scale=scale).dense_rows(layout.visual_slice))
+            return 1.0
+        axes, visual, grid = self.axes(layout, position.layer), inputs.visual(), layout.grid
         result = neighborhood_attention(
-            *(x[:, visual].unflatten(1, grid) for x in (query, key, value)),
+            *(x.unflatten(1, grid) for x in (visual.query, visual.key, visual.value)),
             [axis.kernel for axis in axes],
             stride=[axis.stride for axis in axes],
             dilation=[axis.dilation for axis in axes],
@@ -109,13 +89,14 @@ class WindowMethod(Method):
             phase=[axis.phase for axis in axes],
             is_truncated=[axis.is_truncated for axis in axes],
             scale=scale,
-            key_padding_mask=None if valid is None else valid.unflatten(1, grid),
-            extra_key=others.key if layout.other_slices else None,
-            extra_value=others.value if layout.other_slices else None,
-            extra_padding_mask=others.valid if layout.other_slices else None,
+            key_padding_mask=None if visual.valid is None else visual.valid.unflatten(1, grid),
+            **inputs.exact().extras(),
         )
-        output[:, visual] = result.flatten(1, 3)
-        return output, total_density(prod(map(seen_share, axes)), layout)
+        out.copy_(result.flatten(1, 3))
+        return prod(map(seen_share, axes))
+
+    def _sees_everything(self, layout: TokenLayout) -> bool:
+        return all(axis.is_dense for axis in self.axes(layout))
 
 
 def check_phase(phase: object) -> None:

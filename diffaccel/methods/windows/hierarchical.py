@@ -15,8 +15,9 @@ from diffaccel.kernels import (
     seen_share,
 )
 from diffaccel.layout import Grid, Segment, TokenLayout
-from diffaccel.methods.base import DenseLayers, check_schedule
-from diffaccel.methods.exact_tokens import other_rows
+from diffaccel.methods.base import ScheduledMethod
+from diffaccel.methods.inputs import AttentionInputs, ExactTokens, Position
+from diffaccel.methods.visual import total_density
 from diffaccel.methods.windows.base import Extent, WindowMethod, check_extent, spread
 
 
@@ -37,83 +38,54 @@ class HierarchicalWindowAttn(WindowMethod):
     Args:
         window: Tokens of the window in the picture: one number, or (height, width).
         coarse_window: Tokens of the window in each smaller picture, in the same forms.
-        dense_steps: First denoising steps that run dense. None: as published, 0 without a model.
-        dense_layers: Layers that run dense: a tuple of indices, or the number of first layers.
-            None: as published, none without a model.
+        dense_steps, dense_layers: As of `ScheduledMethod`.
     """
 
     window: Extent = 16
     coarse_window: Extent = 12
-    dense_steps: int | None = None
-    dense_layers: DenseLayers = None
 
     def __post_init__(self) -> None:
         for name in ("window", "coarse_window"):
             check_extent(name, getattr(self, name))
-        check_schedule(self.dense_steps, self.dense_layers)
+        ScheduledMethod.__post_init__(self)
 
     def axes(self, layout: TokenLayout, layer: int | None = None) -> tuple[WindowAxis, ...]:
         """The window on the grid of a layout: frames, height, width."""
         return _inward(layout.grid, self.window)
 
-    def expected_density(self, layout: TokenLayout) -> float | None:
+    def expected_density(self, layout: TokenLayout) -> float:
         """Share of the pairs that windows in all pictures let through, exactly."""
-        return 1.0 if self._is_dense(layout, None) else self._density(layout)
+        return 1.0 if self.shape_reason(layout) else total_density(self._kept(layout), layout)
 
-    def _attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        layout: TokenLayout,
-        *,
-        scale: float | None,
-        key_padding_mask: Tensor | None,
-        layer: int | None,
-    ) -> tuple[Tensor, Tensor | float]:
-        coarse, exact = _split(layout)
-        if not coarse or self._is_dense(layout, layer):
-            return WindowMethod._attend(
-                self, query, key, value, layout, scale=scale, key_padding_mask=key_padding_mask,
-                layer=layer,
-            )  # fmt: skip
-        output = other_rows(query, key, value, layout, scale, key_padding_mask)
-        valid, others = key_padding_mask, {}
-        if exact:
-            others["extra_key"], others["extra_value"] = (
-                torch.cat([x[:, part] for part in exact], 1) for x in (key, value)
-            )
-            if valid is not None:
-                others["extra_padding_mask"] = torch.cat([valid[:, part] for part in exact], 1)
-        visual, grid = layout.visual_slice, layout.grid
-        q, k, v = (x[:, visual].unflatten(1, grid) for x in (query, key, value))
+    def attend_visual(self, inputs: AttentionInputs, position: Position, out: Tensor) -> float:
+        coarse, exact = _split(inputs.layout)
+        if not coarse:
+            return WindowMethod.attend_visual(self, inputs, position, out)
+        visual, valid, grid = inputs.visual(), inputs.mask, inputs.layout.grid
+        q, k, v = (x.unflatten(1, grid) for x in (visual.query, visual.key, visual.value))
         fine = neighborhood_attention(
-            q, k, v, [axis.kernel for axis in self.axes(layout)], scale=scale,
-            key_padding_mask=None if valid is None else valid[:, visual].unflatten(1, grid),
-            return_lse=True, **others,
+            q, k, v, [axis.kernel for axis in self.axes(inputs.layout)], scale=inputs.scale,
+            key_padding_mask=None if valid is None else visual.valid.unflatten(1, grid),
+            return_lse=True, **_exact_tokens(inputs, exact).extras(),
         )  # fmt: skip
         parts = [fine]
         for segment, place in coarse:
-            k, v = (x[:, place].unflatten(1, segment.grid) for x in (key, value))
+            k, v = (x[:, place].unflatten(1, segment.grid) for x in (inputs.key, inputs.value))
             mask = None if valid is None else valid[:, place].unflatten(1, segment.grid)
-            parts.append(self._attend_coarse(q, k, v, segment.grid, scale, mask))
+            parts.append(self._attend_coarse((q, k, v), inputs.scale, mask))
         flat = [(part.flatten(1, 3), lse.flatten(1, 3)) for part, lse in parts]
-        output[:, visual] = merge_attention(*map(list, zip(*flat, strict=True)))[0]
-        return output, self._density(layout)
+        out.copy_(merge_attention(*map(list, zip(*flat, strict=True)))[0])
+        return self._kept(inputs.layout)
 
     def _attend_coarse(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        grid: Grid,
-        scale: float | None,
-        valid: Tensor | None,
+        self, tokens: tuple[Tensor, Tensor, Tensor], scale: float, valid: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Attends the window around the same place of a smaller grid; output and lse of query.
 
         The queries over one coarse token share its window, so they become heads of it.
         """
+        query, key, value = tokens
+        grid = key.shape[1:4]
         batch, frames, height, width, heads, dim = query.shape
         rows, columns = grid[1:]
         cells = (height // rows, width // columns)
@@ -128,7 +100,8 @@ class HierarchicalWindowAttn(WindowMethod):
         shape = (batch, frames, height, width, heads)
         return output.reshape(*shape, dim), lse.reshape(shape)
 
-    def _density(self, layout: TokenLayout) -> float:
+    def _kept(self, layout: TokenLayout) -> float:
+        """Keys that a visual query sees as a share of the visual ones, as if all others were."""
         coarse, _ = _split(layout)
         grids = [layout.grid, *(segment.grid for segment, _ in coarse)]
         extents = [self.window, *(self.coarse_window for _ in coarse)]
@@ -136,7 +109,7 @@ class HierarchicalWindowAttn(WindowMethod):
             prod(grid) * (1 - prod(map(seen_share, _inward(grid, extent))))
             for grid, extent in zip(grids, extents, strict=True)
         )
-        return 1.0 - left_out * layout.visual.length / layout.length**2
+        return 1.0 - left_out / layout.visual.length
 
 
 def _inward(grid: Grid, extent: Extent) -> tuple[WindowAxis, ...]:
@@ -155,6 +128,15 @@ def _split(layout: TokenLayout) -> tuple[list[tuple[Segment, slice]], list[slice
         elif segment.kind != "visual" and segment.length:
             exact.append(place)
     return coarse, exact
+
+
+def _exact_tokens(inputs: AttentionInputs, parts: list[slice]) -> ExactTokens:
+    if not parts:
+        return ExactTokens(inputs.key[:, :0], inputs.value[:, :0], None)
+    key, value = (torch.cat([x[:, part] for part in parts], 1) for x in (inputs.key, inputs.value))
+    mask = inputs.mask
+    valid = None if mask is None else torch.cat([mask[:, part] for part in parts], 1)
+    return ExactTokens(key, value, valid)
 
 
 def _divides(grid: Grid | None, large: Grid | None) -> bool:

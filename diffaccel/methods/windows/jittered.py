@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Any
 
-from torch import Tensor
-
-from diffaccel.layout import TokenLayout
+from diffaccel.methods.inputs import Attended, AttentionInputs, Position
 from diffaccel.methods.windows.neighborhood import NeighborhoodAttn
 from diffaccel.methods.windows.sliding import SlidingWindowAttn
 from diffaccel.methods.wrapping import WrappingMethod
@@ -54,15 +51,5 @@ class JitteredAttn(WrappingMethod):
         drawn = Random(f"{self.seed} {step}")
         return replace(self.method, phase=(drawn.randrange(_PHASES), drawn.randrange(_PHASES)))
 
-    def attend_with_density(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        layout: TokenLayout,
-        *,
-        step: int | None = None,
-        **options: Any,
-    ) -> tuple[Tensor, Tensor | float]:
-        """As `Method.attend_with_density`, whose arguments the inner method gets."""
-        return self.at(step).attend_with_density(query, key, value, layout, step=step, **options)
+    def compute(self, inputs: AttentionInputs, position: Position) -> Attended:
+        return self.at(position.step).run(inputs, position)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from diffaccel.kernels import WindowAxis
 from diffaccel.layout import Grid, TokenLayout
-from diffaccel.methods.base import DenseLayers, check_schedule
+from diffaccel.methods.base import ScheduledMethod
 from diffaccel.methods.published import NEIGHBORHOODS
 from diffaccel.methods.windows.base import Extent, WindowMethod, check_extent, check_phase, spread
 
@@ -34,9 +34,7 @@ class NeighborhoodAttn(WindowMethod):
         is_causal: Whether frames see no later frame.
         phase: Queries (rows, columns) by which the first group of `stride` is shorter, modulo
             `stride`: where the borders between groups lie. See `JitteredAttn`.
-        dense_steps: First denoising steps that run dense. None: as published, 0 without a model.
-        dense_layers: Layers that run dense: a tuple of indices, or the number of first layers.
-            None: as published, none without a model.
+        dense_steps, dense_layers: As of `ScheduledMethod`.
 
     Example:
         >>> layout = TokenLayout.image(256, 256, text_before=512)
@@ -49,8 +47,6 @@ class NeighborhoodAttn(WindowMethod):
     dilation: Extent = 1
     is_causal: bool = False
     phase: tuple[int, int] = (0, 0)
-    dense_steps: int | None = None
-    dense_layers: DenseLayers = None
 
     def __post_init__(self) -> None:
         for name in ("kernel_size", "stride", "dilation"):
@@ -68,7 +64,7 @@ class NeighborhoodAttn(WindowMethod):
                     f"kernel_size={self.kernel_size!r}"
                 )
         check_phase(self.phase)
-        check_schedule(self.dense_steps, self.dense_layers)
+        ScheduledMethod.__post_init__(self)
 
     @classmethod
     def like(cls, name: str, **knobs: object) -> NeighborhoodAttn:

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from diffaccel.kernels import WindowAxis
 from diffaccel.layout import Grid, TokenLayout
-from diffaccel.methods.base import DenseLayers, check_schedule
+from diffaccel.methods.base import ScheduledMethod
 from diffaccel.methods.windows.base import Extent, WindowMethod, check_extent, check_phase, spread
 
 Variant = Literal["inward", "truncated", "shifted", "tile", "block"]
@@ -45,9 +45,7 @@ class SlidingWindowAttn(WindowMethod):
             FreeSwim uses 2.
         phase: Queries (rows, columns) by which the first tile or block is shorter, modulo its
             size: where their borders lie; for "tile" and "block". See `JitteredAttn`.
-        dense_steps: First denoising steps that run dense. None: as published, 0 without a model.
-        dense_layers: Layers that run dense: a tuple of indices, or the number of first layers.
-            None: as published, none without a model.
+        dense_steps, dense_layers: As of `ScheduledMethod`.
 
     Example:
         >>> pipe.set_attn_processor(SlidingWindowAttn())
@@ -60,8 +58,6 @@ class SlidingWindowAttn(WindowMethod):
     tile: Extent = 8
     token_growth: float = 1.0
     phase: tuple[int, int] = (0, 0)
-    dense_steps: int | None = None
-    dense_layers: DenseLayers = None
 
     def __post_init__(self) -> None:
         if self.window is not None:
@@ -78,7 +74,7 @@ class SlidingWindowAttn(WindowMethod):
                 "the softmax as it is"
             )
         check_phase(self.phase)
-        check_schedule(self.dense_steps, self.dense_layers)
+        ScheduledMethod.__post_init__(self)
 
     def window_on(self, layout: TokenLayout) -> Grid:
         """Tokens of the window per axis (frames, height, width), not clamped to the grid.

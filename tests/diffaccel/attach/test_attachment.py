@@ -174,7 +174,7 @@ def test_restore_after_an_exception_in_the_middle_of_a_run(flux):
 
 def test_an_exception_inside_attention_leaves_no_trace(flux, watched_class):
     class Failing(watched_class):
-        def attend_with_density(self, *args, **kwargs):
+        def compute(self, *args, **kwargs):
             raise FloatingPointError("inside the method")
 
     stock = flux.sample()

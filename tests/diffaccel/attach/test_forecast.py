@@ -57,20 +57,20 @@ def cpu_query(layout):
 )
 def test_a_cpu_runs_dense_what_keeps_too_much(method, pays):
     layout = TokenLayout.image(64, 64, text_after=16)
-    assert (forecast.why_dense(method, layout, cpu_query(layout)) == "") == pays
+    assert (forecast.slower_reason(method, layout, cpu_query(layout)) == "") == pays
 
 
 def test_small_shapes_are_left_to_the_method_on_a_cpu():
     layout = TokenLayout.image(32, 32)
     method = SparseAttn(keep=0.95, block=16, neighbors=False)
-    assert forecast.why_dense(method, layout, cpu_query(layout)) == ""
+    assert forecast.slower_reason(method, layout, cpu_query(layout)) == ""
 
 
 def test_a_method_that_runs_dense_itself_is_not_judged():
     layout = TokenLayout.image(64, 64)
     for method in (FullAttn(), SparseAttn(keep=1.0), NeighborhoodAttn(64)):
         assert method.expected_cost(layout, "cpu") is None
-        assert forecast.why_dense(method, layout, cpu_query(layout)) == ""
+        assert forecast.slower_reason(method, layout, cpu_query(layout)) == ""
 
 
 def test_the_expected_cost_follows_density_and_text():
@@ -95,7 +95,7 @@ def test_a_gpu_runs_short_sequences_dense():
     for side, pays in ((32, False), (256, True)):
         layout = TokenLayout.image(side, side, text_before=512)
         query = Query((1, layout.length, 24, 128))
-        assert (forecast.why_dense(method, layout, query) == "") == pays
+        assert (forecast.slower_reason(method, layout, query) == "") == pays
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -23,7 +23,9 @@ from diffusers.models.transformers.transformer_flux import (
 )
 
 from diffaccel.attach.attachment import restore_attn_processor, set_attn_processor
+from diffaccel.attach.obstacles import parallelism
 from diffaccel.attach.processor import attached_class, attached_layer, stock_of
+from diffaccel.attach.seam import AttentionCall
 from diffaccel.attach.state import as_padding_mask
 from diffaccel.bindings import FluxBinding
 from diffaccel.layout import TokenLayout
@@ -57,36 +59,32 @@ def test_guiders_that_look_up_by_class_know_attached_processors():
 
 
 def test_backend_stays_with_the_stock_processor(flux, watched):
-    """The dispatcher must reach SDPA; the chosen backend serves dense calls and comes back."""
+    """The chosen backend serves dense calls; a method does not meet it; it comes back."""
     active = _AttentionBackendRegistry.get_active_backend()
     attention = flux.pipe.transformer.transformer_blocks[0].attn
     attention.processor._attention_backend = AttentionBackendName.FLEX
     set_attn_processor(flux.pipe, watched)
-    assert attention.processor._attention_backend is AttentionBackendName.NATIVE
+    assert attention.processor._attention_backend is AttentionBackendName.FLEX
 
     attention.processor._attention_backend = AttentionBackendName._NATIVE_MATH
-    assert attention.processor._attention_backend is AttentionBackendName.NATIVE
     assert stock_of(attention.processor)._attention_backend is AttentionBackendName._NATIVE_MATH
     attention.processor._parallel_config = "config"
     assert stock_of(attention.processor)._parallel_config == "config"
     attention.processor._parallel_config = None
     flux.sample()
+    assert watched.calls
 
     restore_attn_processor(flux.pipe)
     assert attention.processor._attention_backend is AttentionBackendName._NATIVE_MATH
     assert _AttentionBackendRegistry.get_active_backend() == active
 
 
-def test_wrong_layout_runs_dense_and_says_so_once(flux, watched):
+def test_wrong_layout_runs_dense_and_says_so_once(flux, watched, monkeypatch):
     stock = flux.sample()
     attachment = set_attn_processor(flux.pipe, watched)
 
-    class Mistaken(FluxBinding):
-        def layout(self, model, call, layer):
-            return TokenLayout.image(8, 11, text_before=12)
-
-    run = flux.pipe.transformer.transformer_blocks[0].attn.processor._diffaccel_link.run
-    run.binding = Mistaken()
+    mistaken = TokenLayout.image(8, 11, text_before=12)
+    monkeypatch.setattr(FluxBinding, "layout", lambda self, model, call, layer: mistaken)
     with pytest.warns(UserWarning, match="has 100 tokens, the layer got 108") as caught:
         output = flux.sample()
     assert len(caught) == 1
@@ -214,9 +212,13 @@ def test_context_parallelism_that_no_method_survives_runs_dense(
     processor._parallel_config = diffusers.ParallelConfig(
         context_parallel_config=diffusers.ContextParallelConfig(**degrees)
     )
-    link = processor._diffaccel_link
-    assert reason in _parallelism_obstacle(link.stock, link.layer)
-    assert bool(_parallelism_obstacle(link.stock, link.layer)) == bool(reason)
+    tokens = torch.zeros(1, 4, 2, 8)
+    call = AttentionCall(
+        attached_layer(processor), 0, tokens, tokens, tokens, None, None, {},
+        {"parallel_config": processor._parallel_config},
+    )  # fmt: skip
+    assert reason in parallelism(call)
+    assert bool(parallelism(call)) == bool(reason)
 
 
 def test_two_ranks_equal_one_process(tmp_path):

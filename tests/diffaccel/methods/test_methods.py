@@ -8,6 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from diffaccel.layout import Segment, TokenLayout
 from diffaccel.methods import FullAttn, RectifiedSpaAttn, SparseAttn
+from diffaccel.methods.inputs import Position
 from diffaccel.methods.published import PUBLISHED
 
 SPARSE = (SparseAttn, RectifiedSpaAttn)
@@ -111,8 +112,13 @@ def test_schedule_decides_which_calls_run_dense(method):
 
 def test_an_integer_means_the_first_layers():
     method = SparseAttn(dense_layers=2)
-    assert [method.runs_dense(layer, 9) for layer in range(4)] == [True, True, False, False]
-    assert not SparseAttn().runs_dense(0, 0)
+    assert [bool(method.schedule_reason(Position(layer, 9))) for layer in range(4)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert SparseAttn().schedule_reason(Position(0, 0)) == ""
 
 
 def test_resolved_fills_only_what_is_unset():

@@ -111,7 +111,7 @@ def test_planned_density_is_that_of_the_report(tiny_pipelines, tmp_path, name, m
     pairs = sum(layer.pairs for layer in report.layers)
     mean = sum(layer.density * layer.pairs for layer in report.layers) / pairs
     assert shares.exact == pytest.approx(mean, abs=0.02 if name == "flux" else 0.1)
-    works = [layer.work for layer in report.layers if layer.work]
+    works = [layer.visited for layer in report.layers if layer.visited]
     if works and name == "flux":
         assert (shares.visited, shares.ideal) == pytest.approx(
             (works[0].visited, works[0].ideal), abs=1e-6

@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffaccel.kernels import block_sparse_attention
+from diffaccel.kernels import block_sparse_attention, block_statistics
+from diffaccel.layout import TokenLayout
 from diffaccel.methods.block_sparse.correctors import (
     CalibratedCentroids,
     NoCorrection,
@@ -12,8 +13,9 @@ from diffaccel.methods.block_sparse.correctors import (
     calibrated_damping,
     is_gain,
 )
-from diffaccel.methods.block_sparse.estimator import block_attention, block_statistics
+from diffaccel.methods.block_sparse.estimator import block_attention
 from diffaccel.methods.block_sparse.selectors import TopBlocks, block_lists
+from diffaccel.methods.inputs import ExactTokens, VisualTokens
 
 ALL = slice(None)
 
@@ -29,7 +31,7 @@ def setting(spread=1.0, tokens=111, seed=0):
     query, key, value = (tokens_in_blocks() for _ in range(3))
     statistics = block_statistics(query, key, value, 16)
     text_key = torch.randn(2, 5, 2, 32, generator=generator)
-    probability = block_attention(statistics, text_key, None, 32**-0.5)
+    probability = block_attention(statistics, ExactTokens(text_key, text_key, None), 32**-0.5)
     return statistics, probability, TopBlocks(0.3).select(probability)
 
 
@@ -128,7 +130,7 @@ def test_everything_is_decided_without_waiting_for_the_device():
     text = torch.empty(2, 7, 3, 64, device="meta")
     forced = torch.ones(63, 63, dtype=torch.bool, device="meta")
     statistics = block_statistics(*tokens, 16, valid)
-    weights = block_attention(statistics, text, valid[:, :7], 0.1)
+    weights = block_attention(statistics, ExactTokens(text, text, valid[:, :7]), 0.1)
     selector = TopBlocks(0.2, 0.3)
     kept = selector.select(weights, forced)
     indices, counts = block_lists(kept, selector.max_count(63, 9))
@@ -146,9 +148,11 @@ def selected_blocks(spread, keep=0.3, text=5):
     )
     statistics = block_statistics(query, key, key, 16, needs_variance=True)
     text_key = torch.randn(2, text, 2, 32, generator=generator)
-    probability = block_attention(statistics, text_key, None, 0.3)
+    probability = block_attention(statistics, ExactTokens(text_key, text_key, None), 0.3)
     indices, counts = block_lists(TopBlocks(keep).select(probability), 7)
-    return statistics, Selected(query, key, None, text_key, None, indices, counts, 16, 0.3)
+    visual = VisualTokens(query, key, key, None, TokenLayout.image(1, query.shape[1]), 0.3)
+    exact = ExactTokens(text_key, text_key, None)
+    return statistics, Selected(visual, exact, indices, counts, 16)
 
 
 @pytest.mark.parametrize("spread", [0.2, 0.7])
@@ -156,16 +160,18 @@ def test_calibration_gives_sampled_rows_the_right_normaliser(spread):
     """Over exactly those rows, the lse of the kernel with centroids is right on average."""
     statistics, selected = selected_blocks(spread)
     centroids = CalibratedCentroids().centroids(statistics, selected)
-    lses = []
+    query, key, lses = selected.visual.query, selected.visual.key, []
     for summaries in (centroids, centroids._replace(variance=None)):
         _, lse = block_sparse_attention(
-            selected.query, selected.key, selected.key, selected.indices, selected.counts,
-            block_q=16, block_k=16, scale=0.3, extra_key=selected.text_key,
-            extra_value=selected.text_key, centroids=summaries, return_lse=True,
+            query, key, key, selected.indices, selected.counts,
+            block_q=16, block_k=16, scale=0.3, extra_key=selected.exact.key,
+            extra_value=selected.exact.key, centroids=summaries, return_lse=True,
         )  # fmt: skip
         lses.append(lse)
-    everything = torch.cat([selected.key, selected.text_key], 1)
-    exact = (0.3 * torch.einsum("bnhd,bmhd->bnhm", selected.query, everything)).logsumexp(-1)
+    everything = torch.cat([selected.visual.key, selected.exact.key], 1)
+    exact = (0.3 * torch.einsum("bnhd,bmhd->bnhm", selected.visual.query, everything)).logsumexp(
+        -1
+    )
     rows = ((torch.arange(32) + 0.5) * 111 / 32).long()
     calibrated, undamped = ((lse - exact)[:, rows].mean(1) for lse in lses)
     assert calibrated.abs().max() < 2e-3
@@ -177,7 +183,13 @@ def test_without_anything_left_out_the_centroids_have_no_influence():
     damping = calibrated_damping(statistics, selected)
     assert damping.isfinite().all() and (damping >= 0).all()
     arguments = dict(block_q=16, block_k=16, scale=0.3)
-    tokens = selected.query, selected.key, selected.key, selected.indices, selected.counts
+    tokens = (
+        selected.visual.query,
+        selected.visual.key,
+        selected.visual.key,
+        selected.indices,
+        selected.counts,
+    )
     plain = block_sparse_attention(*tokens, **arguments)
     centroids = CalibratedCentroids().centroids(statistics, selected)
     output = block_sparse_attention(*tokens, **arguments, centroids=centroids)

@@ -1,7 +1,8 @@
-import pytest
 import torch
 
-from diffaccel.methods.block_sparse.estimator import block_attention, block_statistics, row_steps
+from diffaccel.kernels import block_statistics
+from diffaccel.methods.block_sparse.estimator import block_attention, row_steps
+from diffaccel.methods.inputs import ExactTokens
 
 
 def random_tokens(batch, tokens, heads, channels, seed=0):
@@ -11,48 +12,19 @@ def random_tokens(batch, tokens, heads, channels, seed=0):
     )
 
 
-@pytest.mark.parametrize("tokens", [63, 64, 111])
-def test_means_and_deviations_equal_the_definition_on_ragged_tails(tokens):
-    query, key, value = random_tokens(2, tokens, 3, 40)
-    found = block_statistics(query, key, value, 16)
-    assert found.counts.sum() == tokens
-    for number, (q, k, v) in enumerate(
-        zip(query.split(16, 1), key.split(16, 1), value.split(16, 1), strict=True)
-    ):
-        assert found.counts[0, number] == q.shape[1]
-        torch.testing.assert_close(found.query_mean[:, :, number], q.mean(1))
-        torch.testing.assert_close(found.value_mean[:, :, number], v.mean(1))
-        spread = (k - k.mean(1, keepdim=True)).abs().mean(1)
-        torch.testing.assert_close(found.key_spread[:, :, number], spread)
-
-
-def test_padded_tokens_have_no_influence_even_as_nan():
-    query, key, value = random_tokens(2, 70, 2, 32)
-    valid = torch.ones(2, 70, dtype=torch.bool)
-    valid[0, 40:] = False
-    valid[1, 5:9] = False
-    poisoned = [x.masked_fill(~valid[..., None, None], torch.nan) for x in (query, key, value)]
-    found = block_statistics(*poisoned, 16, valid)
-    alone = block_statistics(*(x[:1, :40] for x in (query, key, value)), 16)
-    assert found.counts[0].tolist() == [16, 16, 8, 0, 0]
-    assert found.counts[1].tolist() == [12, 16, 16, 16, 6]
-    torch.testing.assert_close(found.key_mean[:1, :, :3], alone.key_mean)
-    torch.testing.assert_close(found.query_spread[:1, :, :3], alone.query_spread)
-    torch.testing.assert_close(found.value_mean[1, :, 0], value[1, :16][valid[1, :16]].mean(0))
-    assert found.key_mean.isfinite().all()
+def exact(key, valid=None):
+    return ExactTokens(key, key, valid)
 
 
 def test_several_steps_of_work_give_what_one_step_gives(monkeypatch):
     query, key, value = random_tokens(2, 150, 2, 32)
-    whole = block_statistics(query, key, value, 16)
-    monkeypatch.setattr("diffaccel.methods.block_sparse.estimator._STEP_ELEMENTS_CPU", 1)
+    statistics = block_statistics(query, key, value, 16)
     monkeypatch.setattr("diffaccel.methods.block_sparse.estimator._STEP_ELEMENTS", 100)
-    parts = block_statistics(query, key, value, 16)
-    assert torch.equal(whole.key_spread, parts.key_spread)
-    steps = list(row_steps(parts, 7))
+    steps = list(row_steps(statistics, 7))
     assert len(steps) > 3
-    rows = [block_attention(parts, key[:, :7], None, 0.1, step) for step in steps]
-    torch.testing.assert_close(torch.cat(rows, 2), block_attention(whole, key[:, :7], None, 0.1))
+    text = exact(key[:, :7])
+    rows = [block_attention(statistics, text, 0.1, step) for step in steps]
+    torch.testing.assert_close(torch.cat(rows, 2), block_attention(statistics, text, 0.1))
 
 
 def test_block_attention_is_token_attention_with_every_key_replaced_by_its_block_mean():
@@ -66,7 +38,7 @@ def test_block_attention_is_token_attention_with_every_key_replaced_by_its_block
     logits = torch.einsum("bnhd,bmhd->bhnm", means, keys) * scale
     weights = logits.softmax(-1).split([16, 16, 16, 7, 9], -1)
     expected = torch.stack([part.sum(-1) for part in weights], -1)
-    weights = block_attention(found, text_key, None, scale)
+    weights = block_attention(found, exact(text_key), scale)
     torch.testing.assert_close(weights.double(), expected, atol=1e-6, rtol=1e-5)
 
 
@@ -80,7 +52,7 @@ def test_log_count_form_equals_the_reallocation_of_the_paper_for_full_blocks():
     p = torch.cat([visual, text], -1).double().softmax(-1)
     total = 16 * p[..., :4].sum(-1, keepdim=True) + p[..., 4:].sum(-1, keepdim=True)
     expected = torch.cat([16 * p[..., :4], p[..., 4:].sum(-1, keepdim=True)], -1) / total
-    weights = block_attention(found, text_key, None, 1.0)
+    weights = block_attention(found, exact(text_key), 1.0)
     torch.testing.assert_close(weights.double(), expected, atol=1e-6, rtol=1e-5)
 
 
@@ -93,7 +65,7 @@ def test_padded_blocks_and_padded_text_weigh_nothing():
     text_valid = torch.ones(3, 4, dtype=torch.bool)
     text_valid[1:] = False
     found = block_statistics(query, key, value, 16, valid)
-    weights = block_attention(found, text_key, text_valid, 1.0)
+    weights = block_attention(found, exact(text_key, text_valid), 1.0)
     assert (weights[0, :, :, 2] == 0).all()
     assert (weights[1, :, :, 3] == 0).all()
     torch.testing.assert_close(weights[:2].sum(-1), torch.ones(2, 2, 3))
@@ -104,9 +76,9 @@ def test_adding_one_vector_to_all_keys_leaves_the_block_attention_unchanged():
     query, key, value = random_tokens(1, 50, 2, 32)
     text_key = random_tokens(1, 6, 2, 32, seed=5)[0]
     shift = torch.randn(32)
-    before = block_attention(block_statistics(query, key, value, 16), text_key, None, 0.2)
+    before = block_attention(block_statistics(query, key, value, 16), exact(text_key), 0.2)
     moved = block_statistics(query, key + shift, value, 16)
-    after = block_attention(moved, text_key + shift, None, 0.2)
+    after = block_attention(moved, exact(text_key + shift), 0.2)
     torch.testing.assert_close(before, after, atol=1e-5, rtol=1e-4)
 
 

@@ -9,6 +9,7 @@ from torch.nn.functional import cosine_similarity
 from diffaccel import AgentAttn, FullAttn, TokenLayout, TokenMergingAttn, set_attn_processor
 from diffaccel.kernels import dense_attention, reference
 from diffaccel.layout import Segment
+from diffaccel.methods.inputs import VisualTokens
 
 MODES = ("pool", "middle", "match")
 
@@ -185,7 +186,7 @@ def test_where_agents_save_nothing_it_is_dense_bit_for_bit(method, layout, reaso
     tokens = drawn(layout)
     output, density = method.attend_with_density(*tokens, layout)
     assert torch.equal(output, dense_attention(*tokens)) and density == 1.0
-    assert reason in method.dense_reason(layout)
+    assert reason in method.shape_reason(layout)
     assert method.expected_cost(layout, "cpu") is None
 
 
@@ -215,7 +216,7 @@ def test_text_rows_are_dense_bit_for_bit():
     layout = TokenLayout.image(8, 12, text_before=5, text_after=2)
     tokens = drawn(layout)
     output, dense = build(4).attend(*tokens, layout), dense_attention(*tokens)
-    for part in layout.other_slices:
+    for part in layout.exact_slices:
         expected = dense_attention(tokens[0][:, part], *tokens[1:])
         assert torch.equal(output[:, part], expected)
     torch.testing.assert_close(output[:, :5], dense[:, :5])
@@ -252,7 +253,7 @@ def test_middle_agents_keep_rotated_queries_whole():
     cells = build((1, 4)).cells(layout.grid)
     assert cells.means(query).tokens.norm(dim=-1).max() < 0.7
     method = build((1, 4), "middle")
-    agents = method._agents(query, query, layout, None).tokens
+    agents = method._agents(VisualTokens(query, query, query, None, layout, 1.0)).tokens
     assert torch.equal(agents, query[:, 1::4])
 
 
@@ -297,7 +298,7 @@ def test_families_get_what_suits_them():
 
 def test_defaults_serve_both_levels_of_sdxl_at_its_native_size():
     for side in (64, 32):
-        assert AgentAttn().idle_reason(TokenLayout.image(side, side)) == ""
+        assert AgentAttn().shape_reason(TokenLayout.image(side, side)) == ""
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_where_nothing_merges_it_is_dense_bit_for_bit(method, layout, reason):
     tokens = drawn(layout)
     output, density = method.attend_with_density(*tokens, layout)
     assert torch.equal(output, dense_attention(*tokens)) and density == 1.0
-    assert reason in method.dense_reason(layout)
+    assert reason in method.shape_reason(layout)
     assert method.expected_cost(layout, "cpu") is None
 
 

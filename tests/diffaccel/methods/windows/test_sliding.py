@@ -93,7 +93,7 @@ def test_token_growth_sharpens_the_scores_of_visual_queries():
     assert method.temperature(published) == pytest.approx(1.0461, abs=1e-4)
     query, key, value = drawn(layout)
     output = method.attend(query, key, value, layout)
-    text, visual = layout.other_slices, layout.visual_slice
+    text, visual = layout.exact_slices, layout.visual_slice
     assert torch.equal(output[:, text[0]], dense_attention(query[:, text[0]], key, value))
     others = (torch.cat([x[:, part] for part in text], 1) for x in (key, value))
     expected = neighborhood_attention(
@@ -138,8 +138,8 @@ def test_the_report_states_what_the_kernel_visits(tiny_pipelines):
         tiny.sample(num_inference_steps=1)
         report = attachment.report()
     for layer in report.layers:
-        assert layer.density == pytest.approx(layer.work.ideal)
-        assert layer.density <= layer.work.visited <= 1.0
+        assert layer.density == pytest.approx(layer.visited.ideal)
+        assert layer.density <= layer.visited.visited <= 1.0
     assert "visited" in str(report) and "ideal" in str(report)
 
 

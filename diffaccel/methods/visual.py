@@ -1,0 +1,47 @@
+"""What methods of visual tokens share: text stays exact, the visual rows are theirs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffaccel.layout import TokenLayout
+from diffaccel.methods.base import ScheduledMethod
+from diffaccel.methods.inputs import Attended, AttentionInputs, Position
+
+COMPUTED_DENSELY = "the method computes this shape densely"
+
+
+@dataclass(frozen=True, slots=True)
+class VisualMethod(ScheduledMethod):
+    """Text and condition queries run dense over everything; visual queries are the subclass's."""
+
+    def compute(self, inputs: AttentionInputs, position: Position) -> Attended:
+        query, layout = inputs.query, inputs.layout
+        output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        for rows in layout.exact_slices:
+            output[:, rows] = inputs.dense_rows(rows)
+        kept = self.attend_visual(inputs, position, output[:, layout.visual_slice])
+        return Attended(output, total_density(kept, layout))
+
+    def attend_visual(
+        self, inputs: AttentionInputs, position: Position, out: Tensor
+    ) -> Tensor | float:
+        """Attends with the visual queries.
+
+        Args:
+            inputs: The whole call.
+            position: Where it stands.
+            out: (B, N, H, D), the visual rows of the output, which are to be written.
+
+        Returns:
+            Share of the pairs of visual tokens that was computed exactly.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement attend_visual")
+
+
+def total_density(kept: Tensor | float, layout: TokenLayout) -> Tensor | float:
+    """Share of all query-key pairs, if this share of the visual pairs is computed."""
+    return 1.0 - (1.0 - kept) * (layout.visual.length / layout.length) ** 2
