@@ -2,7 +2,7 @@
 
 One self-attention of a U-Net, latents of 16 x 16 to 512 x 512, one token for each latent element:
 
-    python benchmarks/agent_growth.py --csv benchmarks/results/agent-growth-cpu.csv
+    python benchmarks/studies/agent_growth.py --csv benchmarks/results/agent-growth-cpu.csv
 
 Tokens are drawn so that they resemble those of a picture: features of pink noise over the grid,
 the same picture at every size, normalised and projected to query, key and value. The error is
@@ -14,16 +14,15 @@ from the largest size measured, that of a method is left out.
 With `--embedded`, the tokens are those of the embedded model in its attention at 1024 x 1024
 pixels instead (64 x 64 tokens beside 32 of text, rotary positions):
 
-    python benchmarks/agent_growth.py --embedded
+    python benchmarks/studies/agent_growth.py --embedded
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import log
 from pathlib import Path
 from statistics import fmean, median
@@ -33,8 +32,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, layer_norm
 
+from diffaccel.benchmarks.rows import Column, facts_list, table, write_rows
 from diffaccel.benchmarks.studies.rectification import capture
-from diffaccel.files import replacing
 from diffaccel.kernels import dense_attention
 from diffaccel.layout import TokenLayout
 from diffaccel.machine import device_name, versions_line
@@ -79,6 +78,8 @@ EMBEDDED_METHODS: dict[str, Method] = {
 @dataclass(frozen=True, slots=True)
 class Row:
     """One method at one size; times in seconds of one call, errors as shares of dense output."""
+
+    key = ("side", "method")
 
     side: int
     tokens: int
@@ -221,17 +222,20 @@ def measure_embedded(prompt: str, seed: int) -> str:
     return "\n".join(lines)
 
 
+COLUMNS: dict[str, Column] = {
+    "latents": "{0.side}x{0.side}",
+    "method": "{0.method}",
+    "agents": lambda row: str(row.agents or ""),
+    "GFLOP": "{0.gflop:.3g}",
+    "seconds": lambda row: f"{row.seconds:.4f}" + " (extrapolated)" * row.is_extrapolated,
+    "speed-up": "{0.speed_up:.1f}",
+    "error": "{0.error:.3f}",
+}
+
+
 def as_markdown(rows: Sequence[Row], facts: Mapping[str, str]) -> str:
-    """Writes the facts that decide about the numbers, then the table."""
-    lines = [f"- {name}: {value}" for name, value in facts.items()]
-    lines += ["", "| latents | method | agents | GFLOP | seconds | speed-up | error |"]
-    lines += ["|---|---|---|---|---|---|---|"]
-    for row in rows:
-        note = " (extrapolated)" if row.is_extrapolated else ""
-        lines.append(
-            f"| {row.side}x{row.side} | {row.method} | {row.agents or ''} | {row.gflop:.3g} | "
-            f"{row.seconds:.4f}{note} | {row.speed_up:.1f} | {row.error:.3f} |"
-        )
+    """Writes the facts that decide about the numbers, then table and exponents."""
+    lines = [*facts_list(facts), "", *table(rows, COLUMNS)]
     first, last = 64, max(row.side for row in rows)
     if last <= first:
         return "\n".join(lines)
@@ -269,13 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     print(as_markdown(rows, facts))
     if options.csv:
-        with (
-            replacing(options.csv) as unfinished,
-            open(unfinished, "w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.DictWriter(file, [*asdict(rows[0]), *facts])
-            writer.writeheader()
-            writer.writerows({**asdict(row), **facts} for row in rows)
+        write_rows(options.csv, rows, facts)
     return 0
 
 

@@ -2,7 +2,7 @@
 
 Operations and time of a denoising step by size, and what becomes of the pictures:
 
-    python benchmarks/agent_unet.py --model FOLDER --csv benchmarks/results/agent-unet-cpu.csv
+    python benchmarks/studies/agent_unet.py --model FOLDER --csv agent-unet.csv
 
 Steps are timed with the method on in every step, at every size of `--sizes`; dense attention is
 extrapolated with the square of the tokens where its step is expected to take longer than
@@ -29,7 +29,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from diffaccel.attach.attachment import set_attn_processor
-from diffaccel.benchmarks.rows import write_rows
+from diffaccel.benchmarks.rows import Column, table, write_rows
 from diffaccel.machine import device_name, versions_line
 from diffaccel.methods import AgentAttn, Method, TokenMergingAttn
 from diffaccel.pipelines.loading import load_image_pipeline
@@ -62,6 +62,8 @@ SHOWN = 3  # pictures of each size in the contact sheet
 class StepRow:
     """Time of one denoising step; GFLOP of one call of the denoiser on one sample."""
 
+    key = ("size", "method")
+
     size: int
     tokens: int
     method: str
@@ -75,6 +77,8 @@ class StepRow:
 @dataclass(frozen=True, slots=True)
 class PictureRow:
     """Pictures of one method; `seconds` of one picture, `match` is NaN without a scorer."""
+
+    key = ("size", "method")
 
     size: int
     method: str
@@ -201,25 +205,22 @@ def draw(pipe: DiffusionPipeline, prompt: str, size: int, steps: int, seed: int)
     ).images[0]  # fmt: skip
 
 
-def as_markdown(steps: Sequence[StepRow], pictures: Sequence[PictureRow]) -> str:
-    """Writes both tables."""
-    lines = ["| pixels | tokens | method | attention, GFLOP | all, GFLOP | step, s | speed-up |"]
-    lines.append("|---" * 7 + "|")
-    for row in steps:
-        note = " (extrapolated)" if row.is_extrapolated else ""
-        lines.append(
-            f"| {row.size} | {row.tokens} | {row.method} | {row.attention_gflop:.2f} | "
-            f"{row.attention_gflop + row.other_gflop:.2f} | {row.seconds:.2f}{note} | "
-            f"{row.speed_up:.2f} |"
-        )
-    lines += ["", "| pixels | method | dB to dense | prompt match | picture, s |"]
-    lines.append("|---" * 5 + "|")
-    lines += [
-        f"| {row.size} | {row.method} | {row.psnr_to_dense:.1f} | {row.match:.3f} ± "
-        f"{row.match_error:.3f} | {row.seconds:.1f} |"
-        for row in pictures
-    ]
-    return "\n".join(lines)
+STEP_COLUMNS: dict[str, Column] = {
+    "pixels": "{0.size}",
+    "tokens": "{0.tokens}",
+    "method": "{0.method}",
+    "attention, GFLOP": "{0.attention_gflop:.2f}",
+    "all, GFLOP": lambda row: f"{row.attention_gflop + row.other_gflop:.2f}",
+    "step, s": lambda row: f"{row.seconds:.2f}" + " (extrapolated)" * row.is_extrapolated,
+    "speed-up": "{0.speed_up:.2f}",
+}
+PICTURE_COLUMNS: dict[str, Column] = {
+    "pixels": "{0.size}",
+    "method": "{0.method}",
+    "dB to dense": "{0.psnr_to_dense:.1f}",
+    "prompt match": "{0.match:.3f} ± {0.match_error:.3f}",
+    "picture, s": "{0.seconds:.1f}",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -231,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pictures, shown = picture_rows(
         pipe, options.quality_sizes, options.steps, options.count, options.scorer
     )
-    print(as_markdown(steps, pictures))
+    print("\n".join([*table(steps, STEP_COLUMNS), "", *table(pictures, PICTURE_COLUMNS)]))
     if options.sheet:
         write_sheet(options.sheet, shown, tuple(METHODS))
     if options.csv:

@@ -44,7 +44,7 @@ def test_nothing_is_begun_when_the_time_is_used_up(tmp_path):
 def test_the_plan_fits_its_time_and_the_command_line(tmp_path, is_rehearsal):
     parts = plan(tmp_path, is_rehearsal)
     assert sum(part.limit for part in parts) <= TOTAL_SECONDS
-    assert any(word.endswith("test_block_sparse_cuda.py") for word in parts[0].command)
+    assert any(word.endswith("block_sparse/test_cuda.py") for word in parts[0].command)
     for part in parts[1:]:
         words = part.command[3:]
         chosen = build_parser().parse_args(words)  # raises for words that it does not know
