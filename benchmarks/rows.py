@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 from diffaccel.files import replacing
 
@@ -55,7 +55,8 @@ def read_rows(path: Path, kind: type[Row]) -> tuple[list[Row], dict[str, str]]:
     Returns:
         The rows, and the facts beside the last of them.
     """
-    types = {field.name: get_type_hints(kind)[field.name] for field in fields(kind)}
+    hints = get_type_hints(kind)
+    types = {field.name: hints[field.name] for field in fields(cast(Any, kind))}
     rows, facts = [], {}
     for line in _lines(path):
         values = {name: _value(line.pop(name), type_) for name, type_ in types.items()}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
 
 from diffaccel.benchmarks.ops.problems import Inputs, Problem
 from diffaccel.kernels import Centroids
@@ -109,5 +110,5 @@ def kept_pairs(plan: BlockPlan, tokens: int, text: int, block: int) -> int:
     return int((keys * sizes).sum()) + counts.shape[1] * tokens * text
 
 
-def _joined(parts: tuple[Tensor | None, ...]) -> Tensor | None:
+def _joined(parts: tuple[Any, ...]) -> Any:
     return None if parts[0] is None else torch.cat(parts, 2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -138,10 +139,11 @@ class _Rows:
 
     def twin(self) -> Tensor:
         """SDPA of the same dtype with the same mask, (1, R, H, D)."""
-        tokens = (x.transpose(1, 2) for x in (self.query, *self._keys()))
-        output = scaled_dot_product_attention(*tokens, attn_mask=self._mask())
-        if self.plan is not None and self.plan.row_scale is not None:
-            scaled = output.float() * self.plan.row_scale[..., None] + self.plan.row_bias
+        query, key, value = (x.transpose(1, 2) for x in (self.query, *self._keys()))
+        output = scaled_dot_product_attention(query, key, value, attn_mask=self._mask())
+        row_scale, row_bias = (None, None) if self.plan is None else self.plan[2:4]
+        if row_scale is not None and row_bias is not None:
+            scaled = output.float() * row_scale[..., None] + row_bias
             output = scaled.to(output.dtype)
         return output.transpose(1, 2)
 
@@ -165,7 +167,7 @@ class _Rows:
         return torch.nn.functional.pad(mask, (self.text[0].shape[1], 0), value=True)
 
 
-def _on_cpu(part: Tensor | Centroids | None) -> Tensor | Centroids | None:
+def _on_cpu(part: Any) -> Any:
     """The same on the CPU, where the oracle's many small steps wait for no device."""
     if isinstance(part, Centroids):
         return Centroids(*(_on_cpu(x) for x in part))
@@ -173,7 +175,7 @@ def _on_cpu(part: Tensor | Centroids | None) -> Tensor | Centroids | None:
 
 
 def _sliced(plan: BlockPlan, rows: Tensor, heads: slice) -> BlockPlan:
-    def pick(part: Tensor | None) -> Tensor | None:
+    def pick(part: Any) -> Any:
         return None if part is None else part[:, heads][:, :, rows]
 
     centroids = plan.centroids

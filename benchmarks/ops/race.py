@@ -171,7 +171,9 @@ def _too_late(rules: Rules) -> str:
 def _time(
     entries: Sequence[Entry], baseline: Baseline | None, problem: Problem, rules: Rules
 ) -> dict[str, list[float]]:
-    contestants = {} if baseline is None else {_BASELINE: baseline.calls}
+    contestants: dict[str, Sequence[Callable[[], object]]] = {}
+    if baseline is not None:
+        contestants[_BASELINE] = baseline.calls
     for entry in entries:
         if not entry.prepared:
             continue

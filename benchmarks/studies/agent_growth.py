@@ -23,10 +23,12 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import log
 from pathlib import Path
 from statistics import fmean, median
 from time import perf_counter
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -38,6 +40,7 @@ from diffaccel.kernels import dense_attention
 from diffaccel.layout import TokenLayout
 from diffaccel.machine import device_name, versions_line
 from diffaccel.methods import AgentAttn, Method, SparseAttn, TokenMergingAttn
+from diffaccel.methods.grouped.base import GroupedMethod
 from diffaccel.pipelines.image.presets import preset_for
 from diffaccel.pipelines.loading import EMBEDDED_IMAGE, load_image_pipeline
 
@@ -51,8 +54,8 @@ BUDGET_S = 0.3
 LONG_S = 2.0
 """A call that takes so long is made once."""
 
-METHODS: dict[str, Method] = {
-    name: replace(method, least_tokens=0)
+METHODS: dict[str, GroupedMethod] = {
+    name: replace(cast(AgentAttn, method), least_tokens=0)
     for name, method in {
         "AgentAttn()": AgentAttn(),
         "AgentAttn() as on U-Nets": AgentAttn().resolved("sdxl", 70),
@@ -87,9 +90,9 @@ class Row:
     agents: int | None
     gflop: float
     flop_share: float
-    seconds: float | None
+    seconds: float
     is_extrapolated: bool
-    speed_up: float | None
+    speed_up: float
     error: float
     repetitions: int
 
@@ -120,7 +123,7 @@ def draw_tokens(side: int, heads: int, dim: int, seed: int) -> tuple[Tensor, Ten
     return 2**0.5 * query, 2**0.5 * key, 0.6**0.5 * value + 0.4**0.5 * common
 
 
-def gflop(method: Method | None, layout: TokenLayout, heads: int, dim: int) -> float:
+def gflop(method: GroupedMethod | None, layout: TokenLayout, heads: int, dim: int) -> float:
     """Multiplications and additions of the two products of attention; dense without a method."""
     share = 1.0 if method is None or method.idle_reason(layout) else method.visual_share(layout)
     return 4e-9 * share * layout.length**2 * heads * dim
@@ -156,9 +159,9 @@ def measure(side: int, heads: int, dim: int, seed: int, rate: float, seconds: fl
     everything = gflop(None, layout, heads, dim)
     rows: list[Row] = []
 
-    def add(name: str, method: Method | None, call: Callable[[], Tensor]) -> None:
+    def add(name: str, method: GroupedMethod | None, call: Callable[[], Tensor]) -> None:
         work = gflop(method, layout, heads, dim)
-        agents = method.cells(layout.grid).number if isinstance(method, AgentAttn) else None
+        agents = method.cells((1, side, side)).number if isinstance(method, AgentAttn) else None
         if work / rate > seconds:
             if method is None:  # the first row of a size: the others are set against it
                 rows.append(Row(side, layout.length, name, None, work, 1.0, everything / rate,
@@ -175,7 +178,7 @@ def measure(side: int, heads: int, dim: int, seed: int, rate: float, seconds: fl
     add("FullAttn()", None, lambda: dense_attention(*tokens))
     for name, method in METHODS.items():
         if not method.idle_reason(layout):
-            add(name, method, lambda method=method: method.attend(*tokens, layout))
+            add(name, method, partial(method.attend, *tokens, layout))
     return rows
 
 
@@ -217,8 +220,9 @@ def measure_embedded(prompt: str, seed: int) -> str:
     lines = [f"{len(calls)} calls, {prompt!r}", "", "| method | median, ms | mean error |"]
     lines.append("|---|---|---|")
     for name, pairs in found.items():
-        seconds, errors = zip(*pairs, strict=True)
-        lines.append(f"| {name} | {1e3 * median(seconds):.1f} | {fmean(errors):.3f} |")
+        milliseconds = 1e3 * median(seconds for seconds, _ in pairs)
+        error = fmean(error for _, error in pairs)
+        lines.append(f"| {name} | {milliseconds:.1f} | {error:.3f} |")
     return "\n".join(lines)
 
 

@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 
 from diffaccel.attach.attachment import set_attn_processor
@@ -103,7 +102,7 @@ class StepTimer:
         return [after - before for before, after in zip(self.marks, self.marks[1:], strict=False)]
 
 
-def using(pipe: DiffusionPipeline, method: Method | None) -> Any:
+def using(pipe: Any, method: Method | None) -> Any:
     """Attaches a method for a `with` block."""
     return nullcontext() if method is None else set_attn_processor(pipe, method)
 
@@ -113,9 +112,7 @@ def in_every_step(method: Method | None) -> Method | None:
     return replace(method, stop=1.0) if isinstance(method, AgentAttn) else method
 
 
-def counted_gflop(
-    pipe: DiffusionPipeline, method: Method | None, size: int
-) -> tuple[float, float]:
+def counted_gflop(pipe: Any, method: Any, size: int) -> tuple[float, float]:
     """GFLOP of attention and of everything else in one call on one sample."""
     model, side = pipe.unet, size // pipe.vae_scale_factor
     text = pipe.tokenizer.model_max_length
@@ -130,7 +127,7 @@ def counted_gflop(
     return attention / 1e9, other_flop(model, (side, side), side**2, 0, text) / 1e9
 
 
-def step_rows(pipe: DiffusionPipeline, sizes: Sequence[int], longest_s: float) -> list[StepRow]:
+def step_rows(pipe: Any, sizes: Sequence[int], longest_s: float) -> list[StepRow]:
     """Times steps after the first, with guidance, at every size: the median of five, or one."""
     rows: list[StepRow] = []
     rate = 20.0
@@ -166,7 +163,7 @@ def step_rows(pipe: DiffusionPipeline, sizes: Sequence[int], longest_s: float) -
 
 
 def picture_rows(
-    pipe: DiffusionPipeline, sizes: Sequence[int], steps: int, count: int, scorer: Path | None
+    pipe: Any, sizes: Sequence[int], steps: int, count: int, scorer: Path | None
 ) -> tuple[list[PictureRow], list[Shown]]:
     """Draws `count` pictures at every size with every method, and compares them.
 
@@ -197,7 +194,7 @@ def picture_rows(
     return rows, shown
 
 
-def draw(pipe: DiffusionPipeline, prompt: str, size: int, steps: int, seed: int) -> Image.Image:
+def draw(pipe: Any, prompt: str, size: int, steps: int, seed: int) -> Image.Image:
     """Draws one picture."""
     return pipe(
         prompt, height=size, width=size, num_inference_steps=steps, guidance_scale=3.0,

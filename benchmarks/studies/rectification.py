@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -83,8 +83,8 @@ class CaptureAttention(TorchFunctionMode):
         self,
         func: Callable[..., object],
         types: Sequence[type],
-        args: Sequence[object] = (),
-        kwargs: Mapping[str, object] | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> object:
         if func is torch.nn.functional.scaled_dot_product_attention:
             named = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs or {})
@@ -100,12 +100,14 @@ class CaptureAttention(TorchFunctionMode):
         self._calls += 1
         if step in self._steps:
             layout = TokenLayout.image(height, width, text_before=text)
-            tokens = (x.transpose(1, 2).detach().clone() for x in (query, key, value))
-            self.captured.append(Captured(self._prompt, step, layer, *tokens, layout, scale))
+            query, key, value = (x.transpose(1, 2).detach().clone() for x in (query, key, value))
+            self.captured.append(
+                Captured(self._prompt, step, layer, query, key, value, layout, scale)
+            )
 
 
 def capture(
-    pipe: DiffusionPipeline,
+    pipe: Any,
     prompt: str,
     size: int,
     steps: Sequence[int],
@@ -133,7 +135,7 @@ def capture(
 
 def compared(drop: float, block: int, p_remain: float) -> dict[str, Method]:
     """Methods that select the same blocks and differ in what they do about the rest."""
-    shared = {"block": block, "p_remain": p_remain, "neighbors": True}
+    shared: dict[str, Any] = {"block": block, "p_remain": p_remain, "neighbors": True}
     return {
         "SparseAttn": SparseAttn(keep=1.0 - drop, **shared),
         "RectifiedSpaAttn(gapr=True)": RectifiedSpaAttn(drop, gapr=True, **shared),

@@ -138,8 +138,8 @@ def _cell(cell: Shown, place: tuple[float, float]) -> Image.Image:
 
 def _whole(picture: Image.Image) -> Image.Image:
     scale = CELL / max(picture.size)
-    size = tuple(max(1, round(side * scale)) for side in picture.size)
-    return picture.resize(size, Image.Resampling.LANCZOS)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _part(picture: Image.Image, place: tuple[float, float]) -> Image.Image:

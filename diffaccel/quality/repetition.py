@@ -92,8 +92,8 @@ def _small(picture: Array, side: int = _SIDE) -> Array:
     """Scales to `side` pixels on the longer side; (h, w, 3) in 0 to 1."""
     image = Image.fromarray(picture)
     factor = side / max(image.size)
-    size = tuple(max(8, round(length * factor)) for length in image.size)
-    return np.asarray(image.resize(size, Image.Resampling.BOX), dtype=float) / 255
+    width, height = (max(8, round(length * factor)) for length in image.size)
+    return np.asarray(image.resize((width, height), Image.Resampling.BOX)) / 255.0
 
 
 def _mid_frequencies(pixels: Array) -> Array:
