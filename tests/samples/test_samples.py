@@ -1,5 +1,6 @@
 """Every short script in samples/ runs as its docstring says."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,3 +20,10 @@ def test_sample_runs(script, tmp_path):
     pictures = list(tmp_path.glob("*.png"))
     assert pictures and all(min(Image.open(path).size) >= 256 for path in pictures)
     assert "RectifiedSpaAttn" in done.stdout
+
+
+def test_the_gallery_lists_every_script_and_its_pictures_exist():
+    gallery = (SAMPLES / "README.md").read_text(encoding="utf-8")
+    links = set(re.findall(r"\]\(([\w./]+)\)", gallery))
+    assert {path.name for path in SAMPLES.glob("*.py")} <= links
+    assert all((SAMPLES / link).exists() for link in links)
