@@ -11,9 +11,6 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-# The folder is the package `embedded`; its own modules stay off the path.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 MODELS = ("image", "unet", "video", "scorer")
 COMMANDS = {
     **{("make", model): f"embedded.{model}.make" for model in MODELS},
@@ -26,5 +23,7 @@ if __name__ == "__main__":
     words = tuple(sys.argv[1:3])
     if words not in COMMANDS:
         sys.exit(f"{__doc__}\nCommands: {', '.join(map(' '.join, COMMANDS))}")
+    # The folder is the package `embedded`; its own modules stay off the path.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
     sys.argv[:3] = [" ".join(["samples/embedded", *words])]
     import_module(COMMANDS[words]).main()
