@@ -3,23 +3,22 @@
 import pytest
 import torch
 
+from diffaccel.benchmarks.ops.error_rule import error_limit
+
 
 @pytest.fixture(scope="session")
 def assert_close_to_oracle():
     """Returns `check(output, expected, twin=None)`, which applies the error rule.
 
-    `expected` is the fp64 oracle. With a `twin`, the same-dtype SDPA result, the largest error
-    may be twice the twin's plus a rounding; without one an absolute table applies.
+    `expected` is the fp64 oracle, `twin` the same-dtype SDPA result: the rule is that of the
+    kernel benchmark.
     """
-    table = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-    tiny = {torch.float32: 5e-7, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 
     def check(output, expected, twin=None):
         assert torch.isfinite(output).all(), "the output has NaN or inf"
         error = (output.double() - expected).abs().max().item()
-        limit = table[output.dtype]
-        if twin is not None:
-            limit = 2 * (twin.double() - expected).abs().max().item() + tiny[output.dtype]
+        off = None if twin is None else (twin.double() - expected).abs().max().item()
+        limit = error_limit(output.dtype, off)
         assert error <= limit, f"largest error {error:.2e} is beyond {limit:.2e}"
 
     return check

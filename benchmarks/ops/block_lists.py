@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from diffaccel.benchmarks.ops.problems import Inputs, Problem
 from diffaccel.kernels import Centroids
-from diffaccel.methods.block_sparse.base import BlockSparseMethod, into_order
+from diffaccel.methods.block_sparse.base import BlockPlan, BlockSparseMethod, into_order
 from diffaccel.methods.block_sparse.correctors import Selected
 from diffaccel.methods.block_sparse.estimator import block_attention, block_statistics, row_steps
 from diffaccel.methods.block_sparse.order import token_order
 from diffaccel.methods.block_sparse.selectors import TopBlocks, block_lists, forced_blocks
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class BlockPlan:
-    """What the block-sparse op is told beside the tokens.
-
-    Args:
-        indices: (1, H, NQ, max_count) int32, ascending.
-        counts: (1, H, NQ) int32.
-        row_scale: (1, H, NQ) fp32 or None.
-        row_bias: (1, H, NQ, D) fp32 or None.
-        centroids: Summaries of the key blocks, or None.
-    """
-
-    indices: Tensor
-    counts: Tensor
-    row_scale: Tensor | None = None
-    row_bias: Tensor | None = None
-    centroids: Centroids | None = None
 
 
 def random_plan(problem: Problem, seed: int) -> BlockPlan:
@@ -44,7 +24,7 @@ def random_plan(problem: Problem, seed: int) -> BlockPlan:
     ranking = torch.rand(1, heads, blocks, blocks, generator=generator, device=problem.device)
     indices = ranking.argsort(-1)[..., :kept].sort(-1).values.int().contiguous()
     counts = torch.full((1, heads, blocks), kept, dtype=torch.int32, device=problem.device)
-    return BlockPlan(indices, counts)
+    return BlockPlan(indices, counts, None, None)
 
 
 def with_centroids(plan: BlockPlan, problem: Problem, ordered: Inputs) -> BlockPlan:
@@ -59,7 +39,7 @@ def with_centroids(plan: BlockPlan, problem: Problem, ordered: Inputs) -> BlockP
         statistics.counts.log().expand(1, -1),
         statistics.key_variance,
     )
-    return replace(plan, centroids=centroids)
+    return plan._replace(centroids=centroids)
 
 
 def selected_plan(method: BlockSparseMethod, problem: Problem, ordered: Inputs) -> BlockPlan:
@@ -88,7 +68,7 @@ def selected_plan(method: BlockSparseMethod, problem: Problem, ordered: Inputs) 
         ordered.query, ordered.key, None, text_key, None,
         plan.indices, plan.counts, problem.block, scale,
     )  # fmt: skip
-    return replace(plan, centroids=corrector.centroids(statistics, selected))
+    return plan._replace(centroids=corrector.centroids(statistics, selected))
 
 
 def rounded(plan: BlockPlan, dtype: torch.dtype) -> BlockPlan:
@@ -102,7 +82,7 @@ def rounded(plan: BlockPlan, dtype: torch.dtype) -> BlockPlan:
     key, value, variance = (
         None if part is None else part.to(dtype).float() for part in (key, value, variance)
     )
-    return replace(plan, centroids=Centroids(key, value, log_count, variance))
+    return plan._replace(centroids=Centroids(key, value, log_count, variance))
 
 
 def in_block_order(inputs: Inputs, problem: Problem, order: str = "hilbert") -> Inputs:
@@ -130,5 +110,5 @@ def kept_pairs(plan: BlockPlan, tokens: int, text: int, block: int) -> int:
     return int((keys * sizes).sum()) + counts.shape[1] * tokens * text
 
 
-def _joined(parts: tuple[Tensor | None, ...]) -> Tensor | None:
+def _joined(parts: tuple[Any, ...]) -> Any:
     return None if parts[0] is None else torch.cat(parts, 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffaccel.benchmarks.ops.report import MEASURED, Row
 from diffaccel.files import replacing
@@ -59,7 +59,7 @@ def draw(path: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> None:
     pyplot.close(figure)
 
 
-def _styles(labels: Sequence[str]) -> dict[str, dict[str, str]]:
+def _styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
     """One colour for each choice of pairs; dotted where centroids stand for the rest."""
     families = sorted({label.replace(", centroids", "") for label in labels})
     styles = {}
@@ -73,7 +73,7 @@ def _styles(labels: Sequence[str]) -> dict[str, dict[str, str]]:
     return styles
 
 
-def _draw_panel(axis: Axes, rows: Sequence[Row], styles: Mapping[str, dict[str, str]]) -> None:
+def _draw_panel(axis: Axes, rows: Sequence[Row], styles: Mapping[str, dict[str, Any]]) -> None:
     first = rows[0]
     text = f" + {first.text}" if first.text else ""
     axis.set_title(

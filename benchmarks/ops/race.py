@@ -11,10 +11,9 @@ from diffaccel.benchmarks.ops.competitors.base import Op, Prepared
 from diffaccel.benchmarks.ops.error_rule import SAMPLED_ROWS, Verdict, judge
 from diffaccel.benchmarks.ops.problems import Problem, draw_problem
 from diffaccel.benchmarks.ops.report import FAILED, MEASURED, Row
-from diffaccel.benchmarks.ops.roofline import Ceilings, floor_of
+from diffaccel.benchmarks.ops.roofline import Ceilings, attention_work, floor_of, kept_flops
 from diffaccel.benchmarks.ops.shapes import gate_shape
 from diffaccel.benchmarks.ops.timing import Deadline, Spread, interleave
-from diffaccel.benchmarks.ops.work import attention_work, kept_flops
 
 _BASELINE = "baseline"
 
@@ -159,7 +158,7 @@ def _warm_up(prepared: Sequence[Prepared]) -> None:
 
 
 def _stopped(entry: Entry, status: str) -> Entry:
-    """Takes the op out of the contest."""
+    """Takes the op out of the race."""
     entry.prepared = ()
     entry.row = replace(entry.row, status=status, extra_memory_mib=None)
     return entry
@@ -172,7 +171,9 @@ def _too_late(rules: Rules) -> str:
 def _time(
     entries: Sequence[Entry], baseline: Baseline | None, problem: Problem, rules: Rules
 ) -> dict[str, list[float]]:
-    contestants = {} if baseline is None else {_BASELINE: baseline.calls}
+    contestants: dict[str, Sequence[Callable[[], object]]] = {}
+    if baseline is not None:
+        contestants[_BASELINE] = baseline.calls
     for entry in entries:
         if not entry.prepared:
             continue

@@ -1,14 +1,12 @@
-"""Results of the kernel benchmark: one row an op, as CSV and as Markdown."""
+"""Results of the kernel benchmark: one row an op, and all of them as Markdown."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
-from diffaccel.files import replacing
+from diffaccel.benchmarks.rows import Column, facts_list, table
 
 MEASURED = "measured"
 FAILED = "failed its error rule"
@@ -49,6 +47,8 @@ class Row:
         extra_memory_mib: Memory that the call allocates beside its inputs (CUDA only).
     """
 
+    key = ("op", "backend", "shape", "text", "heads", "head_dim", "dtype", "density", "block")
+
     op: str
     backend: str
     shape: str
@@ -83,93 +83,65 @@ class Row:
         return f"{self.op} [{self.backend}]"
 
 
-_TEXTS = {"op", "backend", "shape", "dtype", "status", "baseline"}
-_WHOLE = {"tokens", "text", "heads", "head_dim", "block", "repetitions"}
-
-
-def write_csv(path: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> None:
-    """Writes all rows, the facts repeated in each; the file is complete or absent."""
-    names = [field.name for field in fields(Row)]
-    with (
-        replacing(path) as unfinished,
-        open(unfinished, "w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, [*names, *facts])
-        writer.writeheader()
-        for row in rows:
-            known = {key: "" if value is None else value for key, value in asdict(row).items()}
-            writer.writerow({**known, **facts})
-
-
-def read_csv(path: Path) -> tuple[list[Row], dict[str, str]]:
-    """Reads what `write_csv` wrote."""
-    names = [field.name for field in fields(Row)]
-    rows, facts = [], {}
-    with open(path, newline="", encoding="utf-8") as file:
-        for line in csv.DictReader(file):
-            rows.append(Row(**{name: _parsed(name, line[name]) for name in names}))
-            facts = {name: text for name, text in line.items() if name not in names}
-    return rows, facts
-
-
-def _parsed(name: str, text: str) -> str | int | float | None:
-    if text == "":
-        return None
-    if name in _TEXTS:
-        return text
-    return int(text) if name in _WHOLE else float(text)
-
-
 def as_markdown(rows: Sequence[Row], facts: Mapping[str, str]) -> str:
     """Writes the facts, then a table for each shape and dtype."""
-    lines = [f"- {name}: {value}" for name, value in facts.items()]
-    for (shape, dtype), found in groupby(rows, key=lambda row: (row.shape, row.dtype)):
-        table = list(found)
-        first = table[0]
+    lines = facts_list(facts)
+    for (shape, dtype), group in groupby(rows, key=lambda row: (row.shape, row.dtype)):
+        found = list(group)
+        first = found[0]
         text = f" + {first.text} text" if first.text else ""
         lines += [
             "",
             f"### {shape}, {dtype}",
             "",
             f"{first.tokens} visual{text} tokens, {first.heads} heads, D={first.head_dim}, "
-            f"blocks of {first.block}. Best dense: {_baseline(table)}.",
+            f"blocks of {first.block}. Best dense: {_baseline(found)}.",
             "",
-            *_table(row for row in table if not row.status.startswith("skipped")),
-            *_not_run(row for row in table if row.status.startswith("skipped")),
+            *table([row for row in found if not row.status.startswith("skipped")], _COLUMNS),
+            *_not_run(row for row in found if row.status.startswith("skipped")),
         ]
     return "\n".join(lines)
 
 
-_HEADINGS = (
-    "op", "density", "kept", "p50 ms (p20 to p80)", "TFLOP/s", "of ceiling", "over floor",
-    "speed-up", "order ms", "index ms", "speed-up in use", "error / limit", "extra MiB",
-)  # fmt: skip
+def _shown(name: str, form: str) -> Callable[[Row], str]:
+    """A cell that is empty where nothing was measured."""
+
+    def cell(row: Row) -> str:
+        value = getattr(row, name)
+        return "" if value is None else format(value, form)
+
+    return cell
 
 
-def _table(rows: Iterable[Row]) -> list[str]:
-    lines = [f"| {' | '.join(_HEADINGS)} |", "|" + "---|" * len(_HEADINGS)]
-    for row in rows:
-        is_measured = row.status == MEASURED
-        spread = f"{row.p50_ms:.4g} ({row.p20_ms:.4g} to {row.p80_ms:.4g})" if is_measured else ""
-        error = "" if row.max_error is None else f"{row.max_error:.1e} / {row.error_limit:.1e}"
-        over = row.p50_ms / row.floor_ms if is_measured and row.floor_ms else None
-        cells = (
-            row.label,
-            f"{row.density:g}",
-            _text(row.kept, ".3f"),
-            spread or row.status,
-            _text(row.tflops, ".4g"),
-            _text(row.ceiling_share, ".0%"),
-            _text(over, ".2f"),
-            _text(row.speed_up, ".2f"),
-            _text(row.order_ms, ".4g"),
-            _text(row.index_ms, ".4g"),
-            _text(row.speed_up_in_use, ".2f"),
-            error,
-            _text(row.extra_memory_mib, ".0f"),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+def _spread(row: Row) -> str:
+    if row.p50_ms is None:
+        return row.status
+    return f"{row.p50_ms:.4g} ({row.p20_ms:.4g} to {row.p80_ms:.4g})"
+
+
+def _over_floor(row: Row) -> str:
+    return f"{row.p50_ms / row.floor_ms:.2f}" if row.p50_ms and row.floor_ms else ""
+
+
+def _error(row: Row) -> str:
+    return "" if row.max_error is None else f"{row.max_error:.1e} / {row.error_limit:.1e}"
+
+
+_COLUMNS: dict[str, Column] = {
+    "op": "{0.label}",
+    "density": "{0.density:g}",
+    "kept": _shown("kept", ".3f"),
+    "p50 ms (p20 to p80)": _spread,
+    "TFLOP/s": _shown("tflops", ".4g"),
+    "of ceiling": _shown("ceiling_share", ".0%"),
+    "over floor": _over_floor,
+    "speed-up": _shown("speed_up", ".2f"),
+    "order ms": _shown("order_ms", ".4g"),
+    "index ms": _shown("index_ms", ".4g"),
+    "speed-up in use": _shown("speed_up_in_use", ".2f"),
+    "error / limit": _error,
+    "extra MiB": _shown("extra_memory_mib", ".0f"),
+}
 
 
 def _not_run(rows: Iterable[Row]) -> list[str]:
@@ -180,13 +152,9 @@ def _not_run(rows: Iterable[Row]) -> list[str]:
         reasons.setdefault(reason, {}).setdefault(row.label, []).append(f"{row.density:g}")
     lines = [""] if reasons else []
     for reason, labels in reasons.items():
-        named = (f"{label} at {', '.join(found)}" for label, found in labels.items())
+        named = (f"{label} at {', '.join(places)}" for label, places in labels.items())
         lines.append(f"- Not run, {reason}: {'; '.join(named)}.")
     return lines
-
-
-def _text(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
 
 
 def _baseline(rows: Sequence[Row]) -> str:

@@ -11,14 +11,30 @@ from functools import partial
 
 import torch
 
-from diffaccel.benchmarks.ops.competitors.own import window_for, window_pairs
 from diffaccel.benchmarks.ops.shapes import Shape
 from diffaccel.benchmarks.ops.timing import time_alone
-from diffaccel.benchmarks.ops.work import Work, attention_work
+from diffaccel.benchmarks.ops.windows import window_for, window_pairs
+from diffaccel.benchmarks.rows import Column, table
 from diffaccel.methods.block_sparse.selectors import TopBlocks
 
 _PRODUCT_SIDE = {"cuda": 8192, "cpu": 2048}
 _COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 28}
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is to be done, whoever does it.
+
+    Args:
+        flops: Additions and multiplications of the two matrix products.
+        bytes: Each input read once, each output written once.
+    """
+
+    flops: int
+    bytes: int
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.flops + other.flops, self.bytes + other.bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +71,17 @@ class Floor:
     def bound(self) -> str:
         """What it is made of."""
         return "arithmetic" if self.arithmetic_ms >= self.memory_ms else "memory"
+
+
+def kept_flops(pairs: int, dim: int) -> int:
+    """Operations of `pairs` query-key pairs over all heads: 2 D for the score, 2 D for the sum."""
+    return 4 * pairs * dim
+
+
+def attention_work(shape: Shape, pairs: int, itemsize: int) -> Work:
+    """Attention of the visual queries over `pairs` pairs; all keys and values are read."""
+    tokens = 4 * shape.visual + 2 * shape.text  # query, key, value, output; text key and value
+    return Work(kept_flops(pairs, shape.dim), tokens * shape.heads * shape.dim * itemsize)
 
 
 def floor_of(work: Work, ceilings: Ceilings) -> Floor:
@@ -126,6 +153,32 @@ def index_work(shape: Shape, block: int, itemsize: int) -> Work:
     return Work(tokens + scores, tokens * itemsize)
 
 
+@dataclass(frozen=True, slots=True)
+class FloorRow:
+    """The floor of one kernel; `density` is "" where there is none."""
+
+    shape: str
+    dtype: str
+    kernel: str
+    density: str
+    work: Work
+    floor: Floor
+
+
+_COLUMNS: dict[str, Column] = {
+    "shape": "{0.shape}",
+    "dtype": "{0.dtype}",
+    "kernel": "{0.kernel}",
+    "density": "{0.density}",
+    "GFLOP": lambda row: f"{row.work.flops / 1e9:.4g}",
+    "MB": lambda row: f"{row.work.bytes / 1e6:.4g}",
+    "FLOP floor ms": "{0.floor.arithmetic_ms:.4g}",
+    "byte floor ms": "{0.floor.memory_ms:.4g}",
+    "floor ms": "{0.floor.ms:.4g}",
+    "bound by": "{0.floor.bound}",
+}
+
+
 def roofline_table(
     shapes: tuple[Shape, ...],
     densities: tuple[float, ...],
@@ -133,22 +186,15 @@ def roofline_table(
     ceilings: dict[str, Ceilings],
 ) -> str:
     """Writes the floors of every kernel as Markdown, for each dtype that has ceilings."""
-    lines = [
-        "| shape | dtype | kernel | density | GFLOP | MB | FLOP floor ms | byte floor ms | "
-        "floor ms | bound by |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+    rows = [
+        FloorRow(shape.name, dtype, name, density, work, floor_of(work, limits))
+        for shape in shapes
+        for dtype, limits in ceilings.items()
+        for name, density, work in _kernels(
+            shape, densities, block, getattr(torch, dtype).itemsize
+        )
     ]
-    for shape in shapes:
-        for dtype, limits in ceilings.items():
-            itemsize = getattr(torch, dtype).itemsize
-            for name, density, work in _kernels(shape, densities, block, itemsize):
-                floor = floor_of(work, limits)
-                lines.append(
-                    f"| {shape.name} | {dtype} | {name} | {density} | {work.flops / 1e9:.4g} | "
-                    f"{work.bytes / 1e6:.4g} | {floor.arithmetic_ms:.4g} | "
-                    f"{floor.memory_ms:.4g} | {floor.ms:.4g} | {floor.bound} |"
-                )
-    return "\n".join(lines)
+    return "\n".join(table(rows, _COLUMNS))
 
 
 def _kernels(

@@ -1,6 +1,6 @@
 """The kernel benchmark: our attention ops against every dense backend, on shapes of real models.
 
-`diffaccel bench kernels` runs it; so does this file as a script. For each shape and dtype the
+`diffaccel bench kernels` runs it. For each shape and dtype the
 dense backends run against each other first. Then, density by density, the sparse ops run in turns
 with the fastest of them. The visual queries attend visual keys and all text; dense means the same
 queries over the same keys. No op gets a speed before it has passed the error rule.
@@ -8,7 +8,6 @@ queries over the same keys. No op gets a speed before it has passed the error ru
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +20,11 @@ from diffaccel.benchmarks.ops.competitors.other_sparse import OTHER_SPARSE_OPS
 from diffaccel.benchmarks.ops.competitors.own import OWN_OPS
 from diffaccel.benchmarks.ops.problems import draw_problem
 from diffaccel.benchmarks.ops.race import Rules, run_dense, run_sparse
-from diffaccel.benchmarks.ops.report import Row, write_csv
+from diffaccel.benchmarks.ops.report import Row
 from diffaccel.benchmarks.ops.roofline import Ceilings, measure_ceilings
 from diffaccel.benchmarks.ops.shapes import Shape
 from diffaccel.benchmarks.ops.timing import Deadline
+from diffaccel.benchmarks.rows import write_rows
 from diffaccel.machine import device_name, versions_line
 from diffaccel.progress import Timing
 
@@ -104,7 +104,7 @@ def measure_kernels(
         for label, rows in _groups(choice, ceilings, rules):
             result.rows.extend(rows)
             if csv_path is not None:
-                write_csv(csv_path, result.rows, result.facts)
+                write_rows(csv_path, result.rows, result.facts)
             advance(label)
     return result
 
@@ -151,9 +151,3 @@ def facts_of(choice: Choice, ceilings: dict[str, Ceilings]) -> dict[str, str]:
             f"copy (read + write), {origin}"
         )
     return facts
-
-
-if __name__ == "__main__":
-    from diffaccel.cli import main
-
-    sys.exit(main(["bench", "kernels", *sys.argv[1:]]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,8 @@ class Spread:
     @classmethod
     def of(cls, samples: Sequence[float]) -> Spread:
         """Takes the percentiles, with linear interpolation between samples in milliseconds."""
-        return cls(*map(float, np.percentile(samples, (20, 50, 80))), len(samples))
+        p20, p50, p80 = map(float, np.percentile(samples, (20, 50, 80)))
+        return cls(p20, p50, p80, len(samples))
 
 
 class Deadline:
@@ -57,6 +59,8 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self._is_cuda = device.type == "cuda"
+        self._start: Any
+        self._end: Any
         if self._is_cuda:
             self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 

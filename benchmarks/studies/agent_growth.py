@@ -2,7 +2,7 @@
 
 One self-attention of a U-Net, latents of 16 x 16 to 512 x 512, one token for each latent element:
 
-    python benchmarks/agent_growth.py --csv benchmarks/results/agent-growth-cpu.csv
+    python benchmarks/studies/agent_growth.py --csv benchmarks/results/agent-growth-cpu.csv
 
 Tokens are drawn so that they resemble those of a picture: features of pink noise over the grid,
 the same picture at every size, normalised and projected to query, key and value. The error is
@@ -14,31 +14,33 @@ from the largest size measured, that of a method is left out.
 With `--embedded`, the tokens are those of the embedded model in its attention at 1024 x 1024
 pixels instead (64 x 64 tokens beside 32 of text, rotary positions):
 
-    python benchmarks/agent_growth.py --embedded
+    python benchmarks/studies/agent_growth.py --embedded
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from math import log
 from pathlib import Path
 from statistics import fmean, median
 from time import perf_counter
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, layer_norm
 
+from diffaccel.benchmarks.rows import Column, facts_list, table, write_rows
 from diffaccel.benchmarks.studies.rectification import capture
-from diffaccel.files import replacing
 from diffaccel.kernels import dense_attention
 from diffaccel.layout import TokenLayout
 from diffaccel.machine import device_name, versions_line
 from diffaccel.methods import AgentAttn, Method, SparseAttn, TokenMergingAttn
+from diffaccel.methods.grouped.base import GroupedMethod
 from diffaccel.pipelines.image.presets import preset_for
 from diffaccel.pipelines.loading import EMBEDDED_IMAGE, load_image_pipeline
 
@@ -52,8 +54,8 @@ BUDGET_S = 0.3
 LONG_S = 2.0
 """A call that takes so long is made once."""
 
-METHODS: dict[str, Method] = {
-    name: replace(method, least_tokens=0)
+METHODS: dict[str, GroupedMethod] = {
+    name: replace(cast(AgentAttn, method), least_tokens=0)
     for name, method in {
         "AgentAttn()": AgentAttn(),
         "AgentAttn() as on U-Nets": AgentAttn().resolved("sdxl", 70),
@@ -80,15 +82,17 @@ EMBEDDED_METHODS: dict[str, Method] = {
 class Row:
     """One method at one size; times in seconds of one call, errors as shares of dense output."""
 
+    key = ("side", "method")
+
     side: int
     tokens: int
     method: str
     agents: int | None
     gflop: float
     flop_share: float
-    seconds: float | None
+    seconds: float
     is_extrapolated: bool
-    speed_up: float | None
+    speed_up: float
     error: float
     repetitions: int
 
@@ -119,7 +123,7 @@ def draw_tokens(side: int, heads: int, dim: int, seed: int) -> tuple[Tensor, Ten
     return 2**0.5 * query, 2**0.5 * key, 0.6**0.5 * value + 0.4**0.5 * common
 
 
-def gflop(method: Method | None, layout: TokenLayout, heads: int, dim: int) -> float:
+def gflop(method: GroupedMethod | None, layout: TokenLayout, heads: int, dim: int) -> float:
     """Multiplications and additions of the two products of attention; dense without a method."""
     share = 1.0 if method is None or method.shape_reason(layout) else method.visual_share(layout)
     return 4e-9 * share * layout.length**2 * heads * dim
@@ -155,9 +159,9 @@ def measure(side: int, heads: int, dim: int, seed: int, rate: float, seconds: fl
     everything = gflop(None, layout, heads, dim)
     rows: list[Row] = []
 
-    def add(name: str, method: Method | None, call: Callable[[], Tensor]) -> None:
+    def add(name: str, method: GroupedMethod | None, call: Callable[[], Tensor]) -> None:
         work = gflop(method, layout, heads, dim)
-        agents = method.cells(layout.grid).number if isinstance(method, AgentAttn) else None
+        agents = method.cells((1, side, side)).number if isinstance(method, AgentAttn) else None
         if work / rate > seconds:
             if method is None:  # the first row of a size: the others are set against it
                 rows.append(Row(side, layout.length, name, None, work, 1.0, everything / rate,
@@ -174,7 +178,7 @@ def measure(side: int, heads: int, dim: int, seed: int, rate: float, seconds: fl
     add("FullAttn()", None, lambda: dense_attention(*tokens))
     for name, method in METHODS.items():
         if not method.shape_reason(layout):
-            add(name, method, lambda method=method: method.attend(*tokens, layout))
+            add(name, method, partial(method.attend, *tokens, layout))
     return rows
 
 
@@ -216,22 +220,26 @@ def measure_embedded(prompt: str, seed: int) -> str:
     lines = [f"{len(calls)} calls, {prompt!r}", "", "| method | median, ms | mean error |"]
     lines.append("|---|---|---|")
     for name, pairs in found.items():
-        seconds, errors = zip(*pairs, strict=True)
-        lines.append(f"| {name} | {1e3 * median(seconds):.1f} | {fmean(errors):.3f} |")
+        milliseconds = 1e3 * median(seconds for seconds, _ in pairs)
+        error = fmean(error for _, error in pairs)
+        lines.append(f"| {name} | {milliseconds:.1f} | {error:.3f} |")
     return "\n".join(lines)
 
 
+COLUMNS: dict[str, Column] = {
+    "latents": "{0.side}x{0.side}",
+    "method": "{0.method}",
+    "agents": lambda row: str(row.agents or ""),
+    "GFLOP": "{0.gflop:.3g}",
+    "seconds": lambda row: f"{row.seconds:.4f}" + " (extrapolated)" * row.is_extrapolated,
+    "speed-up": "{0.speed_up:.1f}",
+    "error": "{0.error:.3f}",
+}
+
+
 def as_markdown(rows: Sequence[Row], facts: Mapping[str, str]) -> str:
-    """Writes the facts that decide about the numbers, then the table."""
-    lines = [f"- {name}: {value}" for name, value in facts.items()]
-    lines += ["", "| latents | method | agents | GFLOP | seconds | speed-up | error |"]
-    lines += ["|---|---|---|---|---|---|---|"]
-    for row in rows:
-        note = " (extrapolated)" if row.is_extrapolated else ""
-        lines.append(
-            f"| {row.side}x{row.side} | {row.method} | {row.agents or ''} | {row.gflop:.3g} | "
-            f"{row.seconds:.4f}{note} | {row.speed_up:.1f} | {row.error:.3f} |"
-        )
+    """Writes the facts that decide about the numbers, then table and exponents."""
+    lines = [*facts_list(facts), "", *table(rows, COLUMNS)]
     first, last = 64, max(row.side for row in rows)
     if last <= first:
         return "\n".join(lines)
@@ -269,13 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     print(as_markdown(rows, facts))
     if options.csv:
-        with (
-            replacing(options.csv) as unfinished,
-            open(unfinished, "w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.DictWriter(file, [*asdict(rows[0]), *facts])
-            writer.writeheader()
-            writer.writerows({**asdict(row), **facts} for row in rows)
+        write_rows(options.csv, rows, facts)
     return 0
 
 

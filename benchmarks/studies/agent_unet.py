@@ -2,7 +2,7 @@
 
 Operations and time of a denoising step by size, and what becomes of the pictures:
 
-    python benchmarks/agent_unet.py --model FOLDER --csv benchmarks/results/agent-unet-cpu.csv
+    python benchmarks/studies/agent_unet.py --model FOLDER --csv agent-unet.csv
 
 Steps are timed with the method on in every step, at every size of `--sizes`; dense attention is
 extrapolated with the square of the tokens where its step is expected to take longer than
@@ -25,11 +25,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 
 from diffaccel.attach.attachment import set_attn_processor
-from diffaccel.benchmarks.rows import write_rows
+from diffaccel.benchmarks.rows import Column, table, write_rows
 from diffaccel.machine import device_name, versions_line
 from diffaccel.methods import AgentAttn, Method, TokenMergingAttn
 from diffaccel.pipelines.loading import load_image_pipeline
@@ -62,6 +61,8 @@ SHOWN = 3  # pictures of each size in the contact sheet
 class StepRow:
     """Time of one denoising step; GFLOP of one call of the denoiser on one sample."""
 
+    key = ("size", "method")
+
     size: int
     tokens: int
     method: str
@@ -75,6 +76,8 @@ class StepRow:
 @dataclass(frozen=True, slots=True)
 class PictureRow:
     """Pictures of one method; `seconds` of one picture, `match` is NaN without a scorer."""
+
+    key = ("size", "method")
 
     size: int
     method: str
@@ -99,7 +102,7 @@ class StepTimer:
         return [after - before for before, after in zip(self.marks, self.marks[1:], strict=False)]
 
 
-def using(pipe: DiffusionPipeline, method: Method | None) -> Any:
+def using(pipe: Any, method: Method | None) -> Any:
     """Attaches a method for a `with` block."""
     return nullcontext() if method is None else set_attn_processor(pipe, method)
 
@@ -109,9 +112,7 @@ def in_every_step(method: Method | None) -> Method | None:
     return replace(method, stop=1.0) if isinstance(method, AgentAttn) else method
 
 
-def counted_gflop(
-    pipe: DiffusionPipeline, method: Method | None, size: int
-) -> tuple[float, float]:
+def counted_gflop(pipe: Any, method: Any, size: int) -> tuple[float, float]:
     """GFLOP of attention and of everything else in one call on one sample."""
     model, side = pipe.unet, size // pipe.vae_scale_factor
     text = pipe.tokenizer.model_max_length
@@ -126,7 +127,7 @@ def counted_gflop(
     return attention / 1e9, other_flop(model, (side, side), side**2, 0, text) / 1e9
 
 
-def step_rows(pipe: DiffusionPipeline, sizes: Sequence[int], longest_s: float) -> list[StepRow]:
+def step_rows(pipe: Any, sizes: Sequence[int], longest_s: float) -> list[StepRow]:
     """Times steps after the first, with guidance, at every size: the median of five, or one."""
     rows: list[StepRow] = []
     rate = 20.0
@@ -162,7 +163,7 @@ def step_rows(pipe: DiffusionPipeline, sizes: Sequence[int], longest_s: float) -
 
 
 def picture_rows(
-    pipe: DiffusionPipeline, sizes: Sequence[int], steps: int, count: int, scorer: Path | None
+    pipe: Any, sizes: Sequence[int], steps: int, count: int, scorer: Path | None
 ) -> tuple[list[PictureRow], list[Shown]]:
     """Draws `count` pictures at every size with every method, and compares them.
 
@@ -193,7 +194,7 @@ def picture_rows(
     return rows, shown
 
 
-def draw(pipe: DiffusionPipeline, prompt: str, size: int, steps: int, seed: int) -> Image.Image:
+def draw(pipe: Any, prompt: str, size: int, steps: int, seed: int) -> Image.Image:
     """Draws one picture."""
     return pipe(
         prompt, height=size, width=size, num_inference_steps=steps, guidance_scale=3.0,
@@ -201,25 +202,22 @@ def draw(pipe: DiffusionPipeline, prompt: str, size: int, steps: int, seed: int)
     ).images[0]  # fmt: skip
 
 
-def as_markdown(steps: Sequence[StepRow], pictures: Sequence[PictureRow]) -> str:
-    """Writes both tables."""
-    lines = ["| pixels | tokens | method | attention, GFLOP | all, GFLOP | step, s | speed-up |"]
-    lines.append("|---" * 7 + "|")
-    for row in steps:
-        note = " (extrapolated)" if row.is_extrapolated else ""
-        lines.append(
-            f"| {row.size} | {row.tokens} | {row.method} | {row.attention_gflop:.2f} | "
-            f"{row.attention_gflop + row.other_gflop:.2f} | {row.seconds:.2f}{note} | "
-            f"{row.speed_up:.2f} |"
-        )
-    lines += ["", "| pixels | method | dB to dense | prompt match | picture, s |"]
-    lines.append("|---" * 5 + "|")
-    lines += [
-        f"| {row.size} | {row.method} | {row.psnr_to_dense:.1f} | {row.match:.3f} ± "
-        f"{row.match_error:.3f} | {row.seconds:.1f} |"
-        for row in pictures
-    ]
-    return "\n".join(lines)
+STEP_COLUMNS: dict[str, Column] = {
+    "pixels": "{0.size}",
+    "tokens": "{0.tokens}",
+    "method": "{0.method}",
+    "attention, GFLOP": "{0.attention_gflop:.2f}",
+    "all, GFLOP": lambda row: f"{row.attention_gflop + row.other_gflop:.2f}",
+    "step, s": lambda row: f"{row.seconds:.2f}" + " (extrapolated)" * row.is_extrapolated,
+    "speed-up": "{0.speed_up:.2f}",
+}
+PICTURE_COLUMNS: dict[str, Column] = {
+    "pixels": "{0.size}",
+    "method": "{0.method}",
+    "dB to dense": "{0.psnr_to_dense:.1f}",
+    "prompt match": "{0.match:.3f} ± {0.match_error:.3f}",
+    "picture, s": "{0.seconds:.1f}",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -231,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pictures, shown = picture_rows(
         pipe, options.quality_sizes, options.steps, options.count, options.scorer
     )
-    print(as_markdown(steps, pictures))
+    print("\n".join([*table(steps, STEP_COLUMNS), "", *table(pictures, PICTURE_COLUMNS)]))
     if options.sheet:
         write_sheet(options.sheet, shown, tuple(METHODS))
     if options.csv:

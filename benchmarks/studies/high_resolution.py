@@ -1,13 +1,13 @@
-"""Draws the same prompts above native size in several ways, measures them and shows them together.
+"""Draws the same prompts above native size in several variants, measures and shows them.
 
 Of each prompt and factor: the native sample enlarged, direct sampling at full size, windows alone,
-and the model's default recipe, with repetition, sharpness, seconds and peak memory:
+and the model's default recipe, with repetition, edge sharpness, seconds and peak memory:
 
-    python benchmarks/high_resolution.py --csv sheet.csv --sheet sheet.jpg
+    python benchmarks/studies/high_resolution.py --csv sheet.csv --sheet sheet.jpg
 
 Direct sampling stops at a factor of 4: dense attention over the 65,536 tokens of a factor of 16
 would take an hour on a CPU. A step of the full path that guides clips takes minutes there: ask for
-`--ways native window` above 4. With `--video FOLDER` (of a Wan pipeline) clips instead.
+`--variants native window` above 4. With `--video FOLDER` (of a Wan pipeline) clips instead.
 Every picture is drawn in a process of its own, so that its peak memory is its own.
 """
 
@@ -16,28 +16,24 @@ from __future__ import annotations
 import argparse
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from multiprocessing import get_context
 from pathlib import Path
+from pkgutil import resolve_name
 from time import perf_counter
 
 import numpy as np
 
-from diffaccel.benchmarks.rows import write_rows
+from diffaccel.benchmarks.rows import Column, table, write_rows
+from diffaccel.methods import Method
+from diffaccel.methods.names import METHODS
 from diffaccel.quality.contact_sheet import Shown, write_sheet
-from diffaccel.quality.pictures import (
-    clip_repetition,
-    clip_sharpness,
-    flicker,
-    loop,
-    objects,
-    repetition,
-    sharpness,
-)
+from diffaccel.quality.pictures import clip_edge_sharpness, flicker
+from diffaccel.quality.repetition import clip_repetition, loop, objects
 
-WAYS = ("native", "direct", "window", "recipe")
+VARIANTS = ("native", "direct", "window", "recipe")
 PROMPTS = ("a red apple on a blue background", "a red apple and a rocket on a blue background")
 LARGEST_FACTOR = {"native": 64, "direct": 4, "window": 64, "recipe": 64}
 
@@ -49,7 +45,7 @@ class Job:
     Args:
         model: Folder; "" for the embedded model.
         prompt: What to draw.
-        way: One of `WAYS`.
+        variant: One of `VARIANTS`.
         factor: Size in terms of the native one, per side.
         seed: Of all noise.
         steps: Denoising steps at native size; None for the preset's.
@@ -60,7 +56,7 @@ class Job:
 
     model: str
     prompt: str
-    way: str
+    variant: str
     factor: int
     seed: int
     steps: int | None
@@ -71,19 +67,21 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What was measured on one picture or clip; see `picture_measures`.
+    """What was measured on one picture or clip; see `diffaccel.quality`.
 
     `objects` is 0 for clips; `flicker` and `loop` are 0 for pictures.
     """
 
+    key = ("prompt", "variant", "factor", "frames")
+
     prompt: str
-    way: str
+    variant: str
     factor: int
     size: str
     frames: int
     repetition: float
     objects: int
-    sharpness: float
+    edge_sharpness: float
     flicker: float
     loop: float
     seconds: float
@@ -123,18 +121,17 @@ def draw(job: Job) -> Drawn:
 def measured(job: Job, drawn: Drawn, native: np.ndarray) -> Row:
     """Measures one job against the native picture or clip."""
     frames = drawn.frames
-    is_clip = job.frames > 0
     return Row(
         prompt=job.prompt,
-        way=job.way,
+        variant=job.variant,
         factor=job.factor,
         size=f"{frames.shape[2]}x{frames.shape[1]}",
         frames=len(frames),
-        repetition=clip_repetition(frames) if is_clip else repetition(frames[0]),
-        objects=0 if is_clip else objects(frames[0]),
-        sharpness=clip_sharpness(frames, native) if is_clip else sharpness(frames[0], native[0]),
+        repetition=clip_repetition(frames),
+        objects=0 if job.frames else objects(frames[0]),
+        edge_sharpness=clip_edge_sharpness(frames, native),
         flicker=flicker(frames),
-        loop=loop(frames) if is_clip else 0.0,
+        loop=loop(frames),
         seconds=drawn.seconds,
         peak_memory_gb=drawn.peak_memory_gb,
         density=drawn.density,
@@ -148,31 +145,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     for prompt in options.prompts:
         native = _apart(_job(options, prompt, "native", 1))
         for factor in options.factors:
-            for way in options.ways:
-                if factor > LARGEST_FACTOR[way]:
+            for variant in options.variants:
+                if factor > LARGEST_FACTOR[variant]:
                     continue
-                job = _job(options, prompt, way, factor)
-                drawn = native if way == "native" else _apart(job)
-                if way == "native":
+                job = _job(options, prompt, variant, factor)
+                drawn = native if variant == "native" else _apart(job)
+                if variant == "native":
                     drawn = replace(drawn, frames=enlarged(native.frames, factor))
                 row = measured(job, drawn, native.frames)
                 facts = drawn.facts
                 rows.append(row)
-                shown.append(Shown(f"x{factor} {prompt}", way, caption(row), drawn.frames))
-                print(caption(row), f"[{way} x{factor}, {prompt}]", file=sys.stderr, flush=True)
-    print(as_markdown(rows))
+                shown.append(Shown(f"x{factor} {prompt}", variant, caption(row), drawn.frames))
+                print(
+                    caption(row), f"[{variant} x{factor}, {prompt}]", file=sys.stderr, flush=True
+                )
+    print("\n".join(table(rows, COLUMNS)))
     if options.csv:
         write_rows(options.csv, rows, facts)
     if options.sheet:
-        write_sheet(options.sheet, shown, tuple(options.ways))
+        write_sheet(options.sheet, shown, tuple(options.variants))
     return 0
 
 
 def caption(row: Row) -> str:
     """The figures under a picture."""
     return (
-        f"repetition {row.repetition:.2f}, sharpness {row.sharpness:.2f}, {row.seconds:.0f} s, "
-        f"{row.peak_memory_gb:.1f} GB"
+        f"repetition {row.repetition:.2f}, edge sharpness {row.edge_sharpness:.2f}, "
+        f"{row.seconds:.0f} s, {row.peak_memory_gb:.1f} GB"
     )
 
 
@@ -189,24 +188,22 @@ def enlarged(frames: np.ndarray, factor: int) -> np.ndarray:
     )
 
 
-def as_markdown(rows: Sequence[Row]) -> str:
-    """Writes the rows as a table."""
-    lines = [
-        "| prompt | way | size | repetition | objects | sharpness | flicker | loop | attended | s "
-        "| GB |",
-        "|---" * 11 + "|",
-    ]
-    lines += [
-        f"| {row.prompt} | {row.way} | {row.size} | {row.repetition:.2f} | {row.objects} | "
-        f"{row.sharpness:.2f} | {row.flicker:.2f} | {row.loop:.2f} | {row.density:.1%} | "
-        f"{row.seconds:.1f} | {row.peak_memory_gb:.1f} |"
-        for row in rows
-    ]
-    return "\n".join(lines)
+COLUMNS: dict[str, Column] = {
+    "prompt": "{0.prompt}",
+    "variant": "{0.variant}",
+    "size": "{0.size}",
+    "repetition": "{0.repetition:.2f}",
+    "objects": "{0.objects}",
+    "edge sharpness": "{0.edge_sharpness:.2f}",
+    "flicker": "{0.flicker:.2f}",
+    "loop": "{0.loop:.2f}",
+    "attended": "{0.density:.1%}",
+    "s": "{0.seconds:.1f}",
+    "GB": "{0.peak_memory_gb:.1f}",
+}
 
 
 def _draw_picture(job: Job) -> tuple[np.ndarray, float]:
-    from diffaccel.cli.options.method_options import parse_method
     from diffaccel.pipelines.image.generate import generate_image
     from diffaccel.pipelines.image.presets import preset_for
     from diffaccel.pipelines.loading import EMBEDDED_IMAGE, load_image_pipeline
@@ -214,7 +211,7 @@ def _draw_picture(job: Job) -> tuple[np.ndarray, float]:
     source = job.model or EMBEDDED_IMAGE
     pipe = load_image_pipeline(source, device=job.device)
     preset = preset_for(pipe, source)
-    name = preset.recipe if job.way in ("recipe", "native") else job.way
+    name = preset.recipe if job.variant in ("recipe", "native") else job.variant
     recipe = preset.recipes[name]
     refinement = recipe.refinement
     if job.refine_steps:
@@ -222,10 +219,17 @@ def _draw_picture(job: Job) -> tuple[np.ndarray, float]:
     side = preset.native * job.factor
     result = generate_image(
         pipe, job.prompt, side, side, preset=preset, refinement=refinement,
-        method=parse_method(recipe.method, [], recipe.knobs), steps=job.steps, seed=job.seed,
+        method=_method(recipe.method, recipe.knobs), steps=job.steps, seed=job.seed,
     )  # fmt: skip
     density = [report.density for report in result.reports.values()][-1:]
     return np.asarray(result.image)[None], density[0] if density else 1.0
+
+
+def _method(name: str, knobs: Mapping[str, object]) -> Method:
+    """Builds a recipe's method with those of the knobs that it has."""
+    kind = resolve_name(METHODS[name])
+    known = {field.name for field in fields(kind)}
+    return kind(**{knob: value for knob, value in knobs.items() if knob in known})
 
 
 def _draw_clip(job: Job) -> tuple[np.ndarray, float]:
@@ -236,7 +240,7 @@ def _draw_clip(job: Job) -> tuple[np.ndarray, float]:
     pipe = load_video_pipeline(job.model, device=job.device)
     preset = video_preset(job.model)
     recipe = preset.recipe
-    if job.way == "window":
+    if job.variant == "window":
         recipe = replace(recipe, guide_every=None)
     if job.refine_steps:
         recipe = replace(recipe, steps=max(1, round(job.refine_steps / recipe.strength)))
@@ -245,7 +249,7 @@ def _draw_clip(job: Job) -> tuple[np.ndarray, float]:
     result = generate_video(
         pipe, job.prompt, width, height, job.frames, recipe=recipe, seed=job.seed,
         steps=job.steps or preset.steps,
-        native=(width, height) if job.way == "direct" else native,
+        native=(width, height) if job.variant == "direct" else native,
         positions=preset.positions_for(pipe, job.frames),
     )  # fmt: skip
     frames = (result.frames[0].permute(0, 2, 3, 1) * 255).round().byte().numpy()
@@ -259,11 +263,11 @@ def _apart(job: Job) -> Drawn:
         return pool.submit(draw, job).result()
 
 
-def _job(options: argparse.Namespace, prompt: str, way: str, factor: int) -> Job:
+def _job(options: argparse.Namespace, prompt: str, variant: str, factor: int) -> Job:
     return Job(
         model=options.video or options.model,
         prompt=prompt,
-        way=way,
+        variant=variant,
         factor=factor,
         seed=options.seed,
         steps=options.steps,
@@ -289,7 +293,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--frames", type=int, default=17, help="of a clip")
     parser.add_argument("--prompts", nargs="+", default=list(PROMPTS))
     parser.add_argument("--factors", nargs="+", type=int, default=[2, 4, 16], help="per side")
-    parser.add_argument("--ways", nargs="+", type=_one_of(WAYS), default=list(WAYS))
+    parser.add_argument("--variants", nargs="+", type=_one_of(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--steps", type=int, help="at native size (default: the preset's)")
     parser.add_argument("--refine-steps", type=int, help="of larger stages")
     parser.add_argument("--seed", type=int, default=0)

@@ -4,26 +4,25 @@ Captures query, key and value of every attention layer while the embedded image 
 its native size (upscaled, noised part of the way, denoised), then runs each method on the same
 tensors with the same selection of blocks:
 
-    python benchmarks/rectification.py --size 1024 --csv rectification.csv
+    python benchmarks/studies/rectification.py --size 1024 --csv rectification.csv
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from diffaccel.files import replacing
+from diffaccel.benchmarks.rows import Column, facts_list, table, write_rows
 from diffaccel.layout import TokenLayout
 from diffaccel.machine import device_name, versions_line
 from diffaccel.methods import FullAttn, Method, RectifiedSpaAttn, SparseAttn
@@ -58,6 +57,8 @@ class Row:
     `density` the share of query-key pairs that is computed exactly.
     """
 
+    key = ("drop", "method")
+
     drop: float
     method: str
     error: float
@@ -82,8 +83,8 @@ class CaptureAttention(TorchFunctionMode):
         self,
         func: Callable[..., object],
         types: Sequence[type],
-        args: Sequence[object] = (),
-        kwargs: Mapping[str, object] | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> object:
         if func is torch.nn.functional.scaled_dot_product_attention:
             named = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs or {})
@@ -99,12 +100,14 @@ class CaptureAttention(TorchFunctionMode):
         self._calls += 1
         if step in self._steps:
             layout = TokenLayout.image(height, width, text_before=text)
-            tokens = (x.transpose(1, 2).detach().clone() for x in (query, key, value))
-            self.captured.append(Captured(self._prompt, step, layer, *tokens, layout, scale))
+            query, key, value = (x.transpose(1, 2).detach().clone() for x in (query, key, value))
+            self.captured.append(
+                Captured(self._prompt, step, layer, query, key, value, layout, scale)
+            )
 
 
 def capture(
-    pipe: DiffusionPipeline,
+    pipe: Any,
     prompt: str,
     size: int,
     steps: Sequence[int],
@@ -132,7 +135,7 @@ def capture(
 
 def compared(drop: float, block: int, p_remain: float) -> dict[str, Method]:
     """Methods that select the same blocks and differ in what they do about the rest."""
-    shared = {"block": block, "p_remain": p_remain, "neighbors": True}
+    shared: dict[str, Any] = {"block": block, "p_remain": p_remain, "neighbors": True}
     return {
         "SparseAttn": SparseAttn(keep=1.0 - drop, **shared),
         "RectifiedSpaAttn(gapr=True)": RectifiedSpaAttn(drop, gapr=True, **shared),
@@ -164,17 +167,14 @@ def measure(
     ]
 
 
-def as_markdown(rows: Sequence[Row], facts: Mapping[str, str]) -> str:
-    """Writes the facts that decide about the numbers, then the table."""
-    lines = [f"- {name}: {value}" for name, value in facts.items()]
-    lines += ["", "| drop | method | mean error | worst error | density | calls |"]
-    lines += ["|---|---|---|---|---|---|"]
-    lines += [
-        f"| {row.drop:g} | {row.method} | {row.error:.3f} | {row.worst:.3f} | "
-        f"{row.density:.3f} | {row.calls} |"
-        for row in rows
-    ]
-    return "\n".join(lines)
+COLUMNS: dict[str, Column] = {
+    "drop": "{0.drop:g}",
+    "method": "{0.method}",
+    "mean error": "{0.error:.3f}",
+    "worst error": "{0.worst:.3f}",
+    "density": "{0.density:.3f}",
+    "calls": "{0.calls}",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -203,20 +203,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{1 + max(call.layer for call in calls)} layers, seed {options.seed}",
         "versions": versions_line(),
     }
-    print(as_markdown(rows, facts))
+    print("\n".join([*facts_list(facts), "", *table(rows, COLUMNS)]))
     if options.csv:
-        _write_csv(options.csv, rows, facts)
+        write_rows(options.csv, rows, facts)
     return 0
-
-
-def _write_csv(path: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> None:
-    with (
-        replacing(path) as unfinished,
-        open(unfinished, "w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, [*asdict(rows[0]), *facts])
-        writer.writeheader()
-        writer.writerows({**asdict(row), **facts} for row in rows)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ through at 1920x1088, but a block of 128 tokens in the model's own order is a st
 windows together reach across the picture: kernels that work on such blocks compute half of all
 pairs. Compact blocks compute little more than the windows. No tensor of attention is made:
 
-    python benchmarks/window_density.py --csv benchmarks/results/window-density.csv
+    python benchmarks/studies/window_density.py --csv benchmarks/results/window-density.csv
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from diffaccel.benchmarks.rows import write_rows
+from diffaccel.benchmarks.rows import Column, table, write_rows
 from diffaccel.kernels import WindowAxis, seen_share
 from diffaccel.kernels.neighborhood.launch import box_config
 from diffaccel.kernels.neighborhood.windows import visited_along, window
@@ -72,6 +72,8 @@ CASES = (
 @dataclass(frozen=True, slots=True)
 class Row:
     """One case: shares of all pairs, and how many times less than raster our kernel computes."""
+
+    key = ("case",)
 
     case: str
     tokens: int
@@ -143,14 +145,10 @@ def row_of(case: Case) -> Row:
     )
 
 
-def as_markdown(rows: Sequence[Row]) -> str:
-    """Writes the rows as a table."""
-    names = list(asdict(rows[0]))
-    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-    for row in rows:
-        cells = [f"{v:.3f}" if isinstance(v, float) else str(v) for v in asdict(row).values()]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+COLUMNS: dict[str, Column] = {
+    field.name: f"{{0.{field.name}{':.3f' if field.type == 'float' else ''}}}"
+    for field in fields(Row)
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -159,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--csv", type=Path, help="also write the table here")
     options = parser.parse_args(argv)
     rows = [row_of(case) for case in CASES]
-    print(as_markdown(rows))
+    print("\n".join(table(rows, COLUMNS)))
     if options.csv:
         write_rows(options.csv, rows)
     return 0

@@ -124,7 +124,7 @@ def execute(arguments: argparse.Namespace) -> int:
     _check_outputs(arguments)
     choice = _choice(arguments)
 
-    from diffaccel.benchmarks.ops.report import as_markdown, write_csv
+    from diffaccel.benchmarks.ops.report import as_markdown
     from diffaccel.benchmarks.ops.roofline import roofline_table
     from diffaccel.benchmarks.ops.run import ceilings_of, facts_of, measure_kernels
     from diffaccel.progress import ProgressBars
@@ -140,8 +140,6 @@ def execute(arguments: argparse.Namespace) -> int:
     with ProgressBars() as timing:
         result = measure_kernels(choice, timing, arguments.csv)
     print(as_markdown(result.rows, result.facts))
-    if arguments.csv:
-        write_csv(arguments.csv, result.rows, result.facts)
     if arguments.plot:
         from diffaccel.benchmarks.ops.plot import draw
 

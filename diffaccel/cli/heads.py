@@ -174,7 +174,7 @@ def _show(arguments: argparse.Namespace) -> int:
 def _draw_sheet(arguments: argparse.Namespace) -> None:
     from diffaccel.files import check_image_path, write_image
     from diffaccel.guidance.head_search.search import all_heads
-    from diffaccel.guidance.head_search.sheet import head_sheet
+    from diffaccel.guidance.head_search.sheet import HeadSheet, head_sheet
     from diffaccel.progress import ProgressBars
 
     check_image_path(arguments.output)
@@ -183,16 +183,8 @@ def _draw_sheet(arguments: argparse.Namespace) -> None:
     pipe, draw = _load(arguments)
     heads = all_heads(pipe, layers)
     with ProgressBars() as timing, timing.phases({"draw": len(heads) + 1}) as advance:
-        sheet = head_sheet(
-            pipe,
-            draw,
-            arguments.sheet,
-            heads,
-            seed=arguments.seed,
-            strength=arguments.strength,
-            scale=scale,
-            advance=lambda: advance("draw"),
-        )
+        shown = HeadSheet(arguments.sheet, tuple(heads), arguments.seed, arguments.strength, scale)
+        sheet = head_sheet(pipe, draw, shown, lambda: advance("draw"))
     write_image(sheet, arguments.output)
     print(f"{arguments.output} ({len(heads)} heads, labelled layer.head)")
 

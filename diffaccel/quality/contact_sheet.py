@@ -1,4 +1,4 @@
-"""Puts pictures of several ways side by side: whole, and where most edges are pixel by pixel."""
+"""Puts pictures side by side: in a plain grid, or in a table with captions and details."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from diffaccel.files import replacing
 
 CELL = 176  # pixels of the longer side of a picture in the sheet
 LINE = 15  # pixels of a line of text
+LABEL = 22  # pixels above a picture of a grid
 MOST_BYTES = 300_000
 
 
@@ -32,6 +33,29 @@ class Shown:
     column: str
     caption: str
     frames: np.ndarray
+
+
+def grid(
+    pictures: Sequence[Image.Image], columns: int, labels: Sequence[str] | None = None
+) -> Image.Image:
+    """Lays pictures of one size out line by line.
+
+    Args:
+        pictures: At least one.
+        columns: Pictures of a line, at most.
+        labels: What stands above each; nothing, and no room for it, by default.
+    """
+    width, height = pictures[0].size
+    columns, above = min(columns, len(pictures)), 0 if labels is None else LABEL
+    lines = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * width, lines * (height + above)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for index, picture in enumerate(pictures):
+        left, top = index % columns * width, index // columns * (height + above)
+        if labels is not None:
+            draw.text((left + 6, top + 4), labels[index], "black", font)
+        sheet.paste(picture, (left, top + above))
+    return sheet
 
 
 def write_sheet(path: Path, shown: Sequence[Shown], columns: Sequence[str]) -> None:
@@ -114,8 +138,8 @@ def _cell(cell: Shown, place: tuple[float, float]) -> Image.Image:
 
 def _whole(picture: Image.Image) -> Image.Image:
     scale = CELL / max(picture.size)
-    size = tuple(max(1, round(side * scale)) for side in picture.size)
-    return picture.resize(size, Image.Resampling.LANCZOS)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _part(picture: Image.Image, place: tuple[float, float]) -> Image.Image:

@@ -4,7 +4,7 @@ Heads are searched for the embedded scorer's prompt match or another measure. Ev
 also compared with the drawing that its prompt names; prompts of the search and of the comparison
 are different ones:
 
-    python samples/embedded/compare_guidance.py --model unet --packages build/embedded/packages
+    python samples/embedded compare guidance --model unet --packages build/embedded/packages
 """
 
 import argparse
@@ -19,11 +19,7 @@ from time import perf_counter
 
 import numpy as np
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
-from evaluate import Call, contact_sheet, generate, object_features, reference_features
-from evaluate_unet import UNetCall, generate_with_unet
-from PIL import Image, ImageDraw, ImageFont
-from scenes import BACKGROUNDS, plain_caption
-from vocabulary import Thing, load_vocabulary
+from PIL import Image
 
 from diffaccel import HeadPerturbation, SkipLayers, set_guidance
 from diffaccel.guidance.head_search.search import SearchSettings, SearchState, search_heads
@@ -33,10 +29,16 @@ from diffaccel.pipelines.loading import (
     EMBEDDED_UNET,
     load_image_pipeline,
 )
+from diffaccel.quality.contact_sheet import grid
 from diffaccel.quality.objectives import Objective, PromptMatch, saturation, sharpness
+from embedded.image.evaluate import Call, generate, object_features, reference_features
+from embedded.scenes import BACKGROUNDS, plain_caption
+from embedded.unet.evaluate import UNetCall, generate_with_unet
+from embedded.vocabulary import Thing, load_vocabulary
 
 Draw = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
 
+SMALL = 112  # side of the pictures of the overview
 MEASURES = ("prompt match", "likeness", "right object", "sharpness", "saturation")
 
 
@@ -176,20 +178,6 @@ def with_spread(values: Sequence[float]) -> str:
     return f"{fmean(values):.3f}{spread}"
 
 
-def overview(rows: dict[str, list[Image.Image]], side: int = 112) -> Image.Image:
-    """Puts the pictures of each kind into a row below its name."""
-    line = side + 18
-    columns = max(map(len, rows.values()))
-    sheet = Image.new("RGB", (columns * (side + 2), len(rows) * line), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for number, (name, pictures) in enumerate(rows.items()):
-        draw.text((2, number * line + 1), name, "black", font)
-        for column, picture in enumerate(pictures):
-            small = picture.resize((side, side), Image.Resampling.LANCZOS)
-            sheet.paste(small, (column * (side + 2), number * line + 17))
-    return sheet
-
-
 def main() -> None:
     """Searches heads, then prints a table and writes contact sheets."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -242,10 +230,8 @@ def main() -> None:
         changes = [after - before for after, before in pairs]
         cells = map(with_spread, (*values.values(), changes, seconds))
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
-        rows[name] = pictures[:8]
-        contact_sheet(pictures[:24], 8).save(args.out / f"{len(rows)}.png")
-    overview(rows).save(args.out / "overview.png")
-
-
-if __name__ == "__main__":
-    main()
+        rows[name] = [picture.resize((SMALL, SMALL)) for picture in pictures[:8]]
+        grid(pictures[:24], 8).save(args.out / f"{len(rows)}.png")
+    shown = [picture for row in rows.values() for picture in row]
+    labels = [text for name, row in rows.items() for text in [name, *[""] * (len(row) - 1)]]
+    grid(shown, 8, labels).save(args.out / "overview.png")

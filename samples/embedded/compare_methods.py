@@ -3,7 +3,7 @@
 A scene of the training set is rendered small, refined to the large size by each method, and
 compared with its own large rendering:
 
-    python samples/embedded/compare_methods.py --packages build/embedded/packages
+    python samples/embedded compare methods --packages build/embedded/packages
 """
 
 import argparse
@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scenes import BACKGROUNDS, Background, Placed, Scene, plain_caption, render
-from vocabulary import Thing, load_vocabulary
 
 from diffaccel import FullAttn, NeighborhoodAttn, RectifiedSpaAttn, SparseAttn
 from diffaccel.methods import Method
@@ -21,7 +19,9 @@ from diffaccel.pipelines.image.generate import refine_image
 from diffaccel.pipelines.image.presets import EMBEDDED
 from diffaccel.pipelines.loading import EMBEDDED_IMAGE, load_image_pipeline
 from diffaccel.progress import Timing
-from diffaccel.quality.pictures import psnr
+from diffaccel.quality.pictures import gradient_agreement, psnr
+from embedded.scenes import BACKGROUNDS, Background, Placed, Scene, plain_caption, render
+from embedded.vocabulary import Thing, load_vocabulary
 
 METHODS: tuple[Method, ...] = (
     FullAttn(),
@@ -41,18 +41,6 @@ def scene_of(vocabulary: Sequence[Thing], first: str, second: str, background: s
         Placed(number[second], 0.515, 0.275, 0.45),
     )
     return Scene(placed, Background((background,), (BACKGROUNDS[background],), 0))
-
-
-def sharpness(picture: np.ndarray, truth: np.ndarray) -> float:
-    """Share of the truth's edges that is there: how far gradients agree, 1 for equal pictures.
-
-    Noise does not count: gradients of the picture are projected on those of the truth.
-    """
-    found, wanted = (
-        np.concatenate([np.diff(x.astype(float), axis=axis).ravel() for axis in (0, 1)])
-        for x in (picture, truth)
-    )
-    return float((found @ wanted) / (wanted @ wanted))
 
 
 def main() -> None:
@@ -85,10 +73,6 @@ def main() -> None:
         picture = np.asarray(refined)
         print(
             f"| `{method!r}` | {report.density:.1%} | {seconds:.1f} | "
-            f"{psnr(picture, truth):.2f} | {sharpness(picture, truth):.2f} |",
+            f"{psnr(picture, truth):.2f} | {gradient_agreement(picture, truth):.2f} |",
             flush=True,
         )
-
-
-if __name__ == "__main__":
-    main()

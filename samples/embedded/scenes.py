@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import resvg_py
 from PIL import Image
-from vocabulary import Thing
+
+from embedded.vocabulary import Thing
 
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "white": (250, 250, 250),
@@ -25,6 +26,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "brown": (134, 94, 66),
 }
 OPENINGS = ("", "", "", "", "an image of ", "a picture of ", "a drawing of ", "an emoji of ")
+FUNCTION_WORDS = "a an and on to gradient background"
 CLOSE_UP_OPENINGS = ("close-up of ", "a close-up of ", "macro image of ")
 FAVOURITES = ("red apple", "rocket")  # of the README's first picture, drawn more often
 FAVOURITE_WEIGHT = 16
@@ -290,3 +292,12 @@ def rasterise(drawn: str, background: Background, pixels: int, window: Window) -
     )
     png = resvg_py.svg_to_bytes(svg_string=svg, skip_system_fonts=True)
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def words_of(vocabulary: tuple[Thing, ...]) -> set[str]:
+    """Collects the words that captions may use."""
+    texts = [FUNCTION_WORDS, *BACKGROUNDS, *OPENINGS, *CLOSE_UP_OPENINGS]
+    for thing in vocabulary:
+        texts += [*thing.names, *thing.tags]
+    kept = "".join(c if c.isalnum() and c.isascii() else " " for c in " ".join(texts).lower())
+    return set(kept.split())

@@ -10,13 +10,13 @@ from PIL import Image
 
 @pytest.fixture(scope="module")
 def clips(embedded):
-    import clips
+    from embedded.video import clips
 
     return clips
 
 
 def tracked(clips, cast, motion, actor=0):
-    from evaluate_video import track
+    from embedded.video.evaluate import track
 
     clip = clips.Clip(actor, motion, clips.plain_ground("green"))
     return track(clips.render_clip(cast, clip, frames=9, pixels=64))
@@ -126,7 +126,7 @@ def test_every_object_is_in_the_vocabulary_and_has_a_gerund(clips, embedded):
 
 
 def test_the_judges_know_the_truth(clips, cast):
-    from evaluate_video import shows_motion, shows_object
+    from embedded.video.evaluate import shows_motion, shows_object
 
     clip = clips.Clip(0, "left", clips.plain_ground("yellow"))
     video = clips.render_clip(cast, clip)

@@ -4,7 +4,7 @@ import torch
 
 JOB = """
 import torch
-from replicas import average_over_replicas, rank
+from embedded.training.replicas import average_over_replicas, rank
 
 def job(folder):
     torch.manual_seed(0)
@@ -20,8 +20,8 @@ def test_replicas_average_gradients_and_time(embedded, tmp_path, monkeypatch):
     (tmp_path / "replica_job.py").write_text(JOB)
     monkeypatch.syspath_prepend(tmp_path)
     torch.set_num_threads(2)
+    from embedded.training.replicas import replicate
     from replica_job import job
-    from replicas import replicate
 
     replicate(job, tmp_path)
     assert torch.get_num_threads() == 2
@@ -33,7 +33,7 @@ def test_replicas_average_gradients_and_time(embedded, tmp_path, monkeypatch):
 
 
 def test_a_single_process_keeps_its_own(embedded):
-    from replicas import average_over_replicas, rank
+    from embedded.training.replicas import average_over_replicas, rank
 
     model = torch.nn.Linear(2, 1)
     model.weight.grad = torch.ones(1, 2)

@@ -21,15 +21,15 @@ def vocabulary(cast):
 
 @pytest.fixture
 def scorer(vocabulary):
-    from scorer_model import Scorer
-    from train_image import words_of
+    from embedded.image.train import words_of
+    from embedded.scorer.model import Scorer
 
     torch.manual_seed(0)
     return Scorer(words_of(vocabulary)).eval()
 
 
 def test_four_scenes_differ_in_one_respect_or_two(vocabulary):
-    from scorer_pictures import scenes_in_fours
+    from embedded.scorer.pictures import scenes_in_fours
 
     for seed in range(30):
         first, second, third, fourth = scenes_in_fours(random.Random(seed), vocabulary)
@@ -46,7 +46,7 @@ def test_four_scenes_differ_in_one_respect_or_two(vocabulary):
 
 
 def test_captions_say_something_and_whether_they_tell_the_ground(vocabulary):
-    from scorer_pictures import fitting, scenes_in_fours, told_caption
+    from embedded.scorer.pictures import fitting, scenes_in_fours, told_caption
 
     rng = random.Random(1)
     scenes = list(scenes_in_fours(rng, vocabulary))
@@ -62,7 +62,7 @@ def test_captions_say_something_and_whether_they_tell_the_ground(vocabulary):
 
 
 def test_loss_leaves_out_other_fitting_pairs(embedded):
-    from train_scorer import contrastive_loss
+    from embedded.scorer.train import contrastive_loss
 
     logits = torch.tensor([[4.0, 9.0], [9.0, 4.0]])
     apart = contrastive_loss(logits, torch.eye(2, dtype=torch.bool))
@@ -71,7 +71,7 @@ def test_loss_leaves_out_other_fitting_pairs(embedded):
 
 
 def test_worn_pictures_keep_range_and_content(embedded):
-    from scorer_pictures import worn
+    from embedded.scorer.pictures import worn
 
     torch.manual_seed(0)
     pictures = torch.rand(40, 3, 1, 1).expand(40, 3, 64, 64) * 2 - 1
@@ -81,9 +81,9 @@ def test_worn_pictures_keep_range_and_content(embedded):
 
 
 def test_steps_lower_the_loss_of_a_batch(scorer, vocabulary):
-    from scenes import render
-    from scorer_pictures import scenes_in_fours
-    from train_scorer import ScorerTraining, optimisers_of, train_on
+    from embedded.scenes import render
+    from embedded.scorer.pictures import scenes_in_fours
+    from embedded.scorer.train import ScorerTraining, optimisers_of, train_on
 
     rng = random.Random(2)
     scenes = [scene for _ in range(3) for scene in scenes_in_fours(rng, vocabulary)]
@@ -102,8 +102,8 @@ def test_steps_lower_the_loss_of_a_batch(scorer, vocabulary):
 
 
 def test_training_resumes_from_its_checkpoint(vocabulary, tmp_path):
-    from scorer_pictures import draw_pictures
-    from train_scorer import ScorerTraining, train_scorer
+    from embedded.scorer.pictures import draw_pictures
+    from embedded.scorer.train import ScorerTraining, train_scorer
 
     draw_pictures(vocabulary, 0, tmp_path, groups=3)
     steps = []
@@ -116,8 +116,8 @@ def test_training_resumes_from_its_checkpoint(vocabulary, tmp_path):
 
 
 def test_export_loads_as_a_scorer(scorer, vocabulary, tmp_path):
-    from evaluate_scorer import evaluate_scorer
-    from export_scorer import export_scorer, write_scorer_card
+    from embedded.scorer.evaluate import evaluate_scorer
+    from embedded.scorer.export import export_scorer, write_scorer_card
 
     export_scorer(scorer, tmp_path)
     match = PromptMatch(tmp_path)

@@ -18,8 +18,8 @@ def vocabulary(cast):
 
 @pytest.fixture
 def model(vocabulary):
-    from train_image import words_of
-    from unet_model import UNetModel
+    from embedded.image.train import words_of
+    from embedded.unet.model import UNetModel
 
     torch.manual_seed(0)
     return UNetModel(words_of(vocabulary)).eval()
@@ -46,7 +46,7 @@ def vae(embedded):
 
 @torch.no_grad()
 def test_autoencoder_without_shift_gives_the_same_pictures(vae):
-    from export_unet import without_shift
+    from embedded.unet.export import without_shift
 
     twin = without_shift(vae)
     assert twin.config.shift_factor is None
@@ -62,16 +62,16 @@ def test_autoencoder_without_shift_gives_the_same_pictures(vae):
 
 
 def test_unpack_undoes_pack(embedded):
-    from latents import pack
-    from train_unet import unpack
+    from embedded.image.latents import pack
+    from embedded.unet.train import unpack
 
     latents = torch.randn(2, 8, 6, 6)
     assert torch.equal(unpack(pack(latents)), latents)
 
 
 def test_noise_levels_are_high_and_reach_the_last(embedded):
-    from train_unet import draw_timesteps
-    from unet_model import new_scheduler
+    from embedded.unet.model import new_scheduler
+    from embedded.unet.train import draw_timesteps
 
     torch.manual_seed(0)
     drawn = draw_timesteps(4000, 0.7)
@@ -105,7 +105,7 @@ def test_captions_are_encoded_as_the_pipeline_does(model):
 
 
 def test_steps_lower_the_loss_of_a_batch(model):
-    from train_unet import UNetTraining, optimisers_of, train_on, velocity_loss
+    from embedded.unet.train import UNetTraining, optimisers_of, train_on, velocity_loss
 
     settings = UNetTraining(minutes=1.0)
     clean = torch.randn(4, 8, 1, 1).expand(4, 8, 16, 16)
@@ -135,8 +135,8 @@ def test_steps_lower_the_loss_of_a_batch(model):
 
 
 def test_training_resumes_from_its_checkpoint(vocabulary, vae, tmp_path):
-    from latents import PoolKind, draw_chunk
-    from train_unet import UNetTraining, train_unet
+    from embedded.image.latents import PoolKind, draw_chunk
+    from embedded.unet.train import UNetTraining, train_unet
 
     kind = PoolKind("tiny", 64, close_ups=False, seed=1, pictures=4)
     draw_chunk(vocabulary[:2] * 2, vae, kind, 0, tmp_path)
@@ -154,8 +154,8 @@ def test_training_resumes_from_its_checkpoint(vocabulary, vae, tmp_path):
 @torch.no_grad()
 def test_a_grown_model_draws_what_the_coarse_one_does(vocabulary):
     """Exactly, where the outermost convolutions look at single pixels and add nothing."""
-    from train_image import words_of
-    from unet_model import UNetModel
+    from embedded.image.train import words_of
+    from embedded.unet.model import UNetModel
 
     torch.manual_seed(0)
     coarse, whole = (UNetModel(words_of(vocabulary), is_coarse) for is_coarse in (True, False))
@@ -177,7 +177,7 @@ def test_a_grown_model_draws_what_the_coarse_one_does(vocabulary):
 
 
 def test_the_coarse_stage_has_files_of_its_own(embedded):
-    from train_unet import UNetTraining, coarse_training
+    from embedded.unet.train import UNetTraining, coarse_training
 
     coarse = coarse_training(minutes=1.0)
     assert coarse.name != UNetTraining(1.0).name
@@ -186,8 +186,8 @@ def test_the_coarse_stage_has_files_of_its_own(embedded):
 
 
 def test_export_loads_as_a_stock_pipeline(model, vae, vocabulary, tmp_path):
-    from export_unet import export_unet, load_unet_model
-    from unet_model import UNetModel
+    from embedded.unet.export import export_unet, load_unet_model
+    from embedded.unet.model import UNetModel
 
     torch.manual_seed(1)
     torch.nn.init.normal_(model.unet.conv_out.weight, 0, 0.05)

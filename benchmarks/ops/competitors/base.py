@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffaccel.benchmarks.ops.error_rule import Expected
 from diffaccel.benchmarks.ops.problems import Inputs, Problem
-from diffaccel.benchmarks.ops.work import Work
+from diffaccel.benchmarks.ops.roofline import Work
 
 
 @dataclass(frozen=True, slots=True, eq=False)

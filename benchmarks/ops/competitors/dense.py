@@ -26,9 +26,9 @@ _MEMORY_SHARE = 0.25  # of the memory that these copies may take
 
 def _prepare_sdpa(backend: SDPBackend) -> Callable[[Problem, Inputs], Prepared]:
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        heads_first = (x.transpose(1, 2) for x in (query, key, value))
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         with sdpa_kernel(backend):
-            return scaled_dot_product_attention(*heads_first).transpose(1, 2)
+            return scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
     return _prepared_by(lambda _problem: attend)
 

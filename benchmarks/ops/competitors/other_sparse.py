@@ -9,22 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from diffaccel.benchmarks.ops.block_lists import BlockPlan, kept_pairs, random_plan
+from diffaccel.benchmarks.ops.block_lists import kept_pairs, random_plan
 from diffaccel.benchmarks.ops.competitors.base import Op, Prepared, needs_cuda_package
-from diffaccel.benchmarks.ops.competitors.own import window_for, window_mask, window_pairs
 from diffaccel.benchmarks.ops.error_rule import Expected
 from diffaccel.benchmarks.ops.problems import Inputs, Problem
 from diffaccel.benchmarks.ops.shapes import GATE_SUFFIX
+from diffaccel.benchmarks.ops.windows import window_for, window_mask, window_pairs
+from diffaccel.kernels import listed_blocks
 from diffaccel.layout import Grid
-
-
-def listed_blocks(plan: BlockPlan, key_blocks: int) -> Tensor:
-    """Lists as a map: (1, H, NQ, key_blocks) bool."""
-    is_entry = torch.arange(plan.indices.shape[-1], device=plan.indices.device)
-    is_entry = is_entry < plan.counts[..., None]
-    column = plan.indices.long().masked_fill(~is_entry, key_blocks)
-    found = torch.zeros(*plan.counts.shape, key_blocks + 1, dtype=torch.bool, device=column.device)
-    return found.scatter_(-1, column, True)[..., :key_blocks]
+from diffaccel.methods.block_sparse.base import BlockPlan
 
 
 def flex_mask(plan: BlockPlan, visual: int, text: int, block: int) -> BlockMask:
@@ -35,7 +28,7 @@ def flex_mask(plan: BlockPlan, visual: int, text: int, block: int) -> BlockMask:
     """
     keys = visual + text
     key_blocks = -(-keys // block)
-    listed = listed_blocks(plan, key_blocks)
+    listed = listed_blocks(plan.indices, plan.counts, key_blocks)
     start = torch.arange(key_blocks, device=listed.device) * block
     end = start + block
     is_full = (end <= visual) & listed | (start >= visual) & (end <= keys)
@@ -120,7 +113,7 @@ def _prepare_sparge(problem: Problem, inputs: Inputs) -> Prepared:
     from spas_sage_attn import block_sparse_sage2_attn_cuda
 
     plan, shape, block = random_plan(problem, problem.seed), problem.shape, problem.block
-    listed = listed_blocks(plan, plan.counts.shape[-1]).to(torch.int8)
+    listed = listed_blocks(plan.indices, plan.counts, plan.counts.shape[-1]).to(torch.int8)
     is_hopper = torch.cuda.get_device_capability(problem.device)[0] == 9
     query_cuts, key_cuts = (
         (block // 64, block // 128) if is_hopper else (block // 128, block // 64)

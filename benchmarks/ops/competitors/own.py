@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from math import prod
 
 import torch
 from torch import Tensor
 
 from diffaccel.benchmarks.ops.block_lists import (
-    BlockPlan,
     in_block_order,
     kept_pairs,
     random_plan,
@@ -21,12 +19,13 @@ from diffaccel.benchmarks.ops.block_lists import (
 from diffaccel.benchmarks.ops.competitors.base import Op, Prepared, always
 from diffaccel.benchmarks.ops.error_rule import Expected
 from diffaccel.benchmarks.ops.problems import Inputs, Problem
+from diffaccel.benchmarks.ops.roofline import Work
 from diffaccel.benchmarks.ops.shapes import Shape
-from diffaccel.benchmarks.ops.work import Work
-from diffaccel.kernels import block_sparse_attention, neighborhood_attention, reference
+from diffaccel.benchmarks.ops.windows import window_for, window_mask, window_pairs
+from diffaccel.kernels import block_sparse_attention, neighborhood_attention
 from diffaccel.layout import Grid
 from diffaccel.methods import RectifiedSpaAttn, SparseAttn
-from diffaccel.methods.block_sparse.base import BlockSparseMethod
+from diffaccel.methods.block_sparse.base import BlockPlan, BlockSparseMethod
 from diffaccel.methods.block_sparse.order import token_order
 
 _STRIDE = (2, 8, 8)  # of the windows that move by tiles, per axis
@@ -106,28 +105,6 @@ def _rectified(correction: str, problem: Problem) -> BlockSparseMethod:
     )
 
 
-def window_for(shape: Shape, density: float) -> Grid:
-    """Kernel size per axis whose volume is about `density` of the grid, equal shares per axis."""
-    axes = sum(length > 1 for length in shape.grid)
-    share = density ** (1 / axes)
-    return tuple(max(1, round(length * share)) for length in shape.grid)
-
-
-def window_mask(shape: Shape, kernel: Grid, stride: Grid) -> Callable[[Tensor], Tensor]:
-    """Returns a function that gives the mask (len(rows), N) of neighborhood attention."""
-    axes = [
-        reference.neighborhood_mask(*axis) for axis in zip(shape.grid, kernel, stride, strict=True)
-    ]
-
-    def mask(rows: Tensor) -> Tensor:
-        places = torch.unravel_index(rows.cpu(), shape.grid)
-        frames, height, width = (axis[at] for axis, at in zip(axes, places, strict=True))
-        box = frames[:, :, None, None] & height[:, None, :, None] & width[:, None, None, :]
-        return box.flatten(1).to(rows.device)
-
-    return mask
-
-
 def _neighborhood(problem: Problem, inputs: Inputs, stride: Grid) -> Prepared:
     shape = problem.shape
     kernel = window_for(shape, problem.density)
@@ -145,11 +122,6 @@ def _neighborhood(problem: Problem, inputs: Inputs, stride: Grid) -> Prepared:
 
     pairs = window_pairs(shape, kernel)
     return Prepared(run, Expected(inputs, mask=window_mask(shape, kernel, stride)), pairs)
-
-
-def window_pairs(shape: Shape, kernel: Grid) -> int:
-    """Query-key pairs of all heads: every query has the same number of keys, and all text."""
-    return shape.heads * shape.visual * (prod(kernel) + shape.text)
 
 
 def _own(name: str, prepare: Callable[[Problem, Inputs], Prepared]) -> Op:

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from diffusers import DiffusionPipeline
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from diffaccel.guidance.attachment import set_guidance
 from diffaccel.guidance.head_search.search import Draw, Head
 from diffaccel.guidance.perturb.heads import HeadPerturbation
+from diffaccel.quality.contact_sheet import grid
 
-LABEL = 22  # pixels above each picture
 COLUMNS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSheet:
+    """What a sheet shows.
+
+    Args:
+        prompt: What to draw.
+        heads: The heads (layer, head), one a picture.
+        seed: Of the noise, the same for all.
+        strength: Of the perturbation, 0 to 1.
+        scale: Of the guidance.
+    """
+
+    prompt: str
+    heads: tuple[Head, ...]
+    seed: int = 0
+    strength: float = 1.0
+    scale: float = 3.0
 
 
 def head_sheet(
     pipe: DiffusionPipeline,
     draw: Draw,
-    prompt: str,
-    heads: Sequence[Head],
-    *,
-    seed: int = 0,
-    strength: float = 1.0,
-    scale: float = 3.0,
+    sheet: HeadSheet,
     advance: Callable[[], None] = lambda: None,
 ) -> Image.Image:
     """Draws one prompt without guidance and with each head, side by side, labelled layer.head.
@@ -31,31 +46,15 @@ def head_sheet(
     Args:
         pipe: The pipeline that `draw` uses.
         draw: Makes pictures for prompts and seeds.
-        prompt: What to draw.
-        heads: The heads (layer, head).
-        seed: Of the noise, the same for all.
-        strength: Of the perturbation.
-        scale: Of the guidance.
+        sheet: What to show.
         advance: Called after each picture.
     """
-    pictures = [("none", draw([prompt], [seed])[0])]
+    pictures = list(draw([sheet.prompt], [sheet.seed]))
     advance()
-    for head in heads:
-        perturbation = HeadPerturbation(heads=(head,), strength=strength)
-        with set_guidance(pipe, perturbation, scale=scale):
-            pictures.append((f"{head[0]}.{head[1]}", draw([prompt], [seed])[0]))
+    for head in sheet.heads:
+        perturbation = HeadPerturbation(heads=(head,), strength=sheet.strength)
+        with set_guidance(pipe, perturbation, scale=sheet.scale):
+            pictures += draw([sheet.prompt], [sheet.seed])
         advance()
-    return _side_by_side(pictures)
-
-
-def _side_by_side(pictures: list[tuple[str, Image.Image]]) -> Image.Image:
-    width, height = pictures[0][1].size
-    columns = min(COLUMNS, len(pictures))
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * width, rows * (height + LABEL)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for index, (label, picture) in enumerate(pictures):
-        left, top = index % columns * width, index // columns * (height + LABEL)
-        pen.text((left + 6, top + 4), label, fill="black")
-        sheet.paste(picture, (left, top + LABEL))
-    return sheet
+    labels = ["none", *(f"{layer}.{head}" for layer, head in sheet.heads)]
+    return grid(pictures, COLUMNS, labels)

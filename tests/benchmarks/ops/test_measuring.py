@@ -6,8 +6,11 @@ import torch
 from diffaccel.benchmarks.ops.problems import draw_problem
 from diffaccel.benchmarks.ops.roofline import (
     Ceilings,
+    Work,
+    attention_work,
     block_sparse_work,
     floor_of,
+    kept_flops,
     measure_ceilings,
     roofline_table,
 )
@@ -20,7 +23,6 @@ from diffaccel.benchmarks.ops.timing import (
     planned_repetitions,
     takes_part,
 )
-from diffaccel.benchmarks.ops.work import Work, attention_work, kept_flops
 
 CPU = torch.device("cpu")
 

@@ -9,13 +9,14 @@ import torch
 
 import diffaccel.benchmarks
 from diffaccel import RectifiedSpaAttn, SparseAttn
-from diffaccel.benchmarks.ops.block_lists import BlockPlan, kept_pairs, random_plan
+from diffaccel.benchmarks.ops.block_lists import kept_pairs, random_plan
 from diffaccel.benchmarks.ops.competitors.other_sparse import flex_mask
-from diffaccel.benchmarks.ops.competitors.own import window_for, window_mask, window_pairs
 from diffaccel.benchmarks.ops.problems import draw_inputs, draw_problem
 from diffaccel.benchmarks.ops.run import OPS
 from diffaccel.benchmarks.ops.shapes import SHAPES, Shape
+from diffaccel.benchmarks.ops.windows import window_for, window_mask, window_pairs
 from diffaccel.kernels import reference
+from diffaccel.methods.block_sparse.base import BlockPlan
 from diffaccel.methods.block_sparse.order import token_order
 
 TINY = Shape("tiny", (1, 9, 13), 5, 2, 32)  # 117 tokens: blocks of 32 are ragged
@@ -78,7 +79,7 @@ def test_random_lists_ascend_and_have_the_length_of_the_methods():
 def test_kept_pairs_of_lists_match_the_mask_of_the_oracle():
     indices = torch.tensor([[[[0, 3, 9], [3, 9, 9], [1, 2, 3], [0, 9, 9]]]], dtype=torch.int32)
     counts = torch.tensor([[[2, 1, 3, 1]]], dtype=torch.int32)
-    plan = BlockPlan(indices.clamp(max=3), counts)
+    plan = BlockPlan(indices.clamp(max=3), counts, None, None)
     mask = reference.block_mask(
         plan.indices, counts, block_q=32, block_k=32, queries=117, keys=117
     )
@@ -155,13 +156,14 @@ def test_flex_attention_gets_the_same_pattern(visual, text):
     assert found[..., visual:].all()
 
 
-def test_no_module_hides_a_package_from_the_scripts_beside_it():
-    """A file `kernels.py` once broke `python benchmarks/rectification.py`.
+@pytest.mark.parametrize("room", [".", "studies"])
+def test_no_module_hides_a_package_from_the_scripts_beside_it(room):
+    """A file `kernels.py` once broke `python benchmarks/studies/rectification.py`.
 
     Python puts a script's folder first on its path, and transformers probes for a package of
     that name.
     """
-    folder = Path(diffaccel.benchmarks.__file__).parent
+    folder = Path(diffaccel.benchmarks.__file__).parent / room
     names = {path.stem for path in folder.glob("*.py")} - {"__init__"}
     assert "kernels" not in names
     elsewhere = [entry for entry in sys.path if entry and Path(entry).resolve() != folder]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffaccel.benchmarks.ops.report import read_csv
+from diffaccel.benchmarks.ops.report import Row
+from diffaccel.benchmarks.rows import read_rows
 from diffaccel.cli import main
 
 FAST = (
@@ -23,7 +24,7 @@ def bench(*words):
 def test_table_and_csv(tmp_path, capsys):
     assert bench(*OPS, "--csv", str(tmp_path / "k.csv")) == 0
     printed = capsys.readouterr().out
-    rows, facts = read_csv(tmp_path / "k.csv")
+    rows, facts = read_rows(tmp_path / "k.csv", Row)
     assert "### embedded-256, float32" in printed
     assert printed.count("block-sparse, RectifiedSpaAttn [diffaccel]") == 2
     assert [row.heads for row in rows] == [1] * 6

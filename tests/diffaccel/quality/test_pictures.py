@@ -1,19 +1,29 @@
 """Picture measures on drawings of which the answer is known."""
 
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from diffaccel.quality.contact_sheet import CELL, MOST_BYTES, Shown, compose, write_sheet
-from diffaccel.quality.pictures import (
-    clip_repetition,
-    clip_sharpness,
-    flicker,
-    loop,
-    objects,
-    repetition,
-    sharpness,
+from diffaccel.quality.contact_sheet import (
+    CELL,
+    LABEL,
+    MOST_BYTES,
+    Shown,
+    compose,
+    grid,
+    write_sheet,
 )
+from diffaccel.quality.pictures import (
+    clip_edge_sharpness,
+    edge_sharpness,
+    flicker,
+    gradient_agreement,
+    psnr,
+    ssim,
+)
+from diffaccel.quality.repetition import clip_repetition, loop, objects, repetition
 
 YELLOW, BLUE = (250, 220, 100), (60, 120, 220)
 
@@ -98,11 +108,11 @@ def test_textures_and_gradients_do_not_repeat():
 @pytest.mark.parametrize("factor", [2, 4])
 def test_the_same_drawing_larger_is_as_sharp_and_a_mere_enlargement_is_not(draw, factor):
     native = draw(128)
-    assert sharpness(native, native) == pytest.approx(1.0)
-    assert sharpness(draw(128 * factor), native) == pytest.approx(1.0, abs=0.2)
-    assert sharpness(enlarged(native, factor), native) < 1.25 / factor
+    assert edge_sharpness(native, native) == pytest.approx(1.0)
+    assert edge_sharpness(draw(128 * factor), native) == pytest.approx(1.0, abs=0.2)
+    assert edge_sharpness(enlarged(native, factor), native) < 1.25 / factor
     blurred = enlarged(native, factor, Image.Resampling.BILINEAR)
-    assert sharpness(blurred, native) < sharpness(enlarged(native, factor), native)
+    assert edge_sharpness(blurred, native) < edge_sharpness(enlarged(native, factor), native)
 
 
 def test_clips():
@@ -115,7 +125,7 @@ def test_clips():
     assert flicker(NOISE[:1]) == 0.0
     assert clip_repetition(drift[:2]) < 0.15 < clip_repetition(np.tile(still[:2], (1, 2, 2, 1)))
     larger = np.stack([enlarged(frame, 2) for frame in drift[::3]])
-    assert clip_sharpness(larger, drift) < 0.7 < clip_sharpness(drift[::3], drift)
+    assert clip_edge_sharpness(larger, drift) < 0.7 < clip_edge_sharpness(drift[::3], drift)
 
 
 def test_contact_sheets_hold_every_cell_and_stay_small(tmp_path):
@@ -128,3 +138,42 @@ def test_contact_sheets_hold_every_cell_and_stay_small(tmp_path):
     write_sheet(tmp_path / "sheet.jpg", shown, ("a", "b"))
     assert (tmp_path / "sheet.jpg").stat().st_size <= MOST_BYTES
     assert Image.open(tmp_path / "sheet.jpg").width > 100
+
+
+def test_grids_hold_every_picture_in_order():
+    colours = [(10 * n, 0, 0) for n in range(5)]
+    pictures = [Image.new("RGB", (20, 30), colour) for colour in colours]
+    plain = grid(pictures, 3)
+    assert plain.size == (60, 60)
+    assert [plain.getpixel((20 * (n % 3), 30 * (n // 3))) for n in range(5)] == colours
+    assert plain.getpixel((59, 59)) == (255, 255, 255)
+    labelled = grid(pictures, 8, [str(n) for n in range(5)])
+    assert labelled.size == (100, 30 + LABEL)
+    assert labelled.getpixel((99, LABEL)) == colours[-1]
+    assert np.asarray(labelled)[:LABEL].min() < 128  # the labels
+
+
+def test_agreement_with_the_truth():
+    truth = apple(128)
+    blurred = enlarged(apple(64), 2)
+    noisy = np.clip(truth + np.random.default_rng(1).normal(0, 20, truth.shape), 0, 255)
+    noisy = noisy.astype(np.uint8)
+    assert psnr(truth, truth) == float("inf")
+    assert psnr(truth, truth ^ 1) == pytest.approx(48.13, abs=0.01)
+    assert gradient_agreement(truth, truth) == pytest.approx(1.0)
+    assert gradient_agreement(blurred, truth) < 0.9
+    assert gradient_agreement(noisy, truth) == pytest.approx(1.0, abs=0.1)
+
+
+def test_structural_similarity():
+    pytest.importorskip("torchmetrics", reason="torchmetrics is in the extra `bench`")
+    truth = apple(128)
+    assert ssim(truth, truth) == pytest.approx(1.0)
+    assert ssim(NOISE[0], NOISE[1]) < 0.1
+    assert ssim(NOISE[0], truth[:96]) < ssim(enlarged(apple(64), 2), truth) < 0.99
+
+
+def test_without_torchmetrics_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
+    with pytest.raises(ImportError, match=r"diffaccel\[bench\]"):
+        ssim(NOISE[0], NOISE[1])

@@ -1,0 +1,1 @@
+"""Makes the models that ship in the package: drawings, training, evaluation, export."""

@@ -1,0 +1,1 @@
+"""The embedded scorer: a CLIP model that says how well a picture fits a prompt."""

@@ -1,0 +1,1 @@
+"""What all trainings share: the run with its clock, optimiser, replicas and workers."""
