@@ -163,12 +163,6 @@ def restore_guidance(pipe: DiffusionPipeline) -> None:
         attachment.remove()
 
 
-def add_guidance_method() -> None:
-    """Gives diffusers pipelines `pipe.set_guidance(...)`, unless they have their own."""
-    if not hasattr(DiffusionPipeline, "set_guidance"):
-        DiffusionPipeline.set_guidance = set_guidance
-
-
 def _guide_class(model: nn.Module, perturbation: object) -> type[Guide]:
     if not isinstance(perturbation, NormalizedAttention):
         return DifferenceGuide
