@@ -66,13 +66,14 @@ def _switches() -> type:
             )
             for name, parameter in AS_OPTIONS.items()
         ],
+        namespace={"__module__": __name__},
         frozen=True,
         kw_only=True,
     )
 
 
 def _first_sentence(text: str, name: str) -> str:
-    sentence = " ".join(text.split()).partition(". ")[0].rstrip(".") + "."
+    sentence = " ".join(text.split()).partition(". ")[0].removeprefix("Whether ").rstrip(".") + "."
     return sentence if name in OF_VIDEOS else f"Images: {sentence[0].lower()}{sentence[1:]}"
 
 
