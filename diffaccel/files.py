@@ -1,5 +1,7 @@
 """Writes results so that a reader never sees half of one: beside the target, then renamed."""
 
+from __future__ import annotations
+
 import json
 import os
 import shutil
@@ -7,14 +9,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import imageio.v3 as iio
 import imageio_ffmpeg
-import torch
 from PIL import Image
-from torch import Tensor
 
 from diffaccel.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
@@ -108,7 +112,7 @@ def write_image(image: Image.Image, path: Path) -> None:
 
 def write_video(frames: Tensor, path: Path, fps: int) -> None:
     """Writes frames (F, 3, H, W) in [0, 1] as H.264, or as a folder of PNG pictures."""
-    pictures = (frames * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    pictures = (frames * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
     if path.suffix:
         with replacing(path) as temporary:
             # H.264 halves the colour planes, so that sides need be even, not multiples of 16

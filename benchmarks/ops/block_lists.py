@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from diffaccel.benchmarks.ops.problems import Inputs, Problem
-from diffaccel.kernels import Centroids
+from diffaccel.kernels import Centroids, block_statistics
+from diffaccel.layout import TokenLayout
 from diffaccel.methods.block_sparse.base import BlockPlan, BlockSparseMethod, into_order
-from diffaccel.methods.block_sparse.correctors import Selected
-from diffaccel.methods.block_sparse.estimator import block_attention, block_statistics, row_steps
 from diffaccel.methods.block_sparse.order import token_order
-from diffaccel.methods.block_sparse.selectors import TopBlocks, block_lists, forced_blocks
+from diffaccel.methods.block_sparse.selectors import TopBlocks
+from diffaccel.methods.inputs import ExactTokens, VisualTokens
 
 
 def random_plan(problem: Problem, seed: int) -> BlockPlan:
@@ -44,31 +42,13 @@ def with_centroids(plan: BlockPlan, problem: Problem, ordered: Inputs) -> BlockP
 
 def selected_plan(method: BlockSparseMethod, problem: Problem, ordered: Inputs) -> BlockPlan:
     """Runs a method's estimator, selector and corrector on tokens in block order."""
-    shape, scale = problem.shape, problem.shape.dim**-0.5
-    selector, corrector = method.selector(), method.corrector()
-    statistics = block_statistics(
-        ordered.query, ordered.key, ordered.value, problem.block,
-        needs_value=corrector.needs_value,
-        needs_spread=corrector.needs_spread,
-        needs_variance=corrector.needs_variance,
-    )  # fmt: skip
-    forced = forced_blocks(
-        shape.grid, method.order, method.block, method.neighbors, False, problem.device
-    )
-    width = selector.max_count(statistics.blocks, forced.largest)
-    text_key = ordered.key[:, :0] if ordered.text_key is None else ordered.text_key
-    parts = []
-    for rows in row_steps(statistics, text_key.shape[1]):
-        probability = block_attention(statistics, text_key, None, scale, rows)
-        kept = selector.select(probability, None if forced.mask is None else forced.mask[rows])
-        correction = corrector.correct(statistics, probability, kept, rows)
-        parts.append((*block_lists(kept, width), *(correction or (None, None))))
-    plan = BlockPlan(*(_joined(column) for column in zip(*parts, strict=True)))
-    selected = Selected(
-        ordered.query, ordered.key, None, text_key, None,
-        plan.indices, plan.counts, problem.block, scale,
-    )  # fmt: skip
-    return plan._replace(centroids=corrector.centroids(statistics, selected))
+    text_key, text_value = ordered.text_key, ordered.text_value
+    if text_key is None:
+        text_key = text_value = ordered.key[:, :0]
+    layout = TokenLayout.video(*problem.shape.grid)
+    scale = problem.shape.dim**-0.5
+    visual = VisualTokens(ordered.query, ordered.key, ordered.value, None, layout, scale)
+    return method.plan(visual, ExactTokens(text_key, text_value, None))
 
 
 def rounded(plan: BlockPlan, dtype: torch.dtype) -> BlockPlan:
@@ -108,7 +88,3 @@ def kept_pairs(plan: BlockPlan, tokens: int, text: int, block: int) -> int:
     is_entry = torch.arange(indices.shape[-1]) < counts[..., None]
     keys = sizes[indices.long()].masked_fill(~is_entry, 0).sum(-1)
     return int((keys * sizes).sum()) + counts.shape[1] * tokens * text
-
-
-def _joined(parts: tuple[Any, ...]) -> Any:
-    return None if parts[0] is None else torch.cat(parts, 2)

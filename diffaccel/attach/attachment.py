@@ -135,13 +135,6 @@ def restore_attn_processor(target: Any) -> None:
         remove_method(model)
 
 
-def add_pipeline_method() -> None:
-    """Gives diffusers pipelines `pipe.set_attn_processor(method)`, unless they have their own."""
-    for pipeline_class in (DiffusionPipeline, ModularPipeline):
-        if not hasattr(pipeline_class, "set_attn_processor"):
-            pipeline_class.set_attn_processor = set_attn_processor
-
-
 def denoisers(target: Any) -> dict[str, nn.Module]:
     """Returns the denoisers of a pipeline by component name, or a bare model under ""."""
     if isinstance(target, nn.Module):

@@ -1,35 +1,55 @@
 """The command line: `diffaccel sample`, `plan`, `bench`, `heads` and `info`.
 
 Exit codes: 0 done; 2 bad arguments or input, with one sentence on the error stream; 1 anything
-else. Heavy imports wait until the arguments are known to be good.
+else. A command's module is imported when it is called, PyTorch when its options are known to be
+good.
 """
 
-import argparse
+from __future__ import annotations
+
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from diffaccel.cli import bench, heads, info, plan, sample
 from diffaccel.errors import InputError
 
+if TYPE_CHECKING:
+    from cyclopts import App
 
-class OneSentenceParser(argparse.ArgumentParser):
-    """Reports a bad argument in one sentence, without the usage text."""
+COMMANDS = {
+    "sample": "diffaccel.cli.sample:sample",
+    "plan": "diffaccel.cli.plan:plan",
+    "bench": "diffaccel.cli.bench:bench",
+    "heads": "diffaccel.cli.heads:heads",
+    "info": "diffaccel.cli.info:info",
+}
+HELP_FLAGS = ("--help", "-h")
 
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
 
+def build_app() -> App:
+    """Builds the command line, without importing any command."""
+    from cyclopts import App, Parameter
 
-def build_parser() -> argparse.ArgumentParser:
-    """Builds the parser of all commands."""
-    parser = OneSentenceParser(
-        prog="diffaccel",
-        description="Faster and higher-resolution diffusion with sparse attention.",
+    import diffaccel
+
+    app = App(
+        name="diffaccel",
+        help="Faster and higher-resolution diffusion with sparse attention.",
+        version=lambda: diffaccel.__version__,
+        version_flags=["--version"],
+        help_flags=HELP_FLAGS,
+        # Of an option that is given twice the last one counts; nothing is read as JSON.
+        default_parameter=Parameter(
+            negative=(),
+            show_default=False,
+            allow_repeating=True,
+            json_list=False,
+            json_dict=False,
+        ),
     )
-    commands = parser.add_subparsers(title="commands", dest="command", required=True)
-    for module in (sample, plan, bench, heads, info):
-        module.add_parser(commands)
-    return parser
+    for number, (name, path) in enumerate(COMMANDS.items()):
+        app.command(path, name=name, sort_key=number)
+    return app
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,9 +61,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    from cyclopts import CycloptsError
+
+    from diffaccel.cli.sentences import missing_command, sentence
+
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        chosen = build_parser().parse_args(arguments)
-        return chosen.execute(chosen)
+        app = build_app()
+        if words and words[0] in HELP_FLAGS:
+            for name in COMMANDS:  # the list of commands takes a line of each one's docstring
+                app[name]
+        command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+        if command.__name__ == "help_print" and not set(words) & set(HELP_FLAGS):
+            raise InputError(missing_command(app, words))
+        return command(*bound.args, **bound.kwargs) or 0
+    except CycloptsError as error:
+        print(f"diffaccel: {sentence(error)}", file=sys.stderr)
+        return 2
     except InputError as error:
         print(f"diffaccel: {error}", file=sys.stderr)
         return 2

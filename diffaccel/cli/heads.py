@@ -1,232 +1,275 @@
 """`diffaccel heads`: search, show and apply attention heads that guide a model."""
 
-import argparse
-from pathlib import Path
-from typing import TYPE_CHECKING
+from __future__ import annotations
 
-from diffaccel.cli.options.argument_types import at_least, model_source, share, usable_device
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Group, Parameter, Token
+
+from diffaccel.cli.options.argument_types import (
+    COUNT,
+    POSITIVE,
+    SEED,
+    SHARE,
+    model_source,
+    usable_device,
+)
 from diffaccel.errors import InputError
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from diffaccel.guidance.head_search.search import Draw, SearchSettings, SearchState
+    from diffaccel.quality.objectives import Objective
 
-    from diffaccel.guidance.head_search.search import Draw, SearchState
-
-
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the command line."""
-    parser = commands.add_parser(
-        "heads",
-        help="search attention heads that guide a model",
-        description="Finds attention heads whose damage, compared with the sound model, guides "
-        "it towards an objective; shows them and draws with them.",
-    )
-    actions = parser.add_subparsers(title="actions", dest="action", required=True)
-    _add_search(actions)
-    _add_show(actions)
-    _add_apply(actions)
+HOW = Parameter(group=Group("How it draws", sort_key=2))
+WHERE = Parameter(name=["--output", "-o"], metavar="FILE", group=Group("Output", sort_key=3))
+MODEL = Parameter(metavar="ID_OR_FOLDER")
 
 
-def _add_search(actions: argparse._SubParsersAction) -> None:
-    parser = actions.add_parser(
-        "search",
-        help="search heads for an objective",
-        description="Tries every head and keeps the best, in rounds. An interrupted search goes "
-        "on when it is started again with the same words.",
-    )
-    parser.add_argument(
-        "prompts", nargs="+", metavar="PROMPT", help="what is drawn with each head, one or more"
-    )
-    parser.add_argument(
-        "--objective",
-        required=True,
-        metavar="NAME",
-        help="what is maximised: sharpness, saturation, brightness, darkness, colourfulness, "
-        "similarity (with --reference), prompt-match (with --scorer)",
-    )
-    parser.add_argument("--reference", metavar="FILE", help="picture to come near to")
-    parser.add_argument(
-        "--scorer",
-        metavar="ID_OR_FOLDER",
-        help="CLIP model or PickScore; default: the small one in the package",
-    )
-    parser.add_argument(
-        "--held-out",
-        action="append",
-        default=[],
-        metavar="PROMPT",
-        help="a prompt on which the result is tested, repeatable",
-    )
-    parser.add_argument("--per-round", type=at_least(1), default=3, metavar="K")
-    parser.add_argument("--rounds", type=at_least(1), default=1, metavar="R")
-    parser.add_argument("--layers", metavar="I,J,…", help="layers that are tried (default: all)")
-    parser.add_argument("--strength", type=share, default=1.0, metavar="U", help="in (0, 1]")
-    _add_common(parser, "heads.json")
-    parser.set_defaults(execute=_search)
+def _read_layers(_target: object, tokens: Sequence[Token]) -> tuple[int, ...]:
+    text = tokens[0].value
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise ValueError(f"must be integers such as 0,1,4, got {text!r}") from None
 
 
-def _add_show(actions: argparse._SubParsersAction) -> None:
-    parser = actions.add_parser(
-        "show",
-        help="show what a search found, or what each head does",
-        description="Prints the result of a search. With --sheet it draws a prompt with each of "
-        "the model's heads damaged, side by side, to explore styles.",
-    )
-    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="of a search")
-    parser.add_argument("--top", type=at_least(1), default=10, metavar="N", help="per round")
-    parser.add_argument("--sheet", metavar="PROMPT", help="draw this prompt with every head")
-    parser.add_argument("--layers", metavar="I,J,…", help="layers of the sheet (default: all)")
-    parser.add_argument("--strength", type=share, default=1.0, metavar="U", help="in (0, 1]")
-    _add_common(parser, "heads.png")
-    parser.set_defaults(execute=_show)
+LAYERS = Parameter(converter=_read_layers, metavar="I,J,…", n_tokens=1)
 
 
-def _add_apply(actions: argparse._SubParsersAction) -> None:
-    parser = actions.add_parser(
-        "apply",
-        help="draw a prompt with the heads of a file",
-        description="Draws a prompt at native size, guided by the heads of a file.",
-    )
-    parser.add_argument("file", type=Path, metavar="FILE", help="of a search")
-    parser.add_argument("prompt", help="what to draw")
-    parser.add_argument("--strength", type=share, metavar="U", help="default: the file's")
-    _add_common(parser, "guided.png")
-    parser.set_defaults(execute=_apply)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawingOptions:
+    """How pictures are drawn.
+
+    Attributes:
+        model: Default: the small transformer in the package; embedded-unet is its small U-Net.
+        scale: Of the guidance (default: 3).
+        steps: Denoising steps (default: those of the model).
+        seed: Of the noise (default: 0).
+        device: Default: the best one.
+    """
+
+    model: Annotated[str | None, HOW, MODEL] = None
+    scale: Annotated[float, HOW, POSITIVE, Parameter(metavar="W")] = 3.0
+    steps: Annotated[int | None, HOW, COUNT] = None
+    seed: Annotated[int, HOW, SEED] = 0
+    device: Annotated[str | None, HOW, Parameter(metavar="NAME")] = None
 
 
-def _add_common(parser: argparse.ArgumentParser, output: str) -> None:
-    parser.add_argument(
-        "--model",
-        type=model_source,
-        metavar="ID_OR_FOLDER",
-        help="default: the small transformer in the package; embedded-unet is its small U-Net",
-    )
-    parser.add_argument("--scale", type=float, default=3.0, metavar="W", help="of the guidance")
-    parser.add_argument("--steps", type=at_least(1), metavar="N", help="default: the model's")
-    parser.add_argument("--seed", type=at_least(0), default=0, metavar="S")
-    parser.add_argument("--device", metavar="NAME", help="default: the best one")
-    parser.add_argument(
-        "-o", "--output", type=Path, default=Path(output), metavar="FILE", help=output
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchOptions:
+    """What is searched.
+
+    Attributes:
+        objective: What is maximised: sharpness, saturation, brightness, darkness, colourfulness,
+            similarity (with --reference), prompt-match (with --scorer).
+        reference: Picture to come near to.
+        scorer: CLIP model or PickScore (default: the small one in the package).
+        held_out: A prompt on which the result is tested, repeatable.
+        per_round: Heads that each round adds (default: 3).
+        rounds: Rounds (default: 1).
+        layers: Layers that are tried (default: all).
+        strength: Of the damage, in (0, 1] (default: 1).
+    """
+
+    objective: Annotated[str, Parameter(metavar="NAME")]
+    reference: Annotated[str | None, Parameter(metavar="FILE")] = None
+    scorer: Annotated[str | None, MODEL] = None
+    held_out: Annotated[tuple[str, ...], Parameter(metavar="PROMPT")] = ()
+    per_round: Annotated[int, COUNT, Parameter(metavar="K")] = 3
+    rounds: Annotated[int, COUNT, Parameter(metavar="R")] = 1
+    layers: Annotated[tuple[int, ...], LAYERS] = ()
+    strength: Annotated[float, SHARE] = 1.0
 
 
-def _search(arguments: argparse.Namespace) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SheetOptions:
+    """A sheet of pictures.
+
+    Attributes:
+        sheet: Draw this prompt with every head.
+        layers: Layers of the sheet (default: all).
+        strength: Of the damage, in (0, 1] (default: 1).
+    """
+
+    sheet: Annotated[str | None, Parameter(metavar="PROMPT")] = None
+    layers: Annotated[tuple[int, ...], LAYERS] = ()
+    strength: Annotated[float, SHARE] = 1.0
+
+
+heads = App(
+    name="heads",
+    help="Search attention heads that guide a model.\n\nFinds heads whose damage, compared with "
+    "the sound model, guides it towards an objective; shows them and draws with them.",
+)
+
+
+@heads.command
+def search(
+    prompts: Annotated[tuple[str, ...], Parameter(metavar="PROMPT…")],
+    /,
+    options: Annotated[SearchOptions, Parameter(name="*")],
+    drawing: Annotated[DrawingOptions, Parameter(name="*")] = DrawingOptions(),
+    *,
+    output: Annotated[Path, WHERE] = Path("heads.json"),
+) -> int:
+    """Search heads for an objective.
+
+    Tries every head and keeps the best, in rounds. An interrupted search goes on when it is
+    started again with the same words.
+
+    Args:
+        prompts: What is drawn with each head, one or more.
+        output: The heads that were found (default: heads.json).
+    """
     from diffaccel.files import check_folder_of
-    from diffaccel.guidance.head_search.search import SearchSettings, held_out_scores, search_heads
+    from diffaccel.guidance.head_search.search import SearchSettings, search_heads
     from diffaccel.progress import ProgressBars
-    from diffaccel.quality.objectives import objective_named
 
-    check_folder_of(arguments.output)
-    _check_prompts([*arguments.prompts, *arguments.held_out])
-    objective = objective_named(arguments.objective, arguments.reference, arguments.scorer)
-    prompts = tuple(arguments.prompts)
+    check_folder_of(output)
+    _check_prompts(*prompts, *options.held_out)
+    objective = chosen_objective(options)
     settings = SearchSettings(
-        objective=arguments.objective,
+        objective=options.objective,
         prompts=prompts,
-        seeds=tuple(range(arguments.seed, arguments.seed + len(prompts))),
-        per_round=arguments.per_round,
-        rounds=arguments.rounds,
-        strength=arguments.strength,
-        scale=_checked_scale(arguments.scale),
-        layers=_parse_layers(arguments.layers),
+        seeds=tuple(range(drawing.seed, drawing.seed + len(prompts))),
+        per_round=options.per_round,
+        rounds=options.rounds,
+        strength=options.strength,
+        scale=drawing.scale,
+        layers=options.layers,
     )
-    pipe, draw = _load(arguments)
+    pipe, draw = _load(drawing)
     try:
         with ProgressBars() as timing, timing.phases({"search": _trials(pipe, settings)}) as done:
             state = search_heads(
-                pipe,
-                draw,
-                objective,
-                settings,
-                file=arguments.output,
-                advance=lambda: done("search"),
+                pipe, draw, objective, settings, file=output, advance=lambda: done("search")
             )
     except KeyboardInterrupt:
-        print(f"diffaccel: interrupted; the same words go on from {arguments.output}")
+        print(f"diffaccel: interrupted; the same words go on from {output}")
         return 1
     _print_state(state, 3)
-    if arguments.held_out:
-        held_out = tuple(arguments.held_out)
-        seeds = tuple(range(1000, 1000 + len(held_out)))
-        plain, guided = held_out_scores(pipe, draw, objective, state, held_out, seeds)
-        mean = [sum(scores) / len(scores) for scores in (plain, guided)]
-        better = sum(b > a for a, b in zip(plain, guided, strict=True))
-        print(
-            f"held out: {arguments.objective} {mean[0]:.4g} without, {mean[1]:.4g} with the "
-            f"heads; higher in {better} of {len(held_out)} pictures"
-        )
-    print(arguments.output)
+    if options.held_out:
+        _print_held_out(pipe, draw, objective, state, options.held_out)
+    print(output)
     return 0
 
 
-def _show(arguments: argparse.Namespace) -> int:
-    if arguments.file is None and arguments.sheet is None:
+@heads.command
+def show(
+    file: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    /,
+    options: Annotated[SheetOptions, Parameter(name="*")] = SheetOptions(),
+    drawing: Annotated[DrawingOptions, Parameter(name="*")] = DrawingOptions(),
+    *,
+    top: Annotated[int, COUNT] = 10,
+    output: Annotated[Path, WHERE] = Path("heads.png"),
+) -> int:
+    """Show what a search found, or what each head does.
+
+    Prints the result of a search. With `--sheet` it draws a prompt with each of the model's heads
+    damaged, side by side, to explore styles.
+
+    Args:
+        file: Of a search.
+        top: Heads that are shown per round (default: 10).
+        output: The sheet (default: heads.png).
+    """
+    if file is None and options.sheet is None:
         raise InputError("heads show needs a FILE of a search, or --sheet with a prompt")
-    if arguments.file is not None:
+    if file is not None:
         from diffaccel.guidance.head_search.search import SearchState
 
-        _print_state(SearchState.load(arguments.file), arguments.top)
-    if arguments.sheet is not None:
-        _draw_sheet(arguments)
+        _print_state(SearchState.load(file), top)
+    if options.sheet is not None:
+        _draw_sheet(options.sheet, options, drawing, output)
     return 0
 
 
-def _draw_sheet(arguments: argparse.Namespace) -> None:
+@heads.command
+def apply(
+    file: Annotated[Path, Parameter(metavar="FILE")],
+    prompt: str,
+    /,
+    drawing: Annotated[DrawingOptions, Parameter(name="*")] = DrawingOptions(),
+    *,
+    strength: Annotated[float | None, SHARE] = None,
+    output: Annotated[Path, WHERE] = Path("guided.png"),
+) -> int:
+    """Draw a prompt with the heads of a file.
+
+    Draws at native size, guided by the heads.
+
+    Args:
+        file: Of a search.
+        prompt: What to draw.
+        strength: Of the damage, in (0, 1] (default: the file's).
+        output: The picture (default: guided.png).
+    """
+    from diffaccel.files import check_image_path, write_image
+    from diffaccel.guidance.attachment import set_guidance
+    from diffaccel.guidance.perturb.heads import HeadPerturbation
+
+    check_image_path(output)
+    _check_prompts(prompt)
+    perturbation = HeadPerturbation.load(file)
+    if strength is not None:
+        perturbation = replace(perturbation, strength=strength)
+    pipe, draw = _load(drawing)
+    try:
+        guidance = set_guidance(pipe, perturbation, scale=drawing.scale)
+    except ValueError as error:
+        raise InputError(f"{file} does not fit the model: {error}") from error
+    with guidance:
+        write_image(draw([prompt], [drawing.seed])[0], output)
+    print(f"{output}\n  {guidance.report()}")
+    return 0
+
+
+def chosen_objective(options: SearchOptions) -> Objective:
+    """Returns the objective that is named, with the scorer in the package where none is.
+
+    Raises:
+        InputError: The name is unknown, or its argument is missing or unreadable.
+    """
+    from diffaccel.pipelines.loading import EMBEDDED_SCORER
+    from diffaccel.quality.objectives import objective_named
+
+    embedded = EMBEDDED_SCORER if EMBEDDED_SCORER.is_dir() else None
+    return objective_named(options.objective, options.reference, options.scorer or embedded)
+
+
+def _draw_sheet(prompt: str, options: SheetOptions, drawing: DrawingOptions, output: Path) -> None:
     from diffaccel.files import check_image_path, write_image
     from diffaccel.guidance.head_search.search import all_heads
     from diffaccel.guidance.head_search.sheet import HeadSheet, head_sheet
     from diffaccel.progress import ProgressBars
 
-    check_image_path(arguments.output)
-    _check_prompts([arguments.sheet])
-    scale, layers = _checked_scale(arguments.scale), _parse_layers(arguments.layers)
-    pipe, draw = _load(arguments)
-    heads = all_heads(pipe, layers)
+    check_image_path(output)
+    _check_prompts(prompt)
+    pipe, draw = _load(drawing)
+    heads = all_heads(pipe, options.layers)
     with ProgressBars() as timing, timing.phases({"draw": len(heads) + 1}) as advance:
-        shown = HeadSheet(arguments.sheet, tuple(heads), arguments.seed, arguments.strength, scale)
+        shown = HeadSheet(prompt, tuple(heads), drawing.seed, options.strength, drawing.scale)
         sheet = head_sheet(pipe, draw, shown, lambda: advance("draw"))
-    write_image(sheet, arguments.output)
-    print(f"{arguments.output} ({len(heads)} heads, labelled layer.head)")
+    write_image(sheet, output)
+    print(f"{output} ({len(heads)} heads, labelled layer.head)")
 
 
-def _apply(arguments: argparse.Namespace) -> int:
-    from dataclasses import replace
-
-    from diffaccel.files import check_image_path, write_image
-    from diffaccel.guidance.attachment import set_guidance
-    from diffaccel.guidance.perturb.heads import HeadPerturbation
-
-    check_image_path(arguments.output)
-    _check_prompts([arguments.prompt])
-    perturbation = HeadPerturbation.load(arguments.file)
-    if arguments.strength is not None:
-        perturbation = replace(perturbation, strength=arguments.strength)
-    scale = _checked_scale(arguments.scale)
-    pipe, draw = _load(arguments)
-    try:
-        guidance = set_guidance(pipe, perturbation, scale=scale)
-    except ValueError as error:
-        raise InputError(f"{arguments.file} does not fit the model: {error}") from error
-    with guidance:
-        write_image(draw([arguments.prompt], [arguments.seed])[0], arguments.output)
-    print(f"{arguments.output}\n  {guidance.report()}")
-    return 0
-
-
-def _load(arguments: argparse.Namespace) -> tuple["DiffusionPipeline", "Draw"]:
+def _load(drawing: DrawingOptions) -> tuple[Any, Draw]:
     """Loads the model, and returns it with a function that draws with it."""
-    from diffaccel.machine import best_device
     from diffaccel.pipelines.image.native import native_drawing
     from diffaccel.pipelines.image.presets import preset_for
     from diffaccel.pipelines.loading import EMBEDDED_IMAGE, load_image_pipeline
 
-    source = arguments.model or EMBEDDED_IMAGE
-    device = usable_device(arguments.device or best_device())
-    pipe = load_image_pipeline(source, device=device)
-    return pipe, native_drawing(pipe, preset_for(pipe, source), arguments.steps)
+    source = model_source(drawing.model) or EMBEDDED_IMAGE
+    pipe = load_image_pipeline(source, device=usable_device(drawing.device))
+    return pipe, native_drawing(pipe, preset_for(pipe, source), drawing.steps)
 
 
-def _trials(pipe: "DiffusionPipeline", settings: object) -> int:
+def _trials(pipe: Any, settings: SearchSettings) -> int:
     """Number of candidates over all rounds, the model without guidance included."""
     from diffaccel.guidance.head_search.search import all_heads
 
@@ -234,7 +277,7 @@ def _trials(pipe: "DiffusionPipeline", settings: object) -> int:
     return 1 + sum(count - index * settings.per_round for index in range(settings.rounds))
 
 
-def _print_state(state: "SearchState", top: int) -> None:
+def _print_state(state: SearchState, top: int) -> None:
     """Prints the heads that a search has tried."""
     from rich.console import Console
     from rich.table import Table
@@ -253,19 +296,22 @@ def _print_state(state: "SearchState", top: int) -> None:
     console.print(f"without guidance: {state.unguided:.4g}; chosen heads: {found}")
 
 
-def _check_prompts(prompts: list[str]) -> None:
+def _print_held_out(
+    pipe: Any, draw: Draw, objective: Objective, state: SearchState, prompts: tuple[str, ...]
+) -> None:
+    """Draws prompts that the search has not seen, without and with its heads, and compares."""
+    from diffaccel.guidance.head_search.search import held_out_scores
+
+    seeds = tuple(range(1000, 1000 + len(prompts)))
+    plain, guided = held_out_scores(pipe, draw, objective, state, prompts, seeds)
+    mean = [sum(scores) / len(scores) for scores in (plain, guided)]
+    better = sum(b > a for a, b in zip(plain, guided, strict=True))
+    print(
+        f"held out: {state.settings.objective} {mean[0]:.4g} without, {mean[1]:.4g} with the "
+        f"heads; higher in {better} of {len(prompts)} pictures"
+    )
+
+
+def _check_prompts(*prompts: str) -> None:
     if not all(prompt.strip() for prompt in prompts):
         raise InputError("prompts must not be empty, got nothing; say what to draw")
-
-
-def _checked_scale(scale: float) -> float:
-    if not 0 < scale < float("inf"):
-        raise InputError(f"--scale must be above 0, got {scale}")
-    return scale
-
-
-def _parse_layers(text: str | None) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(",")) if text else ()
-    except ValueError as error:
-        raise InputError(f"--layers must be integers such as 0,1,4, got {text!r}") from error

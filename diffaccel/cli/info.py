@@ -1,52 +1,46 @@
-"""`diffaccel info`: what is installed, which methods there are, which models are known."""
+"""`diffaccel info`: what is installed, which methods there are, which models are known.
 
-import argparse
-from dataclasses import MISSING, fields
+Loads neither PyTorch nor diffusers: what modules declare is read from their source.
+"""
+
+from importlib.resources import files
 
 from rich.console import Console
 from rich.table import Table
 
-
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the command line."""
-    parser = commands.add_parser(
-        "info",
-        help="show versions, device, methods and supported models",
-        description="Shows versions, device, methods with their knobs, and supported models.",
-    )
-    parser.set_defaults(execute=execute)
+from diffaccel.cli.declared import table_keys
+from diffaccel.cli.options.method_options import knobs_of
+from diffaccel.machine import likely_device, package_versions
+from diffaccel.methods.names import METHODS
 
 
-def execute(_arguments: argparse.Namespace) -> int:
-    """Prints the tables."""
-    from diffaccel.bindings import BINDINGS
-    from diffaccel.cli.options.method_options import METHODS
-    from diffaccel.machine import best_device, device_name, package_versions
-    from diffaccel.pipelines.image.presets import SUPPORTED, SUPPORTED_VIDEO
-    from diffaccel.pipelines.loading import EMBEDDED_IMAGE
-
+def info() -> None:
+    """Show versions, device, methods with their knobs, and supported models."""
     console = Console()
     versions = Table("package", "version", title="Environment", title_justify="left")
     for name, number in package_versions().items():
         versions.add_row(name, number)
-    versions.add_row("device", device_name(best_device()))
+    versions.add_row("device", likely_device())
     for name in ("image", "video", "unet", "scorer"):
-        is_there = EMBEDDED_IMAGE.with_name(name).is_dir()
+        is_there = files("diffaccel.pipelines").joinpath("embedded", name).is_dir()
         versions.add_row(f"embedded {name} model", "present" if is_there else "missing")
     console.print(versions)
 
     methods = Table("--method", "class", "knobs (--set)", title="Methods", title_justify="left")
-    for name, method in METHODS.items():
+    for name, path in METHODS.items():
         knobs = [
-            field.name if field.default is MISSING else f"{field.name}={field.default!r}"
-            for field in fields(method)
+            knob if default is None else f"{knob}={default}"
+            for knob, default in knobs_of(name).items()
         ]
-        methods.add_row(name, method.__name__, ", ".join(knobs) or "none")
+        methods.add_row(name, path.partition(":")[2], ", ".join(knobs) or "none")
     console.print(methods)
 
     models = Table("used by", "models", title="Supported models", title_justify="left")
-    models.add_row("pipe.set_attn_processor", ", ".join(BINDINGS))
-    models.add_row("diffaccel sample", ", ".join(SUPPORTED))
-    models.add_row("diffaccel sample --frames", ", ".join(SUPPORTED_VIDEO))
+    presets = "diffaccel.pipelines.image.presets"
+    for user, module, table in (
+        ("pipe.set_attn_processor", "diffaccel.bindings", "BINDINGS"),
+        ("diffaccel sample", presets, "BY_PIPELINE"),
+        ("diffaccel sample --frames", presets, "SUPPORTED_VIDEO"),
+    ):
+        models.add_row(user, ", ".join(table_keys(module, table)))
     console.print(models)
-    return 0

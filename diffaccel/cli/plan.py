@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
-from diffaccel.cli.options.argument_types import parse_size, usable_device
+from cyclopts import Parameter
+
+from diffaccel.cli.options.argument_types import model_source, usable_device
 from diffaccel.cli.options.recipe_options import check_recipe, chosen_recipe
+from diffaccel.cli.options.sample_options import SampleOptions
+from diffaccel.cli.video import check_video_options, chosen_video_recipe, video_source
 from diffaccel.errors import InputError
 
 if TYPE_CHECKING:
@@ -14,33 +17,32 @@ if TYPE_CHECKING:
     from diffaccel.pipelines.plan.rates import Rates
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the command line."""
-    from diffaccel.cli.sample import add_options
+def plan(
+    prompt: str = "",
+    /,
+    options: Annotated[SampleOptions, Parameter(name="*")] = SampleOptions(),
+) -> int:
+    """Print what a sample would compute.
 
-    parser = commands.add_parser(
-        "plan",
-        help="print what a sample would compute",
-        description="Prints tokens, attention density, memory and time of each phase of a sample, "
-        "estimated from the model's configuration files: no weight is read.",
-    )
-    parser.add_argument("prompt", nargs="?", default="", help="is not looked at")
-    add_options(parser)
-    parser.set_defaults(execute=execute)
+    Tokens, attention density, memory and time of each phase, estimated from the model's
+    configuration files: no weight is read.
+
+    Args:
+        prompt: Is not looked at.
+    """
+    check_recipe(options)
+    return print_plan(options)
 
 
-def execute(arguments: argparse.Namespace) -> int:
-    """Checks the arguments as `sample` does, then plans and prints."""
-    check_recipe(arguments)
-    size = parse_size(arguments.size) if arguments.size else None
-
-    from diffaccel.machine import best_device, device_name
+def print_plan(options: SampleOptions) -> int:
+    """Plans what checked options ask for, and prints it."""
+    from diffaccel.machine import device_name
     from diffaccel.pipelines.plan.image import dtype_on
     from diffaccel.pipelines.plan.rates import measure_rates
 
-    device = usable_device(arguments.device or best_device())
-    make = _video_plan if arguments.frames else _image_plan
-    plan, model, heads = make(arguments, size, device)
+    device = usable_device(options.device)
+    make = _video_plan if options.frames else _image_plan
+    plan, model, heads = make(options, device)
     rates = measure_rates(device, dtype_on(device), *heads)
     dtype = str(dtype_on(device)).removeprefix("torch.")
     print(f"{model}: {plan.parameters / 1e6:,.1f} M parameters, {dtype} on {device_name(device)}")
@@ -50,9 +52,7 @@ def execute(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _image_plan(
-    arguments: argparse.Namespace, size: tuple[int, int] | None, device: str
-) -> tuple[Plan, str, tuple[int, int]]:
+def _image_plan(options: SampleOptions, device: str) -> tuple[Plan, str, tuple[int, int]]:
     from diffaccel.bindings import UnsupportedModelError
     from diffaccel.pipelines.image.generate import check_size
     from diffaccel.pipelines.image.presets import named_preset
@@ -60,54 +60,47 @@ def _image_plan(
     from diffaccel.pipelines.plan.image import plan_image
     from diffaccel.pipelines.plan.skeleton import read_outline
 
-    if size:
-        check_size(*size)
-    source = arguments.model or EMBEDDED_IMAGE
+    if options.size:
+        check_size(*options.size)
+    source = model_source(options.model) or EMBEDDED_IMAGE
     outline = read_outline(source)
     (_, model), *_ = outline.denoisers.items()
     sample_size = model.config.get("sample_size")
     preset = named_preset(
         outline.class_name, source, sample_size, outline.vae_scale_factor_spatial
     )
-    refinement, method = chosen_recipe(arguments, preset)
-    width, height = size or (preset.native, preset.native)
+    refinement, method = chosen_recipe(options, preset)
+    width, height = options.size or (preset.native, preset.native)
     try:
         plan = plan_image(
             outline, preset, width, height, method, refinement,
-            steps=arguments.steps, device=device,
+            steps=options.steps, device=device,
         )  # fmt: skip
     except UnsupportedModelError as error:
         raise InputError(str(error)) from error
     name = "embedded model" if source == EMBEDDED_IMAGE else str(source)
-    recipe = arguments.recipe or preset.recipe
+    recipe = options.recipe or preset.recipe
     return plan, f"{name}, recipe {recipe}", _heads(model)
 
 
-def _video_plan(
-    arguments: argparse.Namespace, size: tuple[int, int] | None, device: str
-) -> tuple[Plan, str, tuple[int, int]]:
-    from diffaccel.cli.video import (
-        check_arguments,
-        chosen_video_recipe,
-        video_source,
-    )
+def _video_plan(options: SampleOptions, device: str) -> tuple[Plan, str, tuple[int, int]]:
     from diffaccel.pipelines.plan.skeleton import read_outline
     from diffaccel.pipelines.plan.video import plan_video
     from diffaccel.pipelines.video.presets import video_preset
 
-    check_arguments(arguments)
-    source = video_source(arguments)
+    check_video_options(options)
+    source = video_source(options)
     outline, preset = read_outline(source, is_video=True), video_preset(source)
-    width, height = size or preset.size_for(outline)
-    recipe = chosen_video_recipe(arguments)
+    width, height = options.size or preset.size_for(outline)
+    recipe = chosen_video_recipe(options)
     plan = plan_video(
-        outline, width, height, arguments.frames, recipe,
-        steps=arguments.steps or preset.steps, device=device,
+        outline, width, height, options.frames, recipe,
+        steps=options.steps or preset.steps, device=device,
     )  # fmt: skip
-    return plan, arguments.model or "embedded model", _heads(outline.transformer)
+    return plan, options.model or "embedded model", _heads(outline.transformer)
 
 
-def _heads(model: object) -> tuple[int, int]:
+def _heads(model: Any) -> tuple[int, int]:
     """H and D of the first attention layer that a method may serve."""
     from diffaccel.bindings import binding_of
 

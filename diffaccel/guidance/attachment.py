@@ -157,12 +157,6 @@ def restore_guidance(pipe: DiffusionPipeline) -> None:
         attachment.remove()
 
 
-def add_guidance_method() -> None:
-    """Gives diffusers pipelines `pipe.set_guidance(...)`, unless they have their own."""
-    if not hasattr(DiffusionPipeline, "set_guidance"):
-        DiffusionPipeline.set_guidance = set_guidance
-
-
 def check_layers(name: str, model: nn.Module, perturbation: Perturbation) -> None:
     """Raises ValueError unless the model has the layers and heads that are to be damaged."""
     layers = binding_of(model).layers(model)

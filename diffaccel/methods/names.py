@@ -1,4 +1,4 @@
-"""The methods by their command-line names."""
+"""Names of the attention methods on the command line and in recipes."""
 
 METHODS: dict[str, str] = {
     "full": "diffaccel.methods.full:FullAttn",
@@ -9,4 +9,4 @@ METHODS: dict[str, str] = {
     "agent": "diffaccel.methods.grouped.agent:AgentAttn",
     "token-merging": "diffaccel.methods.grouped.token_merging:TokenMergingAttn",
 }
-"""Name to "module:Class", which `pkgutil.resolve_name` loads."""
+"""Name -> "module:class"; text, so that reading the table loads no method and no PyTorch."""

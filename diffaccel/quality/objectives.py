@@ -143,14 +143,14 @@ WITH_ARGUMENT = ("similarity", "prompt-match")
 
 
 def objective_named(
-    name: str, reference: str | None = None, scorer: str | None = None
+    name: str, reference: str | None = None, scorer: str | Path | None = None
 ) -> Objective:
     """Returns an objective by its command-line name.
 
     Args:
         name: A key of `OBJECTIVES`, "similarity" or "prompt-match".
         reference: File of the picture for "similarity".
-        scorer: CLIP model for "prompt-match"; the embedded one by default.
+        scorer: Folder or hub name of the CLIP model for "prompt-match".
 
     Raises:
         InputError: The name is unknown, or its argument is missing or unreadable.
@@ -167,18 +167,12 @@ def objective_named(
                 f"--reference must be a readable picture, {reference!r} is not ({error})"
             ) from error
     if name == "prompt-match":
-        return PromptMatch(scorer or _embedded_scorer())
+        if scorer is None:
+            raise InputError("the objective prompt-match needs a CLIP model; pass --scorer FOLDER")
+        return PromptMatch(scorer)
     raise InputError(
         f"--objective must be one of {', '.join((*OBJECTIVES, *WITH_ARGUMENT))}, got {name!r}"
     )
-
-
-def _embedded_scorer() -> Path:
-    from diffaccel.pipelines.loading import EMBEDDED_SCORER
-
-    if not EMBEDDED_SCORER.is_dir():
-        raise InputError("the objective prompt-match needs a CLIP model; pass --scorer FOLDER")
-    return EMBEDDED_SCORER
 
 
 def _pixels(picture: Image.Image) -> np.ndarray:

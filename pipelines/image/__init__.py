@@ -1,11 +1,22 @@
 """Generating pictures beyond the size on which a model was trained."""
 
-from diffaccel.pipelines.image.generate import (
-    GeneratedImage,
-    check_size,
-    generate_image,
-    plan_stages,
-    refine_image,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffaccel.pipelines.image.generate import (
+        GeneratedImage,
+        check_size,
+        generate_image,
+        plan_stages,
+        refine_image,
+    )
 
 __all__ = ["GeneratedImage", "check_size", "generate_image", "plan_stages", "refine_image"]
+
+
+def __getattr__(name: str) -> Any:
+    # Late, so that `recipe` can be read without loading PyTorch and diffusers.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.generate"), name)

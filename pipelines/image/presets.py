@@ -55,11 +55,6 @@ class Preset:
         return self.recipes[self.recipe].knobs
 
 
-IMAGE_RECIPES = ("direct", "window", "guided", "cascade")
-"""Sampled at full size at once; one jump with windows alone; the same under the low frequencies of
-the native sample; the same in stages that at most double the sides."""
-
-
 def _recipes(method: str, strength: float, shift: Shift) -> dict[str, Recipe]:
     """The recipes of a model whose weights have not been measured here.
 

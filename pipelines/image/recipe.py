@@ -1,6 +1,7 @@
 """Ways beyond the size on which an image model was trained: stages and independent switches."""
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal, get_args
 
 Rope = Literal["plain", "ntk", "yarn"]
@@ -33,13 +34,13 @@ class Refinement:
             steps on composition. "size": the native one times sqrt(tokens / native tokens)
             ("Scaling Rectified Flow Transformers", Esser et al., 2024,
             https://arxiv.org/abs/2403.03206). None: the pipeline's own.
-        rope: How rotary positions (FLUX) are scaled to the size: not at all, or see
-            `diffaccel.bindings.rope.Ntk` and `diffaccel.bindings.rope.Yarn`. Windows of native
-            size do not need it: inside them all distances are known.
-        proportional: Whether the softmax is sharpened for the number of tokens, see
+        rope: How rotary positions (FLUX) are scaled to the size. See `diffaccel.bindings.rope.Ntk`
+            and `diffaccel.bindings.rope.Yarn`; plain leaves them. Windows of native size do not
+            need it: inside them all distances are known.
+        proportional: Whether the softmax is sharpened for the number of tokens. See
             `diffaccel.methods.proportional.ProportionalAttn`. Windows do not need it either.
         jitter: Whether windows that queries share move at every step, so that their borders
-            average out, see `diffaccel.methods.windows.jittered.JitteredAttn`.
+            average out. See `diffaccel.methods.windows.jittered.JitteredAttn`.
     """
 
     steps: int
@@ -64,20 +65,20 @@ class Refinement:
                 "steps must be at least 1 and strength lie in (0, 1], got "
                 f"steps={self.steps}, strength={self.strength}"
             )
-        if not self.max_upscale > 1.0:
+        if not 1.0 < self.max_upscale < inf:
             raise ValueError(
-                f"max_upscale must exceed 1, got max_upscale={self.max_upscale}; 2 doubles both "
-                "sides in each stage"
+                f"max_upscale must exceed 1, got max_upscale={self.max_upscale}; pass a number "
+                "above 1, 2 doubles both sides in each stage"
             )
         if self.rope not in get_args(Rope):
             raise ValueError(
                 f"rope must be one of {', '.join(get_args(Rope))}, got rope={self.rope!r}"
             )
-        is_number = isinstance(self.shift, int | float) and self.shift > 0
+        is_number = isinstance(self.shift, int | float) and 0 < self.shift < inf
         if self.shift not in (None, "size") and not is_number:
             raise ValueError(
-                f'shift must be positive, "size" or None, got shift={self.shift!r}; None leaves '
-                "the schedule as it is"
+                f'shift must be positive, "size" or None, got shift={self.shift!r}; pass a '
+                "number above 0 or size, None leaves the schedule as it is"
             )
 
 

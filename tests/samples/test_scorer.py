@@ -141,7 +141,7 @@ def test_export_loads_as_a_scorer(scorer, vocabulary, tmp_path):
 
 @pytest.mark.skipif(not loading.EMBEDDED_SCORER.is_dir(), reason="the embedded scorer is not made")
 def test_embedded_scorer_knows_colours():
-    match = objective_named("prompt-match")
+    match = objective_named("prompt-match", scorer=loading.EMBEDDED_SCORER)
     pictures = [Image.new("RGB", (256, 256), colour) for colour in ("#d63031", "#427cde")]
     prompts = ["a red background", "a blue background"]
     right, wrong = match(pictures, prompts), match(pictures, prompts[::-1])

@@ -1,50 +1,22 @@
 """Turns `--method NAME --set knob=value` into a method."""
 
-import argparse
+from __future__ import annotations
+
 import ast
-from dataclasses import fields
+from importlib import import_module
+from typing import TYPE_CHECKING
 
+from diffaccel.cli.declared import dataclass_fields
 from diffaccel.errors import InputError
-from diffaccel.methods import (
-    AgentAttn,
-    FullAttn,
-    Method,
-    NeighborhoodAttn,
-    RectifiedSpaAttn,
-    SlidingWindowAttn,
-    SparseAttn,
-    TokenMergingAttn,
-)
+from diffaccel.methods.names import METHODS
 
-METHODS: dict[str, type[Method]] = {
-    "full": FullAttn,
-    "sparse": SparseAttn,
-    "rectified": RectifiedSpaAttn,
-    "neighborhood": NeighborhoodAttn,
-    "sliding-window": SlidingWindowAttn,
-    "agent": AgentAttn,
-    "token-merging": TokenMergingAttn,
-}
+if TYPE_CHECKING:
+    from diffaccel.methods import Method
 
 
-def add_method_options(parser: argparse.ArgumentParser) -> None:
-    """Adds `--method` and `--set` to a parser."""
-    parser.add_argument(
-        "--method",
-        metavar="NAME",
-        help=f"attention above native size: {', '.join(METHODS)} (default: what suits the model)",
-    )
-    parser.add_argument(
-        "--set",
-        dest="knobs",
-        action="append",
-        default=[],
-        metavar="KNOB=VALUE",
-        help="a knob of the method, repeatable, such as --set drop=0.9; `diffaccel info` has all",
-    )
-
-
-def parse_method(name: str, knobs: list[str], defaults: dict[str, object] | None = None) -> Method:
+def parse_method(
+    name: str, knobs: tuple[str, ...], defaults: dict[str, object] | None = None
+) -> Method:
     """Builds a method from its command-line name and `knob=value` words.
 
     Args:
@@ -57,7 +29,7 @@ def parse_method(name: str, knobs: list[str], defaults: dict[str, object] | None
     """
     if name not in METHODS:
         raise InputError(f"--method must be one of {', '.join(METHODS)}, got {name!r}; choose one")
-    known = _knobs_of(METHODS[name])
+    known = knobs_of(name)
     values = {knob: value for knob, value in (defaults or {}).items() if knob in known}
     for word in knobs:
         knob, text = _split(word)
@@ -68,27 +40,29 @@ def parse_method(name: str, knobs: list[str], defaults: dict[str, object] | None
                 "choose another --method"
             )
         values[knob] = _parse_value(text)
+    module, _, class_name = METHODS[name].partition(":")
     try:
-        return METHODS[name](**values)
+        return getattr(import_module(module), class_name)(**values)
     except (TypeError, ValueError) as error:
         raise InputError(str(error)) from error
 
 
-def check_knob_names(knobs: list[str]) -> None:
+def check_knob_names(knobs: tuple[str, ...]) -> None:
     """Refuses knobs that no method has, while the method is not known yet.
 
     Raises:
         InputError: A word is not `knob=value`, or its knob is unknown.
     """
     for knob, _ in map(_split, knobs):
-        if not any(knob in _knobs_of(method) for method in METHODS.values()):
+        if not any(knob in knobs_of(name) for name in METHODS):
             raise InputError(
                 f"--set must name a knob of a method, got {knob!r}; `diffaccel info` lists them"
             )
 
 
-def _knobs_of(method: type[Method]) -> set[str]:
-    return {field.name for field in fields(method)}
+def knobs_of(name: str) -> dict[str, str | None]:
+    """Returns the knobs of a method with the text of their defaults, None where there is none."""
+    return dataclass_fields(METHODS[name])
 
 
 def _split(word: str) -> tuple[str, str]:
@@ -103,5 +77,5 @@ def _parse_value(text: str) -> object:
     literal = {"true": "True", "false": "False", "none": "None"}.get(text.lower(), text)
     try:
         return ast.literal_eval(literal)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return text

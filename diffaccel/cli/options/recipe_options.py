@@ -2,146 +2,137 @@
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import fields, make_dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-from diffaccel.cli.options.argument_types import at_least, share
+from cyclopts import Group, Parameter, Token
+from docstring_parser import parse_from_object
+
 from diffaccel.cli.options.method_options import check_knob_names, parse_method
-from diffaccel.cli.video import RECIPES
 from diffaccel.errors import InputError
+from diffaccel.pipelines.image.recipe import Refinement
+from diffaccel.pipelines.recipes import IMAGE_RECIPES, VIDEO_RECIPES
 
 if TYPE_CHECKING:
+    from diffaccel.cli.options.sample_options import SampleOptions
     from diffaccel.methods import Method
     from diffaccel.pipelines.image.presets import Preset
-    from diffaccel.pipelines.image.recipe import Refinement
 
-IMAGE_RECIPES = ("direct", "window", "guided", "cascade")
-ROPES = ("plain", "ntk", "yarn")
-SWITCHES = ("max_upscale", "guidance", "shift", "rope", "proportional", "jitter")
+BEYOND = Group("Beyond what the model knows", sort_key=3)
 
 
-def add_recipe_options(parser: argparse.ArgumentParser) -> None:
-    """Adds `--recipe` and the switches to a parser."""
-    parser.add_argument(
-        "--recipe",
-        metavar="NAME",
-        help="how to get beyond what the model knows. Images: direct (at full size at once), "
-        "window (one jump, windows alone), guided (the same under the low frequencies of the "
-        "native sample), cascade (guided, in stages of at most 2x; default). Videos: freeswim "
-        "for size (default), windows for length",
-    )
-    parser.add_argument(
-        "--refine-steps", type=at_least(1), metavar="N", help="steps of each larger stage"
-    )
-    parser.add_argument(
-        "--strength",
-        type=share,
-        metavar="S",
-        help="share of the noise schedule that larger stages redo, in (0, 1]",
-    )
-    parser.add_argument(
-        "--max-upscale",
-        type=_factor,
-        metavar="F",
-        help="images: largest factor per stage and side, above 1; 2 makes 1x, 2x, 4x",
-    )
-    parser.add_argument(
-        "--guidance",
-        type=_weight,
-        metavar="W",
-        help="images: share of the low frequencies that the smaller picture decides, 0 to 1",
-    )
-    parser.add_argument(
-        "--shift",
-        type=_shift,
-        metavar="F",
-        help="images: of the noise schedule, a number or size (FLUX, SD3, Qwen-Image)",
-    )
-    parser.add_argument(
-        "--rope", choices=ROPES, help="images: how rotary positions are scaled (FLUX)"
-    )
-    parser.add_argument(
-        "--proportional",
-        action="store_true",
-        default=None,
-        help="images: sharpen the softmax for the number of tokens",
-    )
-    parser.add_argument(
-        "--jitter",
-        action="store_true",
-        default=None,
-        help="images: move the borders of windows at every step",
+def _read_number_or_text(_target: object, tokens: Sequence[Token]) -> float | str:
+    try:
+        return float(tokens[0].value)
+    except ValueError:
+        return tokens[0].value
+
+
+AS_OPTIONS: dict[str, Parameter] = {
+    "steps": Parameter(name="--refine-steps", metavar="N"),
+    "strength": Parameter(metavar="S"),
+    "max_upscale": Parameter(metavar="F"),
+    "guidance": Parameter(metavar="W"),
+    "shift": Parameter(metavar="F|size", converter=_read_number_or_text, show_choices=False),
+    "rope": Parameter(metavar="NAME"),
+    "proportional": Parameter(),
+    "jitter": Parameter(),
+}
+"""The fields of `Refinement` that are options; types and help come from there."""
+OF_VIDEOS = ("steps", "strength")
+
+
+def option_of(name: str) -> str:
+    """Returns the option that sets a field of `Refinement`."""
+    return (AS_OPTIONS[name].name or (f"--{name.replace('_', '-')}",))[0]
+
+
+def _switches() -> type:
+    """Makes a dataclass of `AS_OPTIONS`: each as in `Refinement`, or None where it is not given."""
+    types = get_type_hints(Refinement)
+    described = {
+        field.arg_name: field.description for field in parse_from_object(Refinement).params
+    }
+    return make_dataclass(
+        "Switches",
+        [
+            (
+                name,
+                Annotated[
+                    types[name] | None,
+                    Parameter(group=BEYOND, help=_first_sentence(described[name], name)),
+                    parameter,
+                ],
+                None,
+            )
+            for name, parameter in AS_OPTIONS.items()
+        ],
+        namespace={"__module__": __name__},
+        frozen=True,
+        kw_only=True,
     )
 
 
-def check_recipe(arguments: argparse.Namespace) -> None:
+def _first_sentence(text: str, name: str) -> str:
+    sentence = " ".join(text.split()).partition(". ")[0].removeprefix("Whether ").rstrip(".") + "."
+    return sentence if name in OF_VIDEOS else f"Images: {sentence[0].lower()}{sentence[1:]}"
+
+
+if TYPE_CHECKING:
+    Switches = Any
+else:
+    Switches = _switches()
+
+
+def given_switches(switches: Switches) -> dict[str, Any]:
+    """Returns the fields of `Refinement` that the user has set.
+
+    Raises:
+        InputError: A value breaks a rule of `Refinement`.
+    """
+    given = {field.name: getattr(switches, field.name) for field in fields(switches)}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        try:
+            replace(Refinement(steps=1, strength=1.0), **{name: value})
+        except ValueError as error:
+            raise InputError(f"{option_of(name)}: {error}") from error
+    return given
+
+
+def check_recipe(options: SampleOptions) -> None:
     """Refuses a recipe or a switch that is not for what is made, before anything is loaded.
 
     Raises:
         InputError: It is for images and a video is made, or the other way round.
     """
-    kind, names = ("a video", RECIPES) if arguments.frames else ("an image", IMAGE_RECIPES)
-    if arguments.recipe not in (None, *names):
+    kind, names = ("a video", VIDEO_RECIPES) if options.frames else ("an image", IMAGE_RECIPES)
+    if options.recipe not in (None, *names):
         raise InputError(
-            f"--recipe of {kind} must be one of {', '.join(names)}, got {arguments.recipe!r}; "
+            f"--recipe of {kind} must be one of {', '.join(names)}, got {options.recipe!r}; "
             "choose one"
         )
-    given = [name for name in SWITCHES if getattr(arguments, name) is not None]
-    if arguments.frames and given:
-        raise InputError(
-            f"--{given[0].replace('_', '-')} is for images, got it with --frames; leave it out"
-        )
-    if arguments.frames:
+    given = given_switches(options.switches)
+    for name in given:
+        if options.frames and name not in OF_VIDEOS:
+            raise InputError(
+                f"{option_of(name)} is for images, got it with --frames; leave it out"
+            )
+    if options.frames:
         return
-    if arguments.method:
-        parse_method(arguments.method, arguments.knobs)
+    if options.method:
+        parse_method(options.method, options.knobs)
     else:
-        check_knob_names(arguments.knobs)
+        check_knob_names(options.knobs)
 
 
-def chosen_recipe(arguments: argparse.Namespace, preset: Preset) -> tuple[Refinement, Method]:
+def chosen_recipe(options: SampleOptions, preset: Preset) -> tuple[Refinement, Method]:
     """Returns the recipe of a preset with the user's switches and method.
 
     Raises:
         InputError: A knob or a switch is out of range.
     """
-    recipe = preset.recipes[arguments.recipe or preset.recipe]
-    method = parse_method(arguments.method or recipe.method, arguments.knobs, recipe.knobs)
-    changes = {name: getattr(arguments, name) for name in (*SWITCHES, "strength")}
-    changes["steps"] = arguments.refine_steps
-    given = {name: value for name, value in changes.items() if value is not None}
-    try:
-        return replace(recipe.refinement, **given), method
-    except ValueError as error:
-        raise InputError(str(error)) from error
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")
-
-
-def _weight(text: str) -> float:
-    number = _number(text)
-    if not 0.0 <= number <= 1.0:
-        raise argparse.ArgumentTypeError(f"must be in 0 to 1, got {text}")
-    return number
-
-
-def _factor(text: str) -> float:
-    number = _number(text)
-    if not 1.0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 1, got {text}")
-    return number
-
-
-def _shift(text: str) -> float | str:
-    if text == "size":
-        return text
-    number = _number(text)
-    if not 0.0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 0 or size, got {text}")
-    return number
+    recipe = preset.recipes[options.recipe or preset.recipe]
+    method = parse_method(options.method or recipe.method, options.knobs, recipe.knobs)
+    return replace(recipe.refinement, **given_switches(options.switches)), method

@@ -12,11 +12,8 @@ import diffusers
 import pytest
 import torch
 
-from diffaccel.attach.attachment import (
-    add_pipeline_method,
-    restore_attn_processor,
-    set_attn_processor,
-)
+from diffaccel.attach.attachment import restore_attn_processor, set_attn_processor
+from diffaccel.attach.pipeline_methods import attach_pipeline_methods
 from diffaccel.attach.processor import stock_of
 from diffaccel.bindings import BINDINGS, UnsupportedModelError
 from diffaccel.methods import FullAttn, SparseAttn
@@ -48,8 +45,8 @@ def is_stock(model):
 
 
 def test_pipelines_get_the_method_once(flux):
-    add_pipeline_method()
-    add_pipeline_method()
+    attach_pipeline_methods()
+    attach_pipeline_methods()
     with flux.pipe.set_attn_processor(FullAttn()) as attachment:
         assert len(attachment.report().layers) == 4
     assert diffusers.ModularPipeline.set_attn_processor is set_attn_processor
@@ -60,7 +57,7 @@ def test_a_pipeline_that_has_the_method_keeps_its_own(monkeypatch):
         return "own"
 
     monkeypatch.setattr(diffusers.DiffusionPipeline, "set_attn_processor", own, raising=False)
-    add_pipeline_method()
+    attach_pipeline_methods()
     assert diffusers.DiffusionPipeline.set_attn_processor is own
 
 

@@ -26,13 +26,9 @@ from diffaccel.pipelines.image.beyond_native import (
     scheduler_for,
 )
 from diffaccel.pipelines.image.generate import generate_image
-from diffaccel.pipelines.image.presets import (
-    BY_PIPELINE,
-    EMBEDDED,
-    IMAGE_RECIPES,
-    Preset,
-)
+from diffaccel.pipelines.image.presets import BY_PIPELINE, EMBEDDED, Preset
 from diffaccel.pipelines.image.recipe import AT_ONCE, Recipe, Refinement
+from diffaccel.pipelines.recipes import IMAGE_RECIPES
 
 FAST = Refinement(steps=2, strength=0.5, max_upscale=AT_ONCE)
 
@@ -145,7 +141,7 @@ def test_switches_that_do_not_suit_the_model_are_refused_before_any_work(tiny_pi
 
 @pytest.mark.parametrize("preset", [EMBEDDED, *BY_PIPELINE.values()])
 def test_every_family_has_every_recipe(preset):
-    assert tuple(preset.recipes) == IMAGE_RECIPES
+    assert tuple(preset.recipes) == tuple(IMAGE_RECIPES)
     assert preset.recipe in IMAGE_RECIPES and preset.refinement.max_upscale == 2.0
     assert [r.refinement.direct for r in preset.recipes.values()] == [True, False, False, False]
     assert [r.refinement.guidance > 0 for r in preset.recipes.values()][1:] == [False, True, True]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from diffaccel import HeadPerturbation, set_guidance
 from diffaccel.cli import main
+from diffaccel.cli.heads import SearchOptions, chosen_objective
 from diffaccel.errors import InputError
 from diffaccel.guidance.head_search.search import (
     SearchSettings,
@@ -171,7 +172,7 @@ def test_objectives_measure_what_they_say():
 def test_unknown_objectives_are_refused(name, message, monkeypatch, tmp_path):
     monkeypatch.setattr(loading, "EMBEDDED_SCORER", tmp_path / "none")
     with pytest.raises(InputError, match=message):
-        objective_named(name)
+        chosen_objective(SearchOptions(objective=name))
 
 
 def test_prompt_match_is_the_cosine_of_a_clip_model(tmp_path):
@@ -186,7 +187,8 @@ def test_prompt_match_is_the_cosine_of_a_clip_model(tmp_path):
 
 def test_prompt_match_takes_the_embedded_scorer_by_default(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "EMBEDDED_SCORER", tiny_clip(tmp_path))
-    assert len(objective_named("prompt-match")([flat(250, 0, 0)], ["red"])) == 1
+    match = chosen_objective(SearchOptions(objective="prompt-match"))
+    assert len(match([flat(250, 0, 0)], ["red"])) == 1
 
 
 def tiny_clip(folder):
