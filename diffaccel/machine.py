@@ -52,7 +52,7 @@ def quiet_libraries() -> None:
 
 
 def best_device() -> str:
-    """Returns the kind of accelerator that PyTorch can use, such as "cuda" or "mps", else "cpu"."""
+    """Returns the kind of accelerator that PyTorch can use ("cuda", "mps"), else "cpu"."""
     import torch
 
     if not torch.accelerator.is_available():

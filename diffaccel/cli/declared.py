@@ -6,6 +6,7 @@ So `diffaccel info` can list methods and models without importing them, and PyTo
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,7 +29,7 @@ def dataclass_fields(path: str) -> dict[str, str | None]:
     for node in body.body:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
-        if "ClassVar" not in ast.unparse(node.annotation):
+        if not {"ClassVar", "KW_ONLY"} & set(re.findall(r"\w+", ast.unparse(node.annotation))):
             found[node.target.id] = _default(node.value)
     return found
 

@@ -42,7 +42,8 @@ def _complaint(error: CycloptsError) -> str:
         meant = f", did you mean {suggested[1]}" if suggested else ""
         return f"there is no option {option}{meant}"
     if isinstance(error, UnknownCommandError) and error.app and error.unused_tokens:
-        return f"the command must be one of {_commands(error.app)}, got {error.unused_tokens[0]!r}"
+        commands = _commands(error.app)
+        return f"the command must be one of {commands}, got {error.unused_tokens[0]!r}"
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
         return (
             f"there are too many words, got {error.unused_tokens[0]!r}; quote a prompt of several"

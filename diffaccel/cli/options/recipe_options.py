@@ -49,7 +49,7 @@ def option_of(name: str) -> str:
 
 
 def _switches() -> type:
-    """Makes a dataclass of `AS_OPTIONS`: each as in `Refinement`, or None where it is not given."""
+    """Makes a dataclass of `AS_OPTIONS`: each as in `Refinement`, None where it is not given."""
     types = get_type_hints(Refinement)
     described = {
         field.arg_name: field.description for field in parse_from_object(Refinement).params
