@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffaccel.attach.forecast import slower_reason
-from diffaccel.attach.obstacles import obstacle
-from diffaccel.attach.report import DenoiserReport, LayerLog, LayerReport, StepLog
+from diffaccel.attach.obstacles import planned_obstacle, unplanned_obstacle
+from diffaccel.attach.report import DenoiserReport, LayerReport
 from diffaccel.methods.inputs import Position
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from diffaccel.attach.seam import AttentionCall
@@ -20,16 +21,87 @@ if TYPE_CHECKING:
     from diffaccel.methods.base import Method, Visited
 
 
+@dataclass(slots=True)
+class LayerLog:
+    """What one layer did so far in a run. Densities stay on the device until they are read."""
+
+    sparse_calls: int = 0
+    dense_calls: Counter[str] = field(default_factory=Counter)
+    pairs: int = 0
+    kept_pairs: Tensor | float = 0.0
+    layout: TokenLayout | None = None
+    visited: Visited | None = None
+
+    def record(
+        self,
+        layout: TokenLayout | None,
+        density: Tensor | float,
+        reason: str,
+        visited: Visited | None = None,
+    ) -> None:
+        """Adds one call.
+
+        Args:
+            layout: The tokens of the call, where known.
+            density: Share of the query-key pairs that were computed exactly.
+            reason: Why the call ran dense, "" if it was sparse.
+            visited: What the kernel computed, where that differs.
+        """
+        self.visited = visited or self.visited
+        if reason:
+            self.dense_calls[reason] += 1
+        else:
+            self.sparse_calls += 1
+        if layout is not None:
+            self.layout = layout
+            self.pairs += layout.length**2
+            self.kept_pairs = self.kept_pairs + density * layout.length**2
+
+    def report(self, layer: AttentionLayer) -> LayerReport:
+        """Returns what happened so far; waits for the device."""
+        return LayerReport(
+            name=layer.name,
+            kind=layer.kind,
+            layout=self.layout,
+            sparse_calls=self.sparse_calls,
+            dense_calls=dict(self.dense_calls),
+            density=float(self.kept_pairs) / self.pairs if self.pairs else None,
+            pairs=self.pairs,
+            visited=self.visited,
+        )
+
+
+@dataclass(slots=True)
+class StepLog:
+    """Calls of all layers in one denoising step."""
+
+    sparse_calls: int = 0
+    dense_calls: Counter[str] = field(default_factory=Counter)
+
+    def record(self, reason: str) -> None:
+        """Adds one call; `reason` says why it ran dense, "" if it did not."""
+        if reason:
+            self.dense_calls[reason] += 1
+        else:
+            self.sparse_calls += 1
+
+
 class Plan(NamedTuple):
-    """What holds for a layer and a shape throughout a run.
+    """What holds for a layer and a shape.
 
     Args:
+        obstacle: Why no method could serve the call, "" where one can.
         why_dense: Why the call runs dense, "" where it does not.
         visited: What the kernel computes, where that is not what the density says.
     """
 
+    obstacle: str
     why_dense: str
     visited: Visited | None
+
+
+MOST_PLANS = 1024
+"""Plans that are kept; a model has one for each layer and size."""
 
 
 class MethodState:
@@ -56,6 +128,7 @@ class MethodState:
         self.clock = clock
         self.family = family
         self.always = always
+        self._plans: dict[tuple[Any, ...], Plan] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -71,20 +144,20 @@ class MethodState:
 
     def attend(self, call: AttentionCall) -> Tensor:
         """Answers an attention call over a layer's whole sequence, and notes how."""
-        layer, layout = call.layer, call.layout
+        attached = call.attached
+        layer, state = attached.layer, attached.state
+        layout = state.layout(layer)
         position, reason = self._scheduled(layer)
         if not reason:
-            reason = obstacle(call)
+            plan = self._plan(call, layout)
+            reason = plan.obstacle or unplanned_obstacle(call)
             if reason:
-                call.attached.state.warn_once(layer, reason)
-        plan = None
-        if not reason:
-            plan = self._plan(layer, layout, call.query)
-            reason = plan.why_dense
+                state.warn_once(layer, reason)
+            reason = reason or plan.why_dense
         if reason:
             self.record(layer, layout, reason)
             return call.dense()
-        attended = self.method.compute(call.attached.state.inputs(call), position)
+        attended = self.method.compute(state.inputs(call, layout), position)
         self.record(layer, layout, attended.why_dense, attended.density, plan.visited)
         return attended.output
 
@@ -114,7 +187,7 @@ class MethodState:
             model=model,
             family=self.family,
             method=repr(self.method),
-            layers=tuple(LayerReport.of(layer, self._logs[layer.name]) for layer in self.layers),
+            layers=tuple(self._logs[layer.name].report(layer) for layer in self.layers),
             skipped=skipped,
             steps=len(self._steps),
             dense_steps={
@@ -133,20 +206,29 @@ class MethodState:
             self._positions[layer.index] = known
         return known
 
-    def _plan(self, layer: AttentionLayer, layout: TokenLayout, query: Tensor) -> Plan:
-        """Returns what is expected of a layer on query (B, N, H, D)."""
-        key = (layer.name, layout, query.shape)
+    def _plan(self, call: AttentionCall, layout: TokenLayout | None) -> Plan:
+        """Returns what holds for a layer and a shape; asked once for each."""
+        layer, query = call.attached.layer, call.query
+        key = (layer.name, layout, query.shape, call.key.shape, bool(call.options))
         known = self._plans.get(key)
         if known is None:
-            reason = self.method.shape_reason(layout)
-            if not reason and not self.always:
-                reason = slower_reason(self.method, layout, query)
-            visited = None if reason else self.method.visited(layout, query, layer.index)
-            known = self._plans[key] = Plan(reason, visited)
+            if len(self._plans) >= MOST_PLANS:
+                self._plans.clear()
+            known = self._plans[key] = self._new_plan(call, layout)
         return known
+
+    def _new_plan(self, call: AttentionCall, layout: TokenLayout | None) -> Plan:
+        found = planned_obstacle(call)
+        if found:
+            return Plan(found, "", None)
+        reason = self.method.shape_reason(layout)
+        if not reason and not self.always:
+            reason = slower_reason(self.method, layout, call.query)
+        if reason:
+            return Plan("", reason, None)
+        return Plan("", "", self.method.visited(layout, call.query, call.layer.index))
 
     def _forget_run(self) -> None:
         self._logs = {layer.name: LayerLog() for layer in self.layers}
         self._steps: dict[int, StepLog] = {}
         self._positions = {}
-        self._plans: dict[tuple[str, TokenLayout, torch.Size], Plan] = {}

@@ -13,11 +13,19 @@ if TYPE_CHECKING:
 
 def obstacle(call: AttentionCall) -> str:
     """Returns the first reason why a call cannot go to a method, "" where it can."""
-    for reason in REASONS:
-        found = reason(call)
-        if found:
-            return found
-    return ""
+    return planned_obstacle(call) or unplanned_obstacle(call)
+
+
+def planned_obstacle(call: AttentionCall) -> str:
+    """Returns the first reason that holds for the layer and the shape of a call, else ""."""
+    return next(filter(None, (reason(call) for reason in PLANNED)), "")
+
+
+def unplanned_obstacle(call: AttentionCall) -> str:
+    """Returns the first reason that may come and go from call to call, else ""."""
+    if call.mask is None and not _get_current_function_mode_stack():
+        return ""
+    return unsupported_mask(call) or skipped_scores(call)
 
 
 def parallelism(call: AttentionCall) -> str:
@@ -69,4 +77,4 @@ def skipped_scores(call: AttentionCall) -> str:
     return ""
 
 
-REASONS = (parallelism, unknown_layout, unsupported_arguments, unsupported_mask, skipped_scores)
+PLANNED = (parallelism, unknown_layout, unsupported_arguments)

@@ -4,72 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from torch import Tensor
 
 from diffaccel.layout import TokenLayout
 
 if TYPE_CHECKING:
-    from diffaccel.bindings import AttentionLayer
     from diffaccel.methods.base import Visited
-
-
-@dataclass(slots=True)
-class LayerLog:
-    """What one layer did so far in a run. Densities stay on the device until they are read."""
-
-    sparse_calls: int = 0
-    dense_calls: Counter[str] = field(default_factory=Counter)
-    pairs: int = 0
-    kept_pairs: Tensor | float = 0.0
-    layout: TokenLayout | None = None
-    visited: Visited | None = None
-
-    def record(
-        self,
-        layout: TokenLayout | None,
-        density: Tensor | float,
-        reason: str,
-        visited: Visited | None = None,
-    ) -> None:
-        """Adds one call.
-
-        Args:
-            layout: The tokens of the call, where known.
-            density: Share of the query-key pairs that were computed exactly.
-            reason: Why the call ran dense, "" if it was sparse.
-            visited: What the kernel computed, where that differs.
-        """
-        self.visited = visited or self.visited
-        if reason:
-            self.dense_calls[reason] += 1
-        else:
-            self.sparse_calls += 1
-        if layout is not None:
-            self.layout = layout
-            self.pairs += layout.length**2
-            self.kept_pairs = self.kept_pairs + density * layout.length**2
-
-    def density(self) -> float | None:
-        """Returns the mean density over all calls, dense ones included; waits for the device."""
-        return float(self.kept_pairs) / self.pairs if self.pairs else None
-
-
-@dataclass(slots=True)
-class StepLog:
-    """Calls of all layers in one denoising step."""
-
-    sparse_calls: int = 0
-    dense_calls: Counter[str] = field(default_factory=Counter)
-
-    def record(self, reason: str) -> None:
-        """Adds one call; `reason` says why it ran dense, "" if it did not."""
-        if reason:
-            self.dense_calls[reason] += 1
-        else:
-            self.sparse_calls += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,20 +37,6 @@ class LayerReport:
     density: float | None
     pairs: int
     visited: Visited | None = None
-
-    @classmethod
-    def of(cls, layer: AttentionLayer, log: LayerLog) -> LayerReport:
-        """Sums up what a layer did; waits for the device."""
-        return cls(
-            name=layer.name,
-            kind=layer.kind,
-            layout=log.layout,
-            sparse_calls=log.sparse_calls,
-            dense_calls=dict(log.dense_calls),
-            density=log.density(),
-            pairs=log.pairs,
-            visited=log.visited,
-        )
 
     def __str__(self) -> str:
         if not self.sparse_calls and not self.dense_calls:

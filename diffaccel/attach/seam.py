@@ -108,9 +108,15 @@ class AttachedLayer:
         for hook in self.state.hooks.get(self.layer.name, ()):
             if hook.is_active:
                 compute = partial(hook.attend, compute=compute)
-        if call.context_parallelism and call.layer.kind == "self" and not parallelism(call):
+        dispatch = call.dispatch
+        if dispatch and dispatch.get("parallel_config") and self._gathers(call):
             return call.gathered(compute)
         return compute(call)
+
+    def _gathers(self, call: AttentionCall) -> bool:
+        """Whether the tokens of all devices come here, in exchange for heads (Ulysses)."""
+        has_context = call.context_parallelism is not None
+        return has_context and self.layer.kind == "self" and not parallelism(call)
 
     def _run(self, run: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         outer = _RUNNING.layer, _RUNNING.index
@@ -223,7 +229,7 @@ class AttentionCall:
         reason = obstacle(self)
         if reason:
             raise ModelError(f"attention of {self.layer.name} cannot be changed: {reason}")
-        return self.attached.state.inputs(self)
+        return self.attached.state.inputs(self, self.layout)
 
     @property
     def context_parallelism(self) -> Any:

@@ -55,33 +55,34 @@ class DenoiserState:
         call = ModelCall.of(model, args, kwargs, self._readings)
         if self.method is not None:
             self.method.begin_call(call.arguments.get("timestep"))
+        streams: dict[tuple[str, int], TokenLayout | str] = {}
         for layer in self.layers:
-            if layer.stream not in self._layouts:
-                self._layouts[layer.stream] = self._read_layout(model, call, layer)
+            if layer.stream not in streams:
+                streams[layer.stream] = self._read_layout(model, call, layer)
+            self._layouts[layer.name] = streams[layer.stream]
 
     def attend(self, call: AttentionCall) -> Tensor:
         """Answers an attention call (B, N, H, D) by the method, or as the stock layer would."""
-        if self.method is None or call.layer.kind == "cross" or call.is_cross_attention:
+        is_own = call.attached.layer.kind != "cross" and call.query.shape[1] == call.key.shape[1]
+        if self.method is None or not is_own:
             return call.dense()
         return self.method.attend(call)
 
     def layout(self, layer: AttentionLayer) -> TokenLayout | None:
         """Returns the tokens of a layer in the current model call, None where unknown."""
-        found = self._layouts.get(layer.stream)
+        found = self._layouts.get(layer.name)
         return found if isinstance(found, TokenLayout) else None
 
     def why_no_layout(self, layer: AttentionLayer) -> str:
         """Returns why the current model call does not tell the tokens of a layer."""
-        found = self._layouts.get(layer.stream)
+        found = self._layouts.get(layer.name)
         return found if isinstance(found, str) else "the layer ran outside its model's forward"
 
-    def inputs(self, call: AttentionCall) -> AttentionInputs:
+    def inputs(self, call: AttentionCall, layout: TokenLayout) -> AttentionInputs:
         """Returns a call that has no obstacle as methods take it."""
-        layout = self._layouts[call.layer.stream]
         scale = call.query.shape[-1] ** -0.5 if call.scale is None else call.scale
-        return AttentionInputs(
-            call.query, call.key, call.value, layout, scale, self.padding_mask(call)
-        )
+        mask = None if call.mask is None else self.padding_mask(call)
+        return AttentionInputs(call.query, call.key, call.value, layout, scale, mask)
 
     def padding_mask(self, call: AttentionCall) -> Tensor | None:
         """Returns the mask of a call as a (B, N) bool key-padding mask, True = may be attended.
@@ -139,7 +140,7 @@ class DenoiserState:
             return str(unknown)
 
     def _forget_call(self) -> None:
-        self._layouts: dict[tuple[str, int], TokenLayout | str] = {}
+        self._layouts: dict[str, TokenLayout | str] = {}
         self._masks: dict[int, tuple[Tensor, Tensor | None]] = {}
 
 

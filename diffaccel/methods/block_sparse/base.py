@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from diffaccel.kernels import BlockStatistics, Centroids
+from diffaccel.kernels import Centroids
 from diffaccel.kernels.block_sparse.call import BlockSparseCall
 from diffaccel.kernels.block_sparse.op import attend
 from diffaccel.kernels.block_statistics.call import StatisticsCall
@@ -25,6 +26,28 @@ from diffaccel.methods.visual import COMPUTED_DENSELY, VisualMethod, total_densi
 KEPT_RATE = {"cpu": 0.65, "cuda": 0.75}
 """FLOP rate on kept blocks of 128 in terms of dense attention. The CPU's is measured at 16k
 tokens (2 AVX2 cores, fp32); the GPU's is what published kernels reach, not measured here."""
+
+
+class Blocks(NamedTuple):
+    """What a method makes of a layout before it sees any data.
+
+    Args:
+        number: Blocks of visual tokens NB.
+        order: Which tokens form a block.
+        forced: Blocks that are kept whatever their probability.
+        selector: Chooses the others that are kept.
+        corrector: Accounts for those left out.
+        top_k: Blocks that the selector asks for, in each row.
+        max_count: Blocks that a row keeps at most.
+    """
+
+    number: int
+    order: TokenOrder
+    forced: ForcedBlocks
+    selector: TopBlocks
+    corrector: NoCorrection
+    top_k: int
+    max_count: int
 
 
 class BlockPlan(NamedTuple):
@@ -92,11 +115,9 @@ class BlockSparseMethod(VisualMethod):
     def shape_reason(self, layout: TokenLayout) -> str:
         if layout.visual is None:
             return COMPUTED_DENSELY
-        blocks = self._blocks(layout)
-        keeps_all = self.selector().top_k(blocks) == blocks
-        if keeps_all or self._forced(layout, torch.device("cpu")).is_everything:
-            return COMPUTED_DENSELY
-        return ""
+        blocks = blocks_of(self, layout, torch.device("cpu"))
+        keeps_all = blocks.top_k == blocks.number or blocks.forced.is_everything
+        return COMPUTED_DENSELY if keeps_all else ""
 
     def expected_cost(self, layout: TokenLayout, device: str) -> float | None:
         """Kept blocks over the rate on them; a floor on the kept mass may keep more."""
@@ -108,15 +129,15 @@ class BlockSparseMethod(VisualMethod):
         """Blocks that are asked for or forced; a floor on the kept mass may keep more."""
         if self.shape_reason(layout):
             return 1.0
-        blocks = self._blocks(layout)
-        forced = self._forced(layout, torch.device("cpu")).share
-        selected = self.selector().top_k(blocks) / blocks
-        kept = 1.0 - (1.0 - selected) * (1.0 - forced)
+        blocks = blocks_of(self, layout, torch.device("cpu"))
+        selected = blocks.top_k / blocks.number
+        kept = 1.0 - (1.0 - selected) * (1.0 - blocks.forced.share)
         return total_density(kept, layout)
 
     def attend_visual(self, inputs: AttentionInputs, position: Position, out: Tensor) -> Tensor:
         device = inputs.query.device
-        order = token_order(inputs.layout.grid, self.order, self.block).to(device)
+        blocks = blocks_of(self, inputs.layout, device)
+        order = blocks.order
         visual, exact = in_order(inputs.visual(), order), inputs.exact()
         with torch.autocast(device.type, enabled=False):  # the estimate stays fp32
             plan = self.plan(visual, exact)
@@ -136,11 +157,17 @@ class BlockSparseMethod(VisualMethod):
             centroids=plan.centroids,
         )
         out.index_copy_(1, order.order, attend(call)[0])
-        return plan.counts.float().mean() / self._blocks(inputs.layout)
+        return plan.counts.float().mean() / blocks.number
 
     def plan(self, visual: VisualTokens, exact: ExactTokens) -> BlockPlan:
-        """Selects and corrects, some query blocks at a time to bound the memory."""
-        corrector = self.corrector()
+        """Selects and corrects, some query blocks at a time to bound the memory.
+
+        Args:
+            visual: Visual tokens in block order.
+            exact: What every query sees exactly.
+        """
+        blocks = blocks_of(self, visual.layout, visual.query.device)
+        corrector = blocks.corrector
         statistics = summarise(
             StatisticsCall(
                 visual.query,
@@ -153,43 +180,36 @@ class BlockSparseMethod(VisualMethod):
                 needs_variance=corrector.needs_variance,
             )
         )
-        forced = self._forced(visual.layout, visual.query.device)
-        steps = row_steps(statistics, exact.key.shape[1])
-        parts = [self._plan_rows(statistics, visual, exact, forced, rows) for rows in steps]
+        parts = []
+        for rows in row_steps(statistics, exact.key.shape[1]):
+            probability = block_attention(statistics, exact, visual.scale, rows)
+            forced = None if blocks.forced.mask is None else blocks.forced.mask[rows]
+            lists = blocks.selector.lists(probability, forced, blocks.max_count)
+            correction = corrector.correct(statistics, probability, lists[2], rows)
+            parts.append(BlockPlan(*lists[:2], *(correction or (None, None))))
         plan = parts[0] if len(parts) == 1 else _joined(parts)
         selected = Selected(visual, exact, plan.indices, plan.counts, self.block)
         return plan._replace(centroids=corrector.centroids(statistics, selected))
 
-    def _plan_rows(
-        self,
-        statistics: BlockStatistics,
-        visual: VisualTokens,
-        exact: ExactTokens,
-        forced: ForcedBlocks,
-        rows: slice,
-    ) -> BlockPlan:
-        selector = self.selector()
-        probability = block_attention(statistics, exact, visual.scale, rows)
-        indices, counts, kept = selector.lists(
-            probability,
-            None if forced.mask is None else forced.mask[rows],
-            selector.max_count(statistics.blocks, forced.largest),
-        )
-        correction = self.corrector().correct(statistics, probability, kept, rows)
-        return BlockPlan(indices, counts, *(correction or (None, None)))
 
-    def _blocks(self, layout: TokenLayout) -> int:
-        return -(-layout.visual.length // self.block)
-
-    def _forced(self, layout: TokenLayout, device: torch.device) -> ForcedBlocks:
-        return forced_blocks(
-            layout.grid,
-            self.order,
-            self.block,
-            self.neighbors,
-            bool(self.first_frame),
-            device,
-        )
+@lru_cache(maxsize=64)
+def blocks_of(method: BlockSparseMethod, layout: TokenLayout, device: torch.device) -> Blocks:
+    """Returns what a method makes of a layout with visual tokens, with its tensors on a device."""
+    number = -(-layout.visual.length // method.block)
+    order = token_order(layout.grid, method.order, method.block).to(device)
+    forced = forced_blocks(
+        layout.grid, method.order, method.block, method.neighbors, bool(method.first_frame), device
+    )
+    selector = method.selector()
+    return Blocks(
+        number,
+        order,
+        forced,
+        selector,
+        method.corrector(),
+        selector.top_k(number),
+        selector.max_count(number, forced.largest),
+    )
 
 
 def in_order(visual: VisualTokens, order: TokenOrder) -> VisualTokens:
@@ -197,8 +217,9 @@ def in_order(visual: VisualTokens, order: TokenOrder) -> VisualTokens:
     valid = visual.valid
     if valid is not None:
         valid = valid.index_select(1, order.order)
-    tokens = (into_order(x, order) for x in (visual.query, visual.key, visual.value))
-    return VisualTokens(*tokens, valid, visual.layout, visual.scale)
+    query, key = into_order(visual.query, order), into_order(visual.key, order)
+    value = into_order(visual.value, order)
+    return VisualTokens(query, key, value, valid, visual.layout, visual.scale)
 
 
 def into_order(tokens: Tensor, order: TokenOrder) -> Tensor:

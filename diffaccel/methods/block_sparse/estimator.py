@@ -8,8 +8,6 @@ in a form that is also exact for ragged and partly padded blocks. Everything is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -49,8 +47,8 @@ def block_attention(
     return weights if exact.valid is None else weights.nan_to_num_(nan=0.0)
 
 
-def row_steps(statistics: BlockStatistics, text_length: int) -> Iterator[slice]:
+def row_steps(statistics: BlockStatistics, text_length: int) -> list[slice]:
     """Splits the query blocks into runs whose block attention fits one step of work."""
     batch, heads, blocks, _ = statistics.query_mean.shape
     step = max(1, _STEP_ELEMENTS // (batch * heads * (blocks + text_length + 1)))
-    return (slice(start, min(start + step, blocks)) for start in range(0, blocks, step))
+    return [slice(start, min(start + step, blocks)) for start in range(0, blocks, step)]

@@ -9,7 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffaccel.kernels import block_lists, select_blocks
+from diffaccel.kernels import block_lists
+from diffaccel.kernels.block_selection.call import SelectionCall
+from diffaccel.kernels.block_selection.op import select
 from diffaccel.layout import Grid
 from diffaccel.methods.block_sparse.order import first_frame_blocks, neighbor_blocks
 
@@ -70,15 +72,9 @@ class TopBlocks:
             `block_sparse_attention` takes them; kept (B, H, R, NB) bool, what `select` returns.
         """
         visual, text = probability[..., :-1], probability[..., -1]
-        return select_blocks(
-            visual,
-            self.top_k(visual.shape[-1]),
-            p_remain=self.p_remain,
-            text=text,
-            forced=forced,
-            max_count=max_count,
-            return_kept=True,
-        )
+        top_k = self.top_k(visual.shape[-1])
+        call = SelectionCall(visual, top_k, self.p_remain, text, forced, max_count, True)
+        return select(call)
 
 
 class ForcedBlocks(NamedTuple):
