@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 DenseLayers = tuple[int, ...] | int | None
+SCHEDULE = ("dense_steps", "dense_layers")
 
 
 class Visited(NamedTuple):
@@ -29,7 +30,7 @@ class Visited(NamedTuple):
     ideal: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Method:
     """Maps query, key, value and their token layout to an attention output.
 
@@ -37,6 +38,12 @@ class Method:
     implements `compute`. Slots make each class anew, after which `super()` without arguments
     fails: methods name their base class instead.
     """
+
+    def __repr__(self) -> str:
+        """Reproduces the method: its own knobs first, those of the schedule last."""
+        knobs = sorted(fields(self), key=lambda f: (f.kw_only, f.name in SCHEDULE))
+        shown = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in knobs if f.repr)
+        return f"{type(self).__name__}({shown})"
 
     def attend(
         self,
@@ -179,7 +186,7 @@ class Method:
         return replace(self, **unset)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ScheduledMethod(Method):
     """A method that leaves some steps and layers dense.
 

@@ -9,7 +9,7 @@ from diffaccel.methods.base import Method
 from diffaccel.methods.visual import COMPUTED_DENSELY
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class FullAttn(Method):
     """Every query attends to every key, exactly, through PyTorch's SDPA."""
 

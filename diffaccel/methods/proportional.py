@@ -12,7 +12,7 @@ from diffaccel.methods.inputs import Attended, AttentionInputs, Position
 from diffaccel.methods.wrapping import WrappingMethod
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ProportionalAttn(WrappingMethod):
     """Another method with its scores multiplied by sqrt(log(N) / log(N_train)).
 

@@ -14,7 +14,7 @@ from diffaccel.methods.inputs import Attended, AttentionInputs, Position
 COMPUTED_DENSELY = "the method computes this shape densely"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class VisualMethod(ScheduledMethod):
     """Text and condition queries run dense over everything; visual queries are the subclass's."""
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class WrappingMethod(Method):
     """A method whose field `method` holds another, and follows that one's schedule and cost.
 

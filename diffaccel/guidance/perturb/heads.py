@@ -31,7 +31,7 @@ Target = Literal["identity", "uniform", "blur"]
 Scope = Literal["sequence", "image", "image_mass"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class HeadPerturbation(Method):
     """Mixes the attention map of chosen heads with a damaged one: (1 - u) A + u A'.
 

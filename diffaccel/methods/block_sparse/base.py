@@ -60,7 +60,7 @@ class BlockPlan(NamedTuple):
     centroids: Centroids | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class BlockSparseMethod(VisualMethod):
     """A selector and a corrector over blocks of visual tokens; text is always exact.
 

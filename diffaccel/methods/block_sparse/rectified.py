@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 CORRECTIONS = ("pooled", "centroids")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class RectifiedSpaAttn(BlockSparseMethod):
     """Attends to the most relevant key blocks exactly and to the others through their means.
 

@@ -9,7 +9,7 @@ from diffaccel.methods.block_sparse.correctors import NoCorrection
 from diffaccel.methods.block_sparse.selectors import TopBlocks
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class SparseAttn(BlockSparseMethod):
     """Attends to the key blocks with the largest pooled attention, and to all text.
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Agents = Literal["pool", "middle", "match"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class AgentAttn(GroupedMethod):
     """Attends through n agent tokens, n far below the N visual tokens, early in the schedule.
 

@@ -14,7 +14,7 @@ from diffaccel.methods.inputs import AttentionInputs, ExactTokens, Position, Vis
 from diffaccel.methods.visual import VisualMethod, total_density
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class GroupedMethod(VisualMethod):
     """Visual queries meet tokens that stand for groups of visual tokens, and all others exactly.
 

@@ -16,7 +16,7 @@ from diffaccel.methods.inputs import ExactTokens, VisualTokens
 from diffaccel.methods.windows.base import Extent, check_extent, spread
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class TokenMergingAttn(GroupedMethod):
     """Merges the visual tokens that resemble another one most, attends, and unmerges.
 

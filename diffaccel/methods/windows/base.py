@@ -30,7 +30,7 @@ Extent = int | tuple[int, int] | tuple[int, int, int]
 """One number for height and width, (height, width), or (frames, height, width)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class WindowMethod(VisualMethod):
     """Visual queries attend the visual tokens in a window of the grid, and all others, exactly.
 

@@ -21,7 +21,7 @@ from diffaccel.methods.visual import total_density
 from diffaccel.methods.windows.base import Extent, WindowMethod, check_extent, spread
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class HierarchicalWindowAttn(WindowMethod):
     """Attends to a window of the picture, to all text, and to the same place of smaller pictures.
 

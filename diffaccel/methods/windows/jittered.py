@@ -13,7 +13,7 @@ from diffaccel.methods.wrapping import WrappingMethod
 _PHASES = 1 << 16  # far above any stride, which phases are taken modulo
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class JitteredAttn(WrappingMethod):
     """Another method of windows with the borders between its windows drawn anew at each step.
 

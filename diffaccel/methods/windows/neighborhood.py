@@ -11,7 +11,7 @@ from diffaccel.methods.published import NEIGHBORHOODS
 from diffaccel.methods.windows.base import Extent, WindowMethod, check_extent, check_phase, spread
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class NeighborhoodAttn(WindowMethod):
     """Attends to a window of the token grid around each query, exactly, and to nothing beyond.
 

@@ -14,7 +14,7 @@ from diffaccel.methods.windows.base import Extent, WindowMethod, check_extent, c
 Variant = Literal["inward", "truncated", "shifted", "tile", "block"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class SlidingWindowAttn(WindowMethod):
     """Attends to a window as large as the picture on which the model was trained.
 
