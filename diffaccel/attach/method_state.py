@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffaccel.attach.forecast import slower_reason
 from diffaccel.attach.obstacles import obstacle
@@ -71,21 +71,22 @@ class MethodState:
 
     def attend(self, call: AttentionCall) -> Tensor:
         """Answers an attention call over a layer's whole sequence, and notes how."""
-        layer, layout = call.layer, call.layout
+        layer: AttentionLayer = call.layer
+        layout: Any = call.layout  # where it is unknown, `obstacle` says so
         position, reason = self._scheduled(layer)
         if not reason:
             reason = obstacle(call)
             if reason:
                 call.attached.state.warn_once(layer, reason)
-        plan = None
+        visited = None
         if not reason:
             plan = self._plan(layer, layout, call.query)
-            reason = plan.why_dense
+            reason, visited = plan
         if reason:
             self.record(layer, layout, reason)
             return call.dense()
         attended = self.method.compute(call.attached.state.inputs(call), position)
-        self.record(layer, layout, attended.why_dense, attended.density, plan.visited)
+        self.record(layer, layout, attended.why_dense, attended.density, visited)
         return attended.output
 
     def record(

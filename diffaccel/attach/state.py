@@ -77,7 +77,7 @@ class DenoiserState:
 
     def inputs(self, call: AttentionCall) -> AttentionInputs:
         """Returns a call that has no obstacle as methods take it."""
-        layout = self._layouts[call.layer.stream]
+        layout: Any = self._layouts[call.layer.stream]
         scale = call.query.shape[-1] ** -0.5 if call.scale is None else call.scale
         return AttentionInputs(
             call.query, call.key, call.value, layout, scale, self.padding_mask(call)

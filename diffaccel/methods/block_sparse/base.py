@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -197,8 +197,8 @@ def in_order(visual: VisualTokens, order: TokenOrder) -> VisualTokens:
     valid = visual.valid
     if valid is not None:
         valid = valid.index_select(1, order.order)
-    tokens = (into_order(x, order) for x in (visual.query, visual.key, visual.value))
-    return VisualTokens(*tokens, valid, visual.layout, visual.scale)
+    query, key, value = (into_order(x, order) for x in (visual.query, visual.key, visual.value))
+    return VisualTokens(query, key, value, valid, visual.layout, visual.scale)
 
 
 def into_order(tokens: Tensor, order: TokenOrder) -> Tensor:
@@ -212,5 +212,6 @@ def into_order(tokens: Tensor, order: TokenOrder) -> Tensor:
 
 def _joined(parts: list[BlockPlan]) -> BlockPlan:
     """Puts the rows of plans one after the other."""
-    columns = list(zip(*(part[:4] for part in parts), strict=True))
-    return BlockPlan(*(None if x[0] is None else torch.cat(x, 2) for x in columns))
+    columns: Any = zip(*(part[:4] for part in parts), strict=True)
+    joined: Any = (None if x[0] is None else torch.cat(x, 2) for x in columns)
+    return BlockPlan(*joined)

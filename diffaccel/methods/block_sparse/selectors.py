@@ -70,7 +70,7 @@ class TopBlocks:
             `block_sparse_attention` takes them; kept (B, H, R, NB) bool, what `select` returns.
         """
         visual, text = probability[..., :-1], probability[..., -1]
-        return select_blocks(
+        indices, counts, mask = select_blocks(
             visual,
             self.top_k(visual.shape[-1]),
             p_remain=self.p_remain,
@@ -79,6 +79,7 @@ class TopBlocks:
             max_count=max_count,
             return_kept=True,
         )
+        return indices, counts, mask
 
 
 class ForcedBlocks(NamedTuple):
