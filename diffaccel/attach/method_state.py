@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from diffaccel.attach.forecast import slower_reason
+from diffaccel.attach.forecast import device_facts, slower_reason
 from diffaccel.attach.obstacles import obstacle
 from diffaccel.attach.report import DenoiserReport, LayerLog, LayerReport, StepLog
 from diffaccel.methods.inputs import Position
@@ -141,7 +141,9 @@ class MethodState:
         if known is None:
             reason = self.method.shape_reason(layout)
             if not reason and not self.always:
-                reason = slower_reason(self.method, layout, query)
+                reason = slower_reason(
+                    self.method, layout, query.shape, query.dtype, device_facts(query.device)
+                )
             visited = None if reason else self.method.visited(layout, query, layer.index)
             known = self._plans[key] = Plan(reason, visited)
         return known
