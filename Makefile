@@ -20,6 +20,8 @@ test-long: .venv
 	DIFFACCEL_TEST_CASES=10 .venv/bin/pytest tests/kernels
 
 lint: .venv
-	$(PIP) ruff
+	$(PIP) -e '.[test]'
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.ci/as-installed mypy
+	.ci/as-installed lint-imports --no-logo

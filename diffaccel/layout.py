@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 Grid = tuple[int, int, int]
 
@@ -93,8 +93,8 @@ class TokenLayout:
     native: Grid | None = field(default=None, compare=False)
     length: int = field(init=False, compare=False, repr=False)
     text_length: int = field(init=False, compare=False, repr=False)
-    visual: Segment | None = field(init=False, compare=False, repr=False)
-    grid: Grid | None = field(init=False, compare=False, repr=False)
+    visual: Segment | Any = field(init=False, compare=False, repr=False)
+    grid: Grid | Any = field(init=False, compare=False, repr=False)
     visual_slice: slice = field(init=False, compare=False, repr=False)
     exact_slices: tuple[slice, ...] = field(init=False, compare=False, repr=False)
 
@@ -119,7 +119,8 @@ class TokenLayout:
 
     def _set_facts(self) -> None:
         """Derives what every attention call asks for, once."""
-        visual, place, exact, start = None, slice(0, 0), [], 0
+        visual, place, start = None, slice(0, 0), 0
+        exact: list[slice] = []
         for part in self.segments:
             stop = start + part.length
             if part.kind == "visual":

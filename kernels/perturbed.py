@@ -12,6 +12,8 @@ https://arxiv.org/abs/2408.00760).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -144,7 +146,7 @@ def image_mass_to_self_attention(
     Returns:
         (B, N, H, D) for the image rows.
     """
-    options = {"scale": scale, "key_padding_mask": key_padding_mask}
+    options: dict[str, Any] = {"scale": scale, "key_padding_mask": key_padding_mask}
     text = (~is_image)[None, :, None, None].to(value.dtype)
     # With 1 for the values of the text and 0 elsewhere, attention returns its mass.
     mass = dense_attention(query[:, rows], key, text.expand_as(value), **options)

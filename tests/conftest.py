@@ -1,9 +1,31 @@
-"""The error rule that every kernel test uses."""
+"""What tests of all folders share: the error rule, tiny pipelines, threads and memory."""
+
+import os
+from types import ModuleType
 
 import pytest
 import torch
 
 from diffaccel.benchmarks.ops.error_rule import error_limit
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_pipelines() -> ModuleType:
+    """The module of tiny pipelines."""
+    import tiny_pipelines
+
+    return tiny_pipelines
+
+
+@pytest.fixture
+def one_thread():
+    """Tiny tensors on many threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ def with_centroids(plan: BlockPlan, problem: Problem, ordered: Inputs) -> BlockP
 def selected_plan(method: BlockSparseMethod, problem: Problem, ordered: Inputs) -> BlockPlan:
     """Runs a method's estimator, selector and corrector on tokens in block order."""
     text_key, text_value = ordered.text_key, ordered.text_value
-    if text_key is None:
+    if text_key is None or text_value is None:
         text_key = text_value = ordered.key[:, :0]
     layout = TokenLayout.video(*problem.shape.grid)
     scale = problem.shape.dim**-0.5
@@ -59,9 +59,9 @@ def rounded(plan: BlockPlan, dtype: torch.dtype) -> BlockPlan:
     if plan.centroids is None:
         return plan
     key, value, log_count, variance = plan.centroids
-    key, value, variance = (
-        None if part is None else part.to(dtype).float() for part in (key, value, variance)
-    )
+    if variance is not None:
+        variance = variance.to(dtype).float()
+    key, value = (part.to(dtype).float() for part in (key, value))
     return plan._replace(centroids=Centroids(key, value, log_count, variance))
 
 

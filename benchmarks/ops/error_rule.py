@@ -101,8 +101,8 @@ class _Rows:
         inputs = expected.inputs
         self.query = inputs.query[:, rows][:, :, heads]
         self.key, self.value = inputs.key[:, :, heads], inputs.value[:, :, heads]
-        self.text = (None, None)
-        if inputs.text_key is not None:
+        self.text: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
+        if inputs.text_key is not None and inputs.text_value is not None:
             self.text = inputs.text_key[:, :, heads], inputs.text_value[:, :, heads]
         self.block, self.plan = expected.block, None
         if expected.plan is not None:
@@ -116,14 +116,16 @@ class _Rows:
         """
         if self.plan is None:
             mask = self._mask()
-            tokens = (x.cpu() for x in (self.query, *self._keys()))
-            output, _ = reference.attention(*tokens, None if mask is None else mask.cpu())
+            query, key, value = (x.cpu() for x in (self.query, *self._keys()))
+            output, _ = reference.attention(query, key, value, _on_cpu(mask))
             return output, output
         plan = BlockPlan(*map(_on_cpu, self.plan))
-        tokens = (x.cpu() for x in (self.query, self.key, self.value))
+        query, key, value = (x.cpu() for x in (self.query, self.key, self.value))
         call = partial(
             BlockSparseCall,
-            *tokens,
+            query,
+            key,
+            value,
             plan.indices,
             plan.counts,
             block_q=1,
@@ -152,9 +154,8 @@ class _Rows:
     def _keys(self) -> tuple[Tensor, Tensor]:
         if self.text[0] is None:
             return self.key, self.value
-        return tuple(
-            torch.cat(pair, 1) for pair in zip(self.text, (self.key, self.value), strict=True)
-        )
+        text_key, text_value = self.text
+        return torch.cat((text_key, self.key), 1), torch.cat((text_value, self.value), 1)
 
     def _mask(self) -> Tensor | None:
         """(1, H or 1, R, T + N) bool, or None for all keys."""
@@ -182,9 +183,12 @@ def _sliced(plan: BlockPlan, rows: Tensor, heads: slice) -> BlockPlan:
 
     centroids = plan.centroids
     if centroids is not None:
-        parts = (centroids.key, centroids.value, centroids.variance)
-        key, value, variance = (None if x is None else x[:, heads] for x in parts)
-        centroids = centroids._replace(key=key, value=value, variance=variance)
+        variance = centroids.variance
+        centroids = centroids._replace(
+            key=centroids.key[:, heads],
+            value=centroids.value[:, heads],
+            variance=None if variance is None else variance[:, heads],
+        )
     return BlockPlan(
         pick(plan.indices), pick(plan.counts), pick(plan.row_scale), pick(plan.row_bias), centroids
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from diffaccel.benchmarks.ops.report import MEASURED, Row
 from diffaccel.files import replacing
@@ -73,6 +73,10 @@ def _styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
     return styles
 
 
+def _rate(row: Row) -> float:
+    return cast(float, row.tflops)  # drawn rows have one
+
+
 def _draw_panel(axis: Axes, rows: Sequence[Row], styles: Mapping[str, dict[str, Any]]) -> None:
     first = rows[0]
     text = f" + {first.text}" if first.text else ""
@@ -81,17 +85,17 @@ def _draw_panel(axis: Axes, rows: Sequence[Row], styles: Mapping[str, dict[str, 
         f"D={first.head_dim}",
         fontsize=9,
     )
-    factor, unit = (1e3, "GFLOP/s") if max(row.tflops for row in rows) < 1 else (1, "TFLOP/s")
+    factor, unit = (1e3, "GFLOP/s") if max(map(_rate, rows)) < 1 else (1, "TFLOP/s")
     for label, style in styles.items():
-        points = sorted((row.density, row.tflops * factor) for row in rows if row.label == label)
+        points = sorted((row.density, _rate(row) * factor) for row in rows if row.label == label)
         if points:
             axis.plot(
                 *zip(*points, strict=True), label=label, markersize=5, linewidth=1.5, **style
             )
     dense = [row for row in rows if _is_dense(row)]
     if dense:
-        best = max(dense, key=lambda row: row.tflops)
-        height = best.tflops * factor
+        best = max(dense, key=_rate)
+        height = _rate(best) * factor
         axis.axhline(
             height, color="black", linestyle="--", linewidth=1.3, label="best dense backend"
         )

@@ -23,6 +23,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from pkgutil import resolve_name
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -221,8 +222,8 @@ def _draw_picture(job: Job) -> tuple[np.ndarray, float]:
         pipe, job.prompt, side, side, preset=preset, refinement=refinement,
         method=_method(recipe.method, recipe.knobs), steps=job.steps, seed=job.seed,
     )  # fmt: skip
-    density = [report.density for report in result.reports.values()][-1:]
-    return np.asarray(result.image)[None], density[0] if density else 1.0
+    densities: list[Any] = [report.density for report in result.reports.values()]
+    return np.asarray(result.image)[None], densities[-1] if densities else 1.0
 
 
 def _method(name: str, knobs: Mapping[str, object]) -> Method:
@@ -253,7 +254,7 @@ def _draw_clip(job: Job) -> tuple[np.ndarray, float]:
         positions=preset.positions_for(pipe, job.frames),
     )  # fmt: skip
     frames = (result.frames[0].permute(0, 2, 3, 1) * 255).round().byte().numpy()
-    densities = [report.density for report in result.reports.values()]
+    densities: list[Any] = [report.density for report in result.reports.values()]
     return frames, densities[0] if densities else 1.0
 
 

@@ -171,7 +171,7 @@ def attach(model: nn.Module, names: tuple[str, ...]) -> DenoiserState:
         state.root_hook = model.register_forward_pre_hook(state.begin_call, with_kwargs=True)
     layers = {layer.name: layer for layer in state.layers}
     for name in names:
-        module = model.get_submodule(name)
+        module: Any = model.get_submodule(name)
         if attached_layer(module.processor) is None:
             layer = layers.get(name) or AttentionLayer(name, "cross", len(layers))
             module.set_processor(
@@ -187,6 +187,7 @@ def detach_idle(model: nn.Module) -> None:
         return
     served = {layer.name for layer in state.layers} if state.method is not None else set()
     busy = served | state.hooks.keys()
+    module: Any
     for name, module in processor_modules(model):
         if name not in busy:
             # A processor that the user has set since stays.

@@ -6,10 +6,10 @@ gives the same picture every time.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch import Tensor
 
 from diffaccel.layout import TokenLayout
 from diffaccel.methods.base import Method
@@ -30,19 +30,57 @@ _CLOCK_HZ = 1.7e9
 _DENSE_SHARE = 0.6  # of that peak, which the best dense attention reaches
 
 
-def slower_reason(method: Method, layout: TokenLayout, query: Tensor) -> str:
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    """What the prediction knows of a device.
+
+    Args:
+        kind: As `torch.device` calls it: "cpu", "cuda", ...
+        capability: Compute capability of a CUDA device.
+        multiprocessors: Their number on a CUDA device.
+    """
+
+    kind: str
+    capability: tuple[int, int] = (0, 0)
+    multiprocessors: int = 0
+
+    @property
+    def dense_flop_rate(self) -> float:
+        """FLOP/s of dense 16-bit attention on a CUDA device, estimated."""
+        per_clock = _FLOP_PER_CLOCK.get(self.capability, _FLOP_PER_CLOCK_ELSEWHERE)
+        return _DENSE_SHARE * self.multiprocessors * per_clock * _CLOCK_HZ
+
+
+@lru_cache(maxsize=64)
+def device_facts(device: torch.device) -> DeviceFacts:
+    """Reads the facts of a device."""
+    if device.type != "cuda":
+        return DeviceFacts(device.type)
+    found = torch.cuda.get_device_properties(device)
+    return DeviceFacts("cuda", (found.major, found.minor), found.multi_processor_count)
+
+
+def slower_reason(
+    method: Method,
+    layout: TokenLayout,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: DeviceFacts,
+) -> str:
     """Says why dense attention is expected to be faster than a method, "" where it is not.
 
     Args:
         method: What would run.
         layout: Its tokens.
-        query: (B, N, H, D), for its shape, dtype and device.
+        shape: Of the query, (B, N, H, D).
+        dtype: Of the query.
+        device: Where it would run.
     """
-    cost = method.expected_cost(layout, query.device.type)
+    cost = method.expected_cost(layout, device.kind)
     if cost is None:
         return ""
-    if query.device.type == "cuda":
-        cost += GPU_OVERHEAD_MS / _dense_ms(query)
+    if device.kind == "cuda":
+        cost += GPU_OVERHEAD_MS / _dense_ms(shape, dtype, device)
     elif layout.visual.length < CPU_TOKENS:
         return ""
     if cost <= LEAST_GAIN:
@@ -50,16 +88,7 @@ def slower_reason(method: Method, layout: TokenLayout, query: Tensor) -> str:
     return f"expected to take {cost:.2g} times as long as dense attention"
 
 
-def _dense_ms(query: Tensor) -> float:
-    batch, length, heads, dim = query.shape
-    flop = 4.0 * batch * heads * length**2 * dim
-    slowdown = 8 if query.dtype == torch.float32 else 1
-    return 1e3 * slowdown * flop / _dense_flop_rate(query.device)
-
-
-@lru_cache(maxsize=64)
-def _dense_flop_rate(device: torch.device) -> float:
-    """Estimates FLOP/s of dense 16-bit attention on a CUDA device."""
-    facts = torch.cuda.get_device_properties(device)
-    per_clock = _FLOP_PER_CLOCK.get((facts.major, facts.minor), _FLOP_PER_CLOCK_ELSEWHERE)
-    return _DENSE_SHARE * facts.multi_processor_count * per_clock * _CLOCK_HZ
+def _dense_ms(shape: tuple[int, ...], dtype: torch.dtype, device: DeviceFacts) -> float:
+    batch, length, heads, dim = shape
+    slowdown = 8 if dtype == torch.float32 else 1
+    return 1e3 * slowdown * 4.0 * batch * heads * length**2 * dim / device.dense_flop_rate

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from diffaccel.attach.forecast import slower_reason
+from diffaccel.attach.forecast import device_facts, slower_reason
 from diffaccel.attach.obstacles import planned_obstacle, unplanned_obstacle
 from diffaccel.attach.report import DenoiserReport, LayerReport
 from diffaccel.methods.inputs import Position
@@ -146,7 +146,7 @@ class MethodState:
         """Answers an attention call over a layer's whole sequence, and notes how."""
         attached = call.attached
         layer, state = attached.layer, attached.state
-        layout = state.layout(layer)
+        layout: Any = state.layout(layer)  # where it is unknown, that is an obstacle
         position, reason = self._scheduled(layer)
         if not reason:
             plan = self._plan(call, layout)
@@ -217,13 +217,15 @@ class MethodState:
             known = self._plans[key] = self._new_plan(call, layout)
         return known
 
-    def _new_plan(self, call: AttentionCall, layout: TokenLayout | None) -> Plan:
+    def _new_plan(self, call: AttentionCall, layout: Any) -> Plan:
         found = planned_obstacle(call)
         if found:
             return Plan(found, "", None)
         reason = self.method.shape_reason(layout)
         if not reason and not self.always:
-            reason = slower_reason(self.method, layout, call.query)
+            query = call.query
+            facts = device_facts(query.device)
+            reason = slower_reason(self.method, layout, query.shape, query.dtype, facts)
         if reason:
             return Plan("", reason, None)
         return Plan("", "", self.method.visited(layout, call.query, call.layer.index))

@@ -56,7 +56,7 @@ def unattached(processor: Any) -> Any:
 
 
 @functools.cache
-def attached_class(stock_class: type) -> type:
+def attached_class(stock_class: Any) -> type:
     """Returns the one subclass of a stock processor class that attached processors have.
 
     Its `__call__` has the stock signature: attention modules drop arguments outside of it.
@@ -115,7 +115,7 @@ _ATTENTION_NAMES = {"dispatch_attention_fn", "scaled_dot_product_attention"}
 def _shadow(name: str) -> ModuleType:
     """Returns a copy of a module whose attention goes to the seam; dynamo imports it by name."""
     module = sys.modules[name]
-    shadow = ModuleType(f"diffaccel_seam.{name}")
+    shadow: Any = ModuleType(f"diffaccel_seam.{name}")
     shadow.__dict__.update({k: v for k, v in vars(module).items() if not k.startswith("__")})
     shadow.__dict__["__builtins__"], shadow.__package__ = builtins, module.__package__
     if module is F:
@@ -130,7 +130,7 @@ def _shadow(name: str) -> ModuleType:
 
 
 def _build(stock_class: type, attributes: dict[str, Any]) -> Any:
-    subclass = attached_class(stock_class)
+    subclass: Any = attached_class(stock_class)
     processor = subclass.__new__(subclass)
     processor.__dict__.update(attributes)
     return processor

@@ -126,9 +126,9 @@ class Report:
 
 
 def _overall_density(layers: Iterable[LayerReport]) -> float | None:
-    called = [layer for layer in layers if layer.density is not None]
-    pairs = sum(layer.pairs for layer in called)
-    return sum(layer.density * layer.pairs for layer in called) / pairs if pairs else None
+    called = [(layer.density, layer.pairs) for layer in layers if layer.density is not None]
+    pairs = sum(pairs for _, pairs in called)
+    return sum(density * pairs for density, pairs in called) / pairs if pairs else None
 
 
 def _describe(layout: TokenLayout | None) -> str:

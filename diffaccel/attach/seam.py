@@ -214,9 +214,9 @@ class AttentionCall:
                 self.query, self.key, self.value, attn_mask=self.mask, scale=self.scale,
                 **self.options, **self.dispatch,
             )  # fmt: skip
-        tokens = (x.transpose(1, 2) for x in (self.query, self.key, self.value))
+        query, key, value = (x.transpose(1, 2) for x in (self.query, self.key, self.value))
         output = F.scaled_dot_product_attention(
-            *tokens, attn_mask=self.mask, scale=self.scale, **self.options
+            query, key, value, attn_mask=self.mask, scale=self.scale, **self.options
         )
         return output.transpose(1, 2)
 
@@ -229,7 +229,8 @@ class AttentionCall:
         reason = obstacle(self)
         if reason:
             raise ModelError(f"attention of {self.layer.name} cannot be changed: {reason}")
-        return self.attached.state.inputs(self, self.layout)
+        layout: Any = self.layout
+        return self.attached.state.inputs(self, layout)
 
     @property
     def context_parallelism(self) -> Any:
@@ -239,19 +240,20 @@ class AttentionCall:
 
     def gathered(self, compute: Compute) -> Tensor:
         """Answers a call under Ulysses parallelism: all tokens and a part of the heads."""
+        options: Any = self.dispatch
 
         def forward(
             context: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *_: Any,
             **__: Any,
         ) -> Tensor:  # fmt: skip
-            dispatch = {**self.dispatch, "parallel_config": None}
+            dispatch = {**options, "parallel_config": None}
             return compute(
                 replace(self, query=query, key=key, value=value, mask=mask, dispatch=dispatch)
             )
 
         return _templated_context_parallel_attention(
             self.query, self.key, self.value, self.mask, scale=self.scale, forward_op=forward,
-            backward_op=None, _parallel_config=self.dispatch["parallel_config"],
+            backward_op=None, _parallel_config=options["parallel_config"],
         )  # fmt: skip
 
 
@@ -345,7 +347,9 @@ def _traced(
 
 
 # A method may wait for the device or choose a kernel by its data: never replay it from a graph.
-_TAGS = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+_TAGS: dict[str, Any] = (
+    {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+)
 
 
 @torch.library.custom_op("diffaccel::attend", mutates_args=(), **_TAGS)

@@ -62,12 +62,13 @@ class StepClock:
             return False
         noise = _largest(timestep)
         timesteps = self._scheduler_timesteps()
-        new_run = self._noise is None or noise > self._noise or timesteps is not self._timesteps
-        if new_run:
+        before, step = self._noise, self.step
+        new_run = before is None or noise > before or timesteps is not self._timesteps
+        if before is None or step is None or new_run:
             self.step = 0
             self._read_schedule(noise, timesteps)
-        elif noise < self._noise:
-            self.step += 1
+        elif noise < before:
+            self.step = step + 1
         self._noise, self._timesteps = noise, timesteps
         self.progress = self._progress_at(noise * self._unit)
         return new_run

@@ -10,6 +10,7 @@ import re
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 
 def dataclass_fields(path: str) -> dict[str, str | None]:
@@ -23,6 +24,7 @@ def dataclass_fields(path: str) -> dict[str, str | None]:
     """
     module, _, name = path.partition(":")
     found: dict[str, str | None] = {}
+    body: Any
     (body,) = (node for node in _tree(module).body if _is_class(node, name))
     for base in body.bases:
         found |= dataclass_fields(home) if (home := _home(module, ast.unparse(base))) else {}
@@ -41,8 +43,8 @@ def table_keys(module: str, name: str) -> tuple[str, ...]:
             [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
         )
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):
-            value = node.value
-            listed = value.keys if isinstance(value, ast.Dict) else value.elts
+            value: Any = getattr(node, "value", None)
+            listed = value.keys if hasattr(value, "keys") else value.elts
             return tuple(ast.literal_eval(item) for item in listed)
     raise LookupError(f"{module} assigns no {name}")
 
@@ -51,7 +53,7 @@ def table_keys(module: str, name: str) -> tuple[str, ...]:
 def _tree(module: str) -> ast.Module:
     """Parses a module of this package; only its first two levels are imported."""
     top = ".".join(module.split(".")[:2])
-    spec = find_spec(top)
+    spec: Any = find_spec(top)
     path = Path(spec.origin)
     if path.name == "__init__.py" and module != top:
         path = path.parent.joinpath(*module.split(".")[2:]).with_suffix(".py")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from cyclopts import App, Group, Parameter, Token
 
@@ -282,18 +282,18 @@ def _print_state(state: SearchState, top: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    name = state.settings.objective
+    name, unguided = state.settings.objective, cast(float, state.unguided)
     table = Table("round", "layer.head", name, "against none", "chosen")
     for number, scores in enumerate(state.rounds, start=1):
         ranked = sorted(scores.items(), key=lambda item: -item[1])
         for (layer, head), score in ranked[:top]:
             chosen = "yes" if (layer, head) in state.chosen else ""
-            gain = f"{score - state.unguided:+.4g}"
+            gain = f"{score - unguided:+.4g}"
             table.add_row(str(number), f"{layer}.{head}", f"{score:.4g}", gain, chosen)
     console = Console()
     console.print(table)
     found = ", ".join(f"{layer}.{head}" for layer, head in state.chosen) or "none yet"
-    console.print(f"without guidance: {state.unguided:.4g}; chosen heads: {found}")
+    console.print(f"without guidance: {unguided:.4g}; chosen heads: {found}")
 
 
 def _print_held_out(

@@ -22,7 +22,7 @@ def info() -> None:
         versions.add_row(name, number)
     versions.add_row("device", likely_device())
     for name in ("image", "video", "unet", "scorer"):
-        is_there = files("diffaccel.pipelines").joinpath("embedded", name).is_dir()
+        is_there = (files("diffaccel.pipelines") / "embedded" / name).is_dir()
         versions.add_row(f"embedded {name} model", "present" if is_there else "missing")
     console.print(versions)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from cyclopts import Parameter
 
@@ -64,6 +64,7 @@ def _image_plan(options: SampleOptions, device: str) -> tuple[Plan, str, tuple[i
         check_size(*options.size)
     source = model_source(options.model) or EMBEDDED_IMAGE
     outline = read_outline(source)
+    model: Any
     (_, model), *_ = outline.denoisers.items()
     sample_size = model.config.get("sample_size")
     preset = named_preset(
@@ -94,7 +95,7 @@ def _video_plan(options: SampleOptions, device: str) -> tuple[Plan, str, tuple[i
     width, height = options.size or preset.size_for(outline)
     recipe = chosen_video_recipe(options)
     plan = plan_video(
-        outline, width, height, options.frames, recipe,
+        outline, width, height, cast(int, options.frames), recipe,
         steps=options.steps or preset.steps, device=device,
     )  # fmt: skip
     return plan, options.model or "embedded model", _heads(outline.transformer)

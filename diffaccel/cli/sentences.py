@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, get_args, get_origin
+from typing import Literal, cast, get_args, get_origin
 
 from cyclopts import (
     App,
@@ -66,7 +66,8 @@ def _broken_rule(error: CoercionError) -> str:
     given = f", got {error.token.value!r}" if error.token else ""
     if get_origin(error.target_type) is Literal:
         return f"must be one of {', '.join(map(str, get_args(error.target_type)))}{given}"
-    return f"must be {KINDS.get(error.target_type, 'of another kind')}{given}"
+    kind = KINDS.get(cast(type, error.target_type), "of another kind")
+    return f"must be {kind}{given}"
 
 
 def _commands(app: App) -> str:

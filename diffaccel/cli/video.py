@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from diffaccel.cli.options.argument_types import model_source, usable_device
 from diffaccel.cli.options.recipe_options import given_switches
@@ -40,7 +40,7 @@ def sample_video(prompt: str, options: SampleOptions, output: Path) -> int:
             write_video(result.frames[0], output, options.fps)
     seconds = perf_counter() - started
     height, width = result.frames.shape[-2:]
-    record = {
+    record: dict[str, object] = {
         "command": ["diffaccel", *sys.argv[1:]],
         "prompt": prompt,
         "model": model_source(options.model) or "embedded",
@@ -89,18 +89,23 @@ def _generate(
     from diffaccel.pipelines.video.presets import video_preset
 
     preset = video_preset(video_source(options))
-    common = {"steps": options.steps or preset.steps, "seed": options.seed, "timing": timing}
+    common: dict[str, Any] = {
+        "steps": options.steps or preset.steps,
+        "seed": options.seed,
+        "timing": timing,
+    }
     width, height = options.size or preset.size_for(pipe)
+    frames = cast(int, options.frames)
     recipe = chosen_video_recipe(options)
     if isinstance(recipe, TimeWindows):
         guidance_scale = preset.recipe.guidance_scale
         return generate_long_video(
-            pipe, prompt, width, height, options.frames, windows=recipe,
+            pipe, prompt, width, height, frames, windows=recipe,
             guidance_scale=guidance_scale, **common,
         ), recipe  # fmt: skip
     return generate_video(
-        pipe, prompt, width, height, options.frames, recipe=recipe,
-        positions=preset.positions_for(pipe, options.frames), **common
+        pipe, prompt, width, height, frames, recipe=recipe,
+        positions=preset.positions_for(pipe, frames), **common
     ), recipe  # fmt: skip
 
 

@@ -11,6 +11,7 @@ serves every pipeline, whether it asks for u and c in one call or in two.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from diffusers import DiffusionPipeline
 from torch import nn
@@ -143,7 +144,9 @@ def set_guidance(
             check_layers(name, model, perturbation)
     restore_guidance(pipe)
     state = GuidanceState(pipe, (start, stop))
-    build = normalized_guide if isinstance(perturbation, NormalizedAttention) else DifferenceGuide
+    build: Any = (
+        normalized_guide if isinstance(perturbation, NormalizedAttention) else DifferenceGuide
+    )
     guides = [build(state, model, perturbation, scale) for model in models.values()]
     attachment = GuidanceAttachment(pipe, state, guides)
     pipe._diffaccel_guidance = attachment
@@ -170,7 +173,8 @@ def check_layers(name: str, model: nn.Module, perturbation: Perturbation) -> Non
             f"{', '.join(map(str, unknown))}"
         )
     for layer, head in getattr(perturbation, "heads", ()):
-        count = model.get_submodule(layers[layer].name).heads
+        module: Any = model.get_submodule(layers[layer].name)
+        count = module.heads
         if head >= count:
             raise ValueError(
                 f"heads of layer {layer} of {where} must lie in 0 to {count - 1}, got {head}"

@@ -36,8 +36,10 @@ class GuidanceState:
         seconds: Time that they took, None on devices that run ahead.
     """
 
+    seconds: float | None
+
     def __init__(self, pipe: DiffusionPipeline, window: tuple[float, float]) -> None:
-        self.pipe = weakref.ref(pipe)
+        self.pipe: Callable[[], Any] = weakref.ref(pipe)
         self.window = window
         self.clock = StepClock(pipe)
         self.run = 0
@@ -65,14 +67,14 @@ class GuidanceState:
         """Notes that the current step was guided, and what it cost."""
         self.guided.add(self.step)
         self.extra_forwards += forwards
-        unknown = seconds is None or self.seconds is None
-        self.seconds = None if unknown else self.seconds + seconds
+        known = self.seconds
+        self.seconds = None if seconds is None or known is None else known + seconds
 
     def _forget_run(self) -> None:
         self.steps: set[int] = set()
         self.guided: set[int] = set()
         self.extra_forwards = 0.0
-        self.seconds: float | None = 0.0
+        self.seconds = 0.0
 
 
 class Guide:
@@ -95,12 +97,13 @@ class Guide:
     ) -> None:
         self.perturbation = perturbation
         self.scale = scale
-        self._state, self._model = state, weakref.ref(model)
+        self._state = state
+        self._model: Callable[[], Any] = weakref.ref(model)
         self._binding = binding_of(model)
         self._layers = self._binding.layers(model)
         self._inside = False
         self._run = state.run
-        self._call: ModelCall | None = None
+        self._call: ModelCall | Any = None
         self._refuse_compiled()
         self._handles = [
             model.register_forward_pre_hook(self._enter_call, with_kwargs=True),

@@ -12,7 +12,7 @@ from diffaccel.methods.inputs import Attended, AttentionInputs, Position
 from diffaccel.methods.published import published
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
 DenseLayers = tuple[int, ...] | int | None
 SCHEDULE = ("dense_steps", "dense_layers")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ class ExactTokens(NamedTuple):
     value: Tensor
     valid: Tensor | None
 
-    def extras(self) -> dict[str, Tensor | None]:
+    def extras(self) -> dict[str, Any]:
         """Returns them as kernels take extra keys; none where T is 0."""
         if not self.key.shape[1]:
             return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -42,6 +43,10 @@ class VisualMethod(ScheduledMethod):
         raise NotImplementedError(f"{type(self).__name__} does not implement attend_visual")
 
 
+@overload
+def total_density(kept: float, layout: TokenLayout) -> float: ...
+@overload
+def total_density(kept: Tensor | float, layout: TokenLayout) -> Tensor | float: ...
 def total_density(kept: Tensor | float, layout: TokenLayout) -> Tensor | float:
     """Share of all query-key pairs, if this share of the visual pairs is computed."""
     return 1.0 - (1.0 - kept) * (layout.visual.length / layout.length) ** 2

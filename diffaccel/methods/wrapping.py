@@ -11,16 +11,18 @@ from diffaccel.layout import TokenLayout
 from diffaccel.methods.base import Method, Visited
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class WrappingMethod(Method):
-    """A method whose field `method` holds another, and follows that one's schedule and cost.
+    """A method that holds another, and follows that one's schedule and cost.
 
-    A subclass has the field, and implements `compute` by the inner method's `run`, which asks for
-    the reasons to run dense.
+    A subclass gives the field a default, and implements `compute` by the inner method's `run`,
+    which asks for the reasons to run dense.
     """
+
+    method: Method
 
     def expected_density(self, layout: TokenLayout) -> float | None:
         return self.method.expected_density(layout)

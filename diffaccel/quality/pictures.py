@@ -6,6 +6,8 @@ is good, and none replaces looking at it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 Array = np.ndarray
@@ -56,8 +58,9 @@ def ssim(picture: Array, truth: Array) -> float:
         raise ImportError(
             "ssim needs torchmetrics, of the extra bench; pip install 'diffaccel[bench]'"
         ) from error
-    pair = (torch.from_numpy(x / 255.0).permute(2, 0, 1)[None] for x in (picture, truth))
-    return float(structural_similarity_index_measure(*pair, data_range=1.0))
+    one, other = (torch.from_numpy(x / 255.0).permute(2, 0, 1)[None] for x in (picture, truth))
+    similarity: Any = structural_similarity_index_measure(one, other, data_range=1.0)
+    return float(similarity)
 
 
 def gradient_agreement(picture: Array, truth: Array) -> float:

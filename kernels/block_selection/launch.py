@@ -1,5 +1,7 @@
 """Selection of blocks in Triton: the launcher."""
 
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
@@ -17,7 +19,7 @@ def select_blocks_triton(call: SelectionCall) -> tuple[Tensor, Tensor, Tensor]:
     scores = call.scores if call.scores.stride(-1) == 1 else call.scores.contiguous()
     text, forced, budgets, max_count = call.text, call.forced, call.budgets, call.width
     batch, heads, rows, blocks = scores.shape
-    shared = {"dtype": torch.int32, "device": scores.device}
+    shared: dict[str, Any] = {"dtype": torch.int32, "device": scores.device}
     indices = torch.empty((batch, heads, rows, max_count), **shared)
     counts = torch.empty((batch, heads, rows), **shared)
     kept_shape = scores.shape if call.return_kept else (0,)

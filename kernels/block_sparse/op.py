@@ -1,6 +1,6 @@
 """Block-sparse attention: every query block attends its own list of key blocks, exactly."""
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -119,8 +119,9 @@ def _block_sparse_attention(
     query: Tensor, rest: Tensors, sizes: Numbers, scale: float, flags: Flags, backend: str
 ) -> tuple[Tensor, Tensor]:
     """Packs the call again, and runs its backend; the flags are lse and checked entries."""
-    centroids = None if rest[10] is None else Centroids(*rest[10:])
-    call = BlockSparseCall(query, *rest[:4], *sizes, scale, *rest[4:10], centroids, flags[0])
+    centroids = None if rest[10] is None else Centroids(*cast(Any, rest[10:]))
+    fields = (query, *rest[:4], *sizes, scale, *rest[4:10], centroids, flags[0])
+    call = BlockSparseCall(*cast(Any, fields))
     if not flags[1] and not query.is_cuda:  # on CUDA a host sync: the kernel clamps instead
         check_entries(call.indices, call.counts, key_blocks=-(-call.key.shape[1] // sizes[1]))
     if backend == "triton" or (query.is_cuda and not backend):

@@ -1,6 +1,7 @@
 """One call of block statistics: its arguments, what they must look like, and its result."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,10 +30,10 @@ class BlockStatistics:
 
     query_mean: Tensor
     key_mean: Tensor
-    value_mean: Tensor | None
-    query_spread: Tensor | None
-    key_spread: Tensor | None
-    key_variance: Tensor | None
+    value_mean: Tensor | Any
+    query_spread: Tensor | Any
+    key_spread: Tensor | Any
+    key_variance: Tensor | Any
     counts: Tensor
 
     @property

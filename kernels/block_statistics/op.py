@@ -1,6 +1,6 @@
 """Block statistics: what estimators and correctors know about each run of tokens."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -110,7 +110,8 @@ def _block_statistics(
     """Packs the call again, and runs its backend; what was not asked for has size 0."""
     key, value, valid, order = rest
     block, step_elements = sizes
-    call = StatisticsCall(query, key, value, block, valid, order, *needs, step_elements)
+    fields = (query, key, value, block, valid, order, *needs, step_elements)
+    call = StatisticsCall(*cast(Any, fields))
     if not has_checked_order and order is not None and not order.is_cuda:
         check_order(order)  # on CUDA a host sync: the kernel clamps instead
     if backend == "triton" or (query.is_cuda and not backend):

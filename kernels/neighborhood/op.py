@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from math import ceil, prod
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -153,7 +153,8 @@ def _neighborhood_attention(
         size, stride, dilation, causal, phase, truncated = windows[6 * place : 6 * place + 6]
         axes.append(Axis(length, size, stride, dilation, bool(causal), phase, bool(truncated)))
     key, value, *optional = rest
-    call = NeighborhoodCall(query, key, value, tuple(axes), scale, *optional, return_lse)
+    fields = (query, key, value, tuple(axes), scale, *optional, return_lse)
+    call = NeighborhoodCall(*cast(Any, fields))
     if backend == "triton" or (not backend and query.is_cuda and call.suits_triton):
         from diffaccel.kernels.neighborhood.launch import neighborhood_triton
 

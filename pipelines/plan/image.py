@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import nn
 
-from diffaccel.attach.forecast import slower_reason
+from diffaccel.attach.forecast import device_facts, slower_reason
 from diffaccel.bindings import binding_of
 from diffaccel.methods import Method
 from diffaccel.methods.inputs import Position
@@ -208,7 +208,10 @@ def shares_of(
         query = torch.empty((), device=device, dtype=dtype_on(device)).expand(
             1, served.layout.length, served.heads, served.dim
         )
-        reason = "" if always else slower_reason(resolved, served.layout, query)
+        reason = ""
+        if not always:
+            facts = device_facts(query.device)
+            reason = slower_reason(resolved, served.layout, query.shape, query.dtype, facts)
         shares = Shares() if reason else _layer_shares(resolved, served, query)
         calls = [
             bool(scheduled.schedule_reason(Position(served.layer.index, step)))

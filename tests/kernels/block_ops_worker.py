@@ -4,6 +4,8 @@ Silent when right. Runs in its own process: the variable is read when `@triton.j
 left out, because the interpreter computes on its bit patterns.
 """
 
+import sys
+
 import torch
 from kernel_problems import check_selection, check_summary, selection_problem, summary_problem
 
@@ -73,10 +75,12 @@ if __name__ == "__main__":
     torch.use_deterministic_algorithms(True, warn_only=True)
     for seed in range(10):
         for dtype in (torch.float32, torch.float16):
+            print(f"summaries, {seed=}, {dtype}", file=sys.stderr)  # the last one has failed
             problem = summary_problem(seed, dtype)
             found = summarise(StatisticsCall(**problem, backend="triton"))
             check_summary(found, problem, reference.block_statistics)
     for seed in range(16):
+        print(f"selection, {seed=}", file=sys.stderr)
         problem = selection_problem(seed)
         found = by_triton(**problem, return_kept=True)
         check_selection(found, problem, reference.select_blocks)

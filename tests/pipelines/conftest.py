@@ -5,19 +5,9 @@ import pytest
 import torch
 
 
-@pytest.fixture(scope="module")
-def tiny_pipelines():
-    import tiny_pipelines
-
-    return tiny_pipelines
-
-
 @pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def on_one_thread(one_thread):
+    """All tests of this folder run so."""
 
 
 @pytest.fixture
@@ -39,7 +29,7 @@ def video_pipe(tiny_pipelines):
         )
         pipe = pipeline(
             tokenizer=None, text_encoder=None, vae=vae, scheduler=tiny.pipe.scheduler,
-            transformer=tiny_pipelines._wan_transformer(**changes), **optional,
+            transformer=tiny_pipelines.wan_transformer(**changes), **optional,
         )  # fmt: skip
         pipe.set_progress_bar_config(disable=True)
         embeds = {

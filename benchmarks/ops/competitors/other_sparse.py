@@ -67,7 +67,7 @@ def _prepare_flex(problem: Problem, inputs: Inputs) -> Prepared:
     plan, shape, block = random_plan(problem, problem.seed), problem.shape, problem.block
     mask = flex_mask(plan, shape.visual, shape.text, block)
     key, value = inputs.key, inputs.value
-    if inputs.text_key is not None:
+    if inputs.text_key is not None and inputs.text_value is not None:
         key = torch.cat([key, inputs.text_key], 1)
         value = torch.cat([value, inputs.text_value], 1)
     query, key, value = (x.transpose(1, 2) for x in (inputs.query, key, value))
@@ -91,7 +91,7 @@ def _prepare_natten(problem: Problem, inputs: Inputs, stride: Grid) -> Prepared:
 
     shape = problem.shape
     kernel = window_for(shape, problem.density)
-    stride = tuple(map(min, stride, kernel))
+    clamped = tuple(map(min, stride, kernel))
     first = 1 if shape.grid[0] == 1 else 0  # NATTEN has no axis of length 1
     tokens = [x.unflatten(1, shape.grid[first:]) for x in (inputs.query, inputs.key, inputs.value)]
     extra = {}
@@ -100,7 +100,7 @@ def _prepare_natten(problem: Problem, inputs: Inputs, stride: Grid) -> Prepared:
 
     def run() -> Tensor:
         found = neighborhood_attention_generic(
-            *tokens, kernel_size=kernel[first:], stride=stride[first:], **extra
+            *tokens, kernel_size=kernel[first:], stride=clamped[first:], **extra
         )
         return found.flatten(1, -3)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ def _prepared_blocks(
     plan, shape, block = rounded(plan, problem.dtype), problem.shape, problem.block
 
     def run() -> Tensor:
-        return block_sparse_attention(
+        output: Any = block_sparse_attention(
             ordered.query,
             ordered.key,
             ordered.value,
@@ -51,6 +52,7 @@ def _prepared_blocks(
             row_bias=plan.row_bias,
             centroids=plan.centroids,
         )
+        return output
 
     pairs = kept_pairs(plan, shape.visual, shape.text, block)
     expected = Expected(ordered, plan, block)
@@ -108,20 +110,25 @@ def _rectified(correction: str, problem: Problem) -> BlockSparseMethod:
 def _neighborhood(problem: Problem, inputs: Inputs, stride: Grid) -> Prepared:
     shape = problem.shape
     kernel = window_for(shape, problem.density)
-    stride = tuple(map(min, stride, kernel))
-    tokens = [x.unflatten(1, shape.grid) for x in (inputs.query, inputs.key, inputs.value)]
+    clamped = cast(Grid, tuple(map(min, stride, kernel)))
+    query, key, value = (
+        x.unflatten(1, shape.grid) for x in (inputs.query, inputs.key, inputs.value)
+    )
 
     def run() -> Tensor:
-        return neighborhood_attention(
-            *tokens,
+        found: Any = neighborhood_attention(
+            query,
+            key,
+            value,
             kernel,
-            stride=stride,
+            stride=clamped,
             extra_key=inputs.text_key,
             extra_value=inputs.text_value,
-        ).flatten(1, 3)
+        )
+        return found.flatten(1, 3)
 
     pairs = window_pairs(shape, kernel)
-    return Prepared(run, Expected(inputs, mask=window_mask(shape, kernel, stride)), pairs)
+    return Prepared(run, Expected(inputs, mask=window_mask(shape, kernel, clamped)), pairs)
 
 
 def _own(name: str, prepare: Callable[[Problem, Inputs], Prepared]) -> Op:

@@ -45,14 +45,14 @@ OF_VIDEOS = ("steps", "strength")
 
 def option_of(name: str) -> str:
     """Returns the option that sets a field of `Refinement`."""
-    return (AS_OPTIONS[name].name or (f"--{name.replace('_', '-')}",))[0]
+    return [*(AS_OPTIONS[name].name or ()), f"--{name.replace('_', '-')}"][0]
 
 
 def _switches() -> type:
     """Makes a dataclass of `AS_OPTIONS`: each as in `Refinement`, None where it is not given."""
     types = get_type_hints(Refinement)
     described = {
-        field.arg_name: field.description for field in parse_from_object(Refinement).params
+        field.arg_name: field.description or "" for field in parse_from_object(Refinement).params
     }
     return make_dataclass(
         "Switches",

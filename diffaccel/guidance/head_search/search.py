@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from diffusers import DiffusionPipeline
 from PIL import Image
@@ -109,7 +109,7 @@ class SearchState:
         """Reads what `save` wrote; raises InputError for anything else."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            settings = {
+            settings: dict[str, Any] = {
                 key: tuple(value) if isinstance(value, list) else value
                 for key, value in content["settings"].items()
             }
@@ -117,7 +117,7 @@ class SearchState:
                 SearchSettings(**settings),
                 content["unguided"],
                 [
-                    {tuple(map(int, name.split("."))): score for name, score in scores.items()}
+                    {_head(name): score for name, score in scores.items()}
                     for scores in content["rounds"]
                 ],
                 [tuple(head) for head in content["chosen"]],
@@ -214,8 +214,13 @@ def all_heads(pipe: DiffusionPipeline, layers: tuple[int, ...] = ()) -> list[Hea
         (layer.index, head)
         for layer in found
         if not layers or layer.index in layers
-        for head in range(model.get_submodule(layer.name).heads)
+        for head in range(cast(Any, model.get_submodule(layer.name)).heads)
     ]
+
+
+def _head(name: str) -> Head:
+    layer, head = map(int, name.split("."))
+    return layer, head
 
 
 def mean_score(draw: Draw, objective: Objective, settings: SearchSettings) -> float:

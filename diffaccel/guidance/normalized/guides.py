@@ -124,10 +124,11 @@ class CrossGuide(NormalizedGuide):
         self, attached: AttachedLayer, run: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
     ) -> Any:
         """Runs a layer for both prompts, and guides its output."""
-        signature = forward_signature(type(attached.stock), "__call__")
+        owner: Any = type(attached.stock)
+        signature = forward_signature(owner, "__call__")
         negative = signature.bind_partial(attached.stock, *args, **kwargs)
         negative.arguments.update(self._context)
-        self._outputs = []
+        self._outputs: list[Tensor] = []
         self._is_negative = True
         try:
             run(*negative.args[1:], **negative.kwargs)
@@ -180,6 +181,7 @@ class _ReachedError(Exception):
 
 
 def _stop_here(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-    call = forward_signature(type(module)).bind_partial(module, *args, **kwargs).arguments
+    owner: Any = type(module)
+    call = forward_signature(owner).bind_partial(module, *args, **kwargs).arguments
     names = ("encoder_hidden_states", "attention_mask")
     raise _ReachedError({name: call[name] for name in names if name in call})

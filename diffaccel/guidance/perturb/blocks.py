@@ -122,7 +122,8 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
 
 def pass_through(block: nn.Module, binding: Binding) -> Callable[..., Any]:
     """Returns a forward whose outputs are the inputs of a block."""
-    signature = forward_signature(type(block))
+    owner: Any = type(block)
+    signature = forward_signature(owner)
     names = [name for name in binding.block_outputs if name in signature.parameters]
     if isinstance(block, _without_text()):
         names = ["hidden_states"]
@@ -144,7 +145,8 @@ def _without_text() -> tuple[type, ...]:
 
 
 def _shuffling(block: nn.Module, seed: int) -> Callable[..., Any]:
-    stock, signature = block.forward, forward_signature(type(block))
+    owner: Any = type(block)
+    stock, signature = block.forward, forward_signature(owner)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind_partial(None, *args, **kwargs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,8 +27,8 @@ class Damage:
     """
 
     def __init__(self, model: nn.Module, perturbation: Perturbation) -> None:
-        self._model = weakref.ref(model)
-        self._perturbation = perturbation
+        self._model: Callable[[], Any] = weakref.ref(model)
+        self._perturbation: Any = perturbation
         self._binding = binding_of(model)
         self._layers = self._binding.layers(model)
         self._hook: DamagedHeads | None = None

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from diffaccel.methods.inputs import Attended, AttentionInputs, Position
 from diffaccel.methods.visual import COMPUTED_DENSELY
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
 Target = Literal["identity", "uniform", "blur"]
 Scope = Literal["sequence", "image", "image_mass"]
@@ -157,7 +157,7 @@ class HeadPerturbation(Method):
         """Returns which rows are damaged, and what the damaged map gives for them."""
         query, key, value, mask = inputs.query, inputs.key, inputs.value, inputs.mask
         everything, image = slice(None), inputs.layout.visual_slice
-        options = {"scale": inputs.scale, "key_padding_mask": mask}
+        options: dict[str, Any] = {"scale": inputs.scale, "key_padding_mask": mask}
         if self.target == "uniform":
             return everything, uniform_attention(value, mask).expand_as(value)
         if self.target == "blur" and self.sigma == inf:

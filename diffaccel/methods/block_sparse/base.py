@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -233,5 +233,6 @@ def into_order(tokens: Tensor, order: TokenOrder) -> Tensor:
 
 def _joined(parts: list[BlockPlan]) -> BlockPlan:
     """Puts the rows of plans one after the other."""
-    columns = list(zip(*(part[:4] for part in parts), strict=True))
-    return BlockPlan(*(None if x[0] is None else torch.cat(x, 2) for x in columns))
+    columns: Any = zip(*(part[:4] for part in parts), strict=True)
+    joined: Any = (None if x[0] is None else torch.cat(x, 2) for x in columns)
+    return BlockPlan(*joined)

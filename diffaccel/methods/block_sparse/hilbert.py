@@ -80,8 +80,8 @@ def _split(boxes: np.ndarray, size: np.ndarray, is_line: np.ndarray) -> np.ndarr
             )
             for position, part in enumerate(parts):
                 children[chosen, position] = np.stack(part, 1)
-    children = children.reshape(-1, 4, 3)
-    return children[np.abs(children[:, 1:]).sum(-1).min(1) > 0]
+    flat = children.reshape(-1, 4, 3)
+    return flat[np.abs(flat[:, 1:]).sum(-1).min(1) > 0]
 
 
 # The rules take a box (corner p, edges a, b, c), the nearer halves of its edges and their unit

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -155,7 +156,7 @@ def brick_size(grid: Grid, block: int) -> Grid:
         for frames, height in itertools.product(divisors, repeat=2)
         if block % (frames * height) == 0
     ]
-    clipped = {tuple(min(s, n) for s, n in zip(size, grid, strict=True)) for size in sizes}
+    clipped: set[Any] = {tuple(map(min, size, grid)) for size in sizes}
     return min(clipped, key=surface)
 
 

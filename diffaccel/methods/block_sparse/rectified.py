@@ -34,7 +34,7 @@ from diffaccel.methods.block_sparse.selectors import TopBlocks
 from diffaccel.methods.published import published
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
 CORRECTIONS = ("pooled", "centroids")
 

@@ -74,7 +74,8 @@ class TopBlocks:
         visual, text = probability[..., :-1], probability[..., -1]
         top_k = self.top_k(visual.shape[-1])
         call = SelectionCall(visual, top_k, self.p_remain, text, forced, max_count, True)
-        return select(call)
+        indices, counts, kept = select(call)
+        return indices, counts, kept
 
 
 class ForcedBlocks(NamedTuple):

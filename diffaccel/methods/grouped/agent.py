@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import isfinite
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from torch import Tensor
 
@@ -27,7 +27,7 @@ from diffaccel.methods.visual import VisualMethod
 from diffaccel.methods.windows.base import Extent, check_extent, spread
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
 Agents = Literal["pool", "middle", "match"]
 
@@ -217,12 +217,12 @@ class AgentAttn(GroupedMethod):
 @lru_cache(maxsize=64)
 def _cells(cell: Extent, most_agents: int | None, grid: Grid) -> Cells:
     size = list(map(min, spread(cell, (1, 1, 1)), grid))
-    cells = Cells(grid, tuple(size))
+    cells = Cells(grid, cast(Grid, tuple(size)))
     while most_agents is not None and cells.number > most_agents:
         flat = [axis for axis in (1, 2) if size[axis] < grid[axis]]
         for axis in flat or [0]:
             size[axis] += 1
-        cells = Cells(grid, tuple(size))
+        cells = Cells(grid, cast(Grid, tuple(size)))
     return cells
 
 

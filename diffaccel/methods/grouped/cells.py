@@ -56,7 +56,10 @@ class Cells:
     @property
     def shape(self) -> Grid:
         """Cells along each axis."""
-        return tuple(-(-side // size) for side, size in zip(self.grid, self.size, strict=True))
+        frames, height, width = (
+            -(-n // size) for n, size in zip(self.grid, self.size, strict=True)
+        )
+        return frames, height, width
 
     @property
     def number(self) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from diffaccel.layout import TokenLayout
+from diffaccel.layout import Grid, TokenLayout
 from diffaccel.methods.base import ScheduledMethod
 from diffaccel.methods.grouped.base import GroupedMethod, check_least_tokens, counted_attention
 from diffaccel.methods.grouped.cells import Cells, group_means, taken
@@ -65,7 +65,8 @@ class TokenMergingAttn(GroupedMethod):
 
     def cells(self, layout: TokenLayout) -> Cells:
         """The cells of the grid of a layout, one for each target."""
-        return Cells(layout.grid, tuple(map(min, spread(self.cell, (1, 1, 1)), layout.grid)))
+        size = map(min, spread(self.cell, (1, 1, 1)), layout.grid)
+        return Cells(layout.grid, cast(Grid, tuple(size)))
 
     def merged(self, layout: TokenLayout) -> int:
         """How many visual tokens are merged into others."""
@@ -117,5 +118,6 @@ class TokenMergingAttn(GroupedMethod):
         number = layout.visual.length - self.merged(layout)
         joined = torch.cat([visual.query, visual.key, visual.value], 2)
         tokens, counts = group_means(joined, group, number, visual.valid)
-        output = counted_attention(*tokens.chunk(3, dim=2), counts, exact, visual.scale)
+        query, key, value = tokens.chunk(3, dim=2)
+        output = counted_attention(query, key, value, counts, exact, visual.scale)
         return taken(output, group)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 from torch import Tensor
 
@@ -80,8 +81,13 @@ class WindowMethod(VisualMethod):
             out.copy_(replace(inputs, scale=scale).dense_rows(layout.visual_slice))
             return 1.0
         axes, visual, grid = self.axes(layout, position.layer), inputs.visual(), layout.grid
-        result = neighborhood_attention(
-            *(x.unflatten(1, grid) for x in (visual.query, visual.key, visual.value)),
+        query, key, value = (
+            x.unflatten(1, grid) for x in (visual.query, visual.key, visual.value)
+        )
+        result: Any = neighborhood_attention(
+            query,
+            key,
+            value,
             [axis.kernel for axis in axes],
             stride=[axis.stride for axis in axes],
             dilation=[axis.dilation for axis in axes],

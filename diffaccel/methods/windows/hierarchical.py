@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ class HierarchicalWindowAttn(WindowMethod):
         q, k, v = (x.unflatten(1, grid) for x in (visual.query, visual.key, visual.value))
         fine = neighborhood_attention(
             q, k, v, [axis.kernel for axis in self.axes(inputs.layout)], scale=inputs.scale,
-            key_padding_mask=None if valid is None else visual.valid.unflatten(1, grid),
+            key_padding_mask=None if visual.valid is None else visual.valid.unflatten(1, grid),
             return_lse=True, **_exact_tokens(inputs, exact).extras(),
         )  # fmt: skip
         parts = [fine]
@@ -85,7 +86,7 @@ class HierarchicalWindowAttn(WindowMethod):
         The queries over one coarse token share its window, so they become heads of it.
         """
         query, key, value = tokens
-        grid = key.shape[1:4]
+        grid = cast(Grid, key.shape[1:4])
         batch, frames, height, width, heads, dim = query.shape
         rows, columns = grid[1:]
         cells = (height // rows, width // columns)
@@ -103,7 +104,7 @@ class HierarchicalWindowAttn(WindowMethod):
     def _kept(self, layout: TokenLayout) -> float:
         """Keys that a visual query sees as a share of the visual ones, as if all others were."""
         coarse, _ = _split(layout)
-        grids = [layout.grid, *(segment.grid for segment, _ in coarse)]
+        grids: list[Any] = [layout.grid, *(segment.grid for segment, _ in coarse)]
         extents = [self.window, *(self.coarse_window for _ in coarse)]
         left_out = sum(
             prod(grid) * (1 - prod(map(seen_share, _inward(grid, extent))))

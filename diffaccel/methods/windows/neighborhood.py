@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from diffaccel.kernels import WindowAxis
 from diffaccel.layout import Grid, TokenLayout
@@ -82,7 +83,8 @@ class NeighborhoodAttn(WindowMethod):
                 "pass kernel_size and stride for any other"
             )
         kernel_size, stride = NEIGHBORHOODS[name]
-        return cls(**{"kernel_size": kernel_size, "stride": stride} | knobs)
+        given: dict[str, Any] = {"kernel_size": kernel_size, "stride": stride} | knobs
+        return cls(**given)
 
     def windows(self, grid: Grid) -> tuple[Grid, Grid, Grid]:
         """Kernel size, stride and dilation per axis on a grid (frames, height, width).
@@ -90,15 +92,16 @@ class NeighborhoodAttn(WindowMethod):
         Clamped to what fits: a window at most as long as its axis, a dilation that leaves it
         inside, a stride of at most the window.
         """
-        kernel = tuple(map(min, spread(self.kernel_size, grid), grid))
+        kernel: Any = tuple(map(min, spread(self.kernel_size, grid), grid))
         reach = (length // size for length, size in zip(grid, kernel, strict=True))
-        dilation = tuple(map(min, spread(self.dilation, (1, 1, 1)), reach))
-        return kernel, tuple(map(min, spread(self.stride, (1, 1, 1)), kernel)), dilation
+        dilation: Any = tuple(map(min, spread(self.dilation, (1, 1, 1)), reach))
+        stride: Any = tuple(map(min, spread(self.stride, (1, 1, 1)), kernel))
+        return kernel, stride, dilation
 
     def axes(self, layout: TokenLayout, layer: int | None = None) -> tuple[WindowAxis, ...]:
         """The window on the grid of a layout: frames, height, width."""
         causal = (self.is_causal, False, False)
         kernel, stride, dilation = self.windows(layout.grid)
         phase = tuple(p % s for p, s in zip((0, *self.phase), stride, strict=True))
-        columns = layout.grid, kernel, stride, dilation, causal, phase
+        columns: Any = layout.grid, kernel, stride, dilation, causal, phase
         return tuple(WindowAxis(*values) for values in zip(*columns, strict=True))

@@ -1,7 +1,5 @@
 """Where sparse attention would be slower, attached layers run dense and the report says so."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 
@@ -18,27 +16,12 @@ from diffaccel import (
 from diffaccel.attach import forecast
 from diffaccel.kernels import gathered_share
 
-
-@dataclass
-class Query:
-    """Stands for a tensor on a GPU that is not there: only its facts are read."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype = torch.bfloat16
-    device: torch.device = torch.device("cuda")
+CPU = forecast.DeviceFacts("cpu")
+H200 = forecast.DeviceFacts("cuda", capability=(9, 0), multiprocessors=132)
 
 
-@pytest.fixture
-def h200(monkeypatch):
-    facts = type("Facts", (), {"major": 9, "minor": 0, "multi_processor_count": 132})
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
-    forecast._dense_flop_rate.cache_clear()
-    yield
-    forecast._dense_flop_rate.cache_clear()
-
-
-def cpu_query(layout):
-    return torch.empty(1, layout.length, 1, 8)
+def slower_on_a_cpu(method, layout):
+    return forecast.slower_reason(method, layout, (1, layout.length, 1, 8), torch.float32, CPU)
 
 
 @pytest.mark.parametrize(
@@ -57,20 +40,20 @@ def cpu_query(layout):
 )
 def test_a_cpu_runs_dense_what_keeps_too_much(method, pays):
     layout = TokenLayout.image(64, 64, text_after=16)
-    assert (forecast.slower_reason(method, layout, cpu_query(layout)) == "") == pays
+    assert (slower_on_a_cpu(method, layout) == "") == pays
 
 
 def test_small_shapes_are_left_to_the_method_on_a_cpu():
     layout = TokenLayout.image(32, 32)
     method = SparseAttn(keep=0.95, block=16, neighbors=False)
-    assert forecast.slower_reason(method, layout, cpu_query(layout)) == ""
+    assert slower_on_a_cpu(method, layout) == ""
 
 
 def test_a_method_that_runs_dense_itself_is_not_judged():
     layout = TokenLayout.image(64, 64)
     for method in (FullAttn(), SparseAttn(keep=1.0), NeighborhoodAttn(64)):
         assert method.expected_cost(layout, "cpu") is None
-        assert forecast.slower_reason(method, layout, cpu_query(layout)) == ""
+        assert slower_on_a_cpu(method, layout) == ""
 
 
 def test_the_expected_cost_follows_density_and_text():
@@ -89,13 +72,17 @@ def test_copies_count_as_pairs_when_windows_are_gathered():
     assert gathered_share(axes) == pytest.approx(23**2 / 256**2 * (1 + 40 / 64))
 
 
-@pytest.mark.usefixtures("h200")
 def test_a_gpu_runs_short_sequences_dense():
     method = RectifiedSpaAttn(drop=0.8)
     for side, pays in ((32, False), (256, True)):
         layout = TokenLayout.image(side, side, text_before=512)
-        query = Query((1, layout.length, 24, 128))
-        assert (forecast.slower_reason(method, layout, query) == "") == pays
+        shape = (1, layout.length, 24, 128)
+        reason = forecast.slower_reason(method, layout, shape, torch.bfloat16, H200)
+        assert (reason == "") == pays
+
+
+def test_the_facts_of_this_machine_are_read():
+    assert forecast.device_facts(torch.device("cpu")) == CPU
 
 
 @pytest.mark.usefixtures("one_thread")
