@@ -9,17 +9,19 @@ import pytest
 
 FOLDER = Path(__file__).parent
 SUPPORT = FOLDER.parent / "support"
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "drawn(n): runs for each `seed` from 0 to n - 1")
+QUICK_CASES = 20
 
 
 def pytest_generate_tests(metafunc):
-    """Gives each drawn case its own test; DIFFACCEL_TEST_CASES, if set, times as many."""
+    """Gives each drawn case its own test; DIFFACCEL_TEST_CASES, if set, times as many.
+
+    All but the first ones are slow.
+    """
     for marker in metafunc.definition.iter_markers("drawn"):
         factor = int(os.environ.get("DIFFACCEL_TEST_CASES", "1"))
-        metafunc.parametrize("seed", range(marker.args[0] * factor))
+        seeds = range(marker.args[0] * factor)
+        slow = [pytest.param(seed, marks=pytest.mark.slow) for seed in seeds[QUICK_CASES:]]
+        metafunc.parametrize("seed", [*seeds[:QUICK_CASES], *slow])
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ def compiled(run_worker, tmp_path_factory):
     return {(row["op"], row["capability"], row["size"]): row for row in rows}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_compiled_kernel_fits_the_gpu(compiled, target):
     row = compiled[target]

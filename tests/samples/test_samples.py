@@ -14,11 +14,13 @@ SAYS = {
     "high_resolution": "visual 1x48x48",
     "video": "visual 5x16x16",
     "guidance": "10 of 10 steps",
+    "own_method": "ThinnedAttn",
     "own_model": "PatchDenoiser: RectifiedSpaAttn",
     "without_diffusers": "centroids: 27% of all pairs",
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", sorted(SAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_sample_runs(script, tmp_path):
     done = subprocess.run(

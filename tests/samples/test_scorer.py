@@ -80,6 +80,7 @@ def test_worn_pictures_keep_range_and_content(embedded):
     assert (changed.mean((2, 3)) - pictures[..., 0, 0]).abs().max() < 0.35
 
 
+@pytest.mark.slow
 def test_steps_lower_the_loss_of_a_batch(scorer, vocabulary):
     from embedded.scenes import render
     from embedded.scorer.pictures import scenes_in_fours
@@ -101,6 +102,7 @@ def test_steps_lower_the_loss_of_a_batch(scorer, vocabulary):
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.slow
 def test_training_resumes_from_its_checkpoint(vocabulary, tmp_path):
     from embedded.scorer.pictures import draw_pictures
     from embedded.scorer.train import ScorerTraining, train_scorer

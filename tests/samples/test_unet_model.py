@@ -104,6 +104,7 @@ def test_captions_are_encoded_as_the_pipeline_does(model):
     assert (rows[:1] - swapped).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_steps_lower_the_loss_of_a_batch(model):
     from embedded.unet.train import UNetTraining, optimisers_of, train_on, velocity_loss
 
@@ -134,6 +135,7 @@ def test_steps_lower_the_loss_of_a_batch(model):
     assert all(torch.isfinite(weight).all() for weight in model.parameters())
 
 
+@pytest.mark.slow
 def test_training_resumes_from_its_checkpoint(vocabulary, vae, tmp_path):
     from embedded.image.latents import PoolKind, draw_chunk
     from embedded.unet.train import UNetTraining, train_unet
@@ -225,6 +227,7 @@ def test_model_is_small(model):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not MADE, reason="the embedded U-Net model is not made")
 def test_embedded_model_draws_a_red_apple_on_white():
     pipe = loading.load_image_pipeline(loading.EMBEDDED_UNET)

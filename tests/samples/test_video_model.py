@@ -67,6 +67,7 @@ def test_places_can_be_read_off_pure_noise(model):
     assert (1 - error / places.square().mean(0)).min() > 0.6
 
 
+@pytest.mark.slow
 def test_steps_on_a_fixed_batch_lower_the_loss(cast, tmp_path):
     from embedded.training.run import TrainingRun, flow_optimisers
     from embedded.video.clips import words_of
@@ -98,6 +99,7 @@ def test_steps_on_a_fixed_batch_lower_the_loss(cast, tmp_path):
         assert torch.equal(old, new)
 
 
+@pytest.mark.slow
 def test_the_autoencoder_starts_as_a_codec_and_learns(cast):
     from embedded.video.clips import Clip, plain_ground, render_clip
     from embedded.video.vae import (

@@ -36,6 +36,7 @@ def test_agents_count_less_and_dense_steps_are_extrapolated():
 
 
 @needs_model
+@pytest.mark.slow
 def test_the_tables_are_written(tmp_path, capsys):
     path = tmp_path / "agent.csv"
     told = ["--model", str(EMBEDDED_UNET), "--sizes", "256", "--quality-sizes", "256"]

@@ -32,6 +32,7 @@ def rows():
     return native, [measured(job, draw(job), native.frames) for job in jobs]
 
 
+@pytest.mark.slow
 def test_variants_differ_in_what_they_attend(rows):
     native, (window, recipe, direct) = rows
     assert native.frames.shape == (1, 256, 256, 3) and native.density == 1.0

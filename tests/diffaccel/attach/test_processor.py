@@ -221,6 +221,7 @@ def test_context_parallelism_that_no_method_survives_runs_dense(
     assert bool(parallelism(call)) == bool(reason)
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one_process(tmp_path):
     """Ulysses: all tokens, half of the heads on each rank; attached before or after, the same."""
     script = Path(__file__).parent / "ulysses_ranks.py"

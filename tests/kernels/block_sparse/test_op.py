@@ -219,6 +219,7 @@ def test_inputs_stay_untouched(problems):
     assert all(map(torch.equal, before, (*tokens, *lists)))
 
 
+@pytest.mark.slow
 def test_memory_follows_the_kept_blocks(run_worker):
     """A dense score matrix of this size would be 1 GiB; 2 of 128 blocks keep it far below.
 

@@ -26,6 +26,7 @@ MATRIX_OP = {80: "matrix_ops", 89: "matrix_ops", 90: "hopper_ops", 100: "blackwe
 HEAD_DIMS = (64, 128)
 
 
+@pytest.mark.slow
 def test_interpreted_kernel_matches_the_oracle(run_worker):
     run_worker("interpreter_worker.py", timeout=600, TRITON_INTERPRET="1")
 
@@ -40,6 +41,7 @@ def compiled(run_worker, tmp_path_factory):
     return [json.loads(line) for line in lines.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("capability", SHARED_LIMIT)
 def test_compiled_kernels_fit_the_gpu(compiled, capability, head_dim):

@@ -13,6 +13,7 @@ SPILL_BUDGET = {(80, 128): 240, (89, 128): 52}
 MATRIX_OP = {80: "matrix_ops", 89: "matrix_ops", 90: "hopper_ops", 100: "blackwell_ops"}
 
 
+@pytest.mark.slow
 def test_interpreted_kernel_matches_the_oracle(run_worker):
     run_worker("neighborhood_worker.py", timeout=600, TRITON_INTERPRET="1")
 
@@ -29,6 +30,7 @@ def compiled(run_worker, tmp_path_factory):
     return {(row["capability"], row["head_dim"]): row for row in rows}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_compiled_kernel_fits_the_gpu(compiled, target):
     row = compiled[target]

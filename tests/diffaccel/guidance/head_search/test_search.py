@@ -82,12 +82,14 @@ def test_it_finds_the_planted_head(tiny, head):
     assert not tiny.pipe.transformer._forward_hooks
 
 
+@pytest.mark.slow
 def test_rounds_add_heads_and_never_pick_one_twice(tiny):
     state = search_heads(tiny.pipe, drawing(tiny), brightness, settings(rounds=3, per_round=2))
     assert len(set(state.chosen)) == 6
     assert [len(scores) for scores in state.rounds] == [8, 6, 4]
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_goes_on(tiny, tmp_path):
     file, log = tmp_path / "heads.json", []
 
@@ -219,6 +221,7 @@ def tiny_clip(folder):
 FAST = ["--steps", "1", "--layers", "4", "--scale", "2"]
 
 
+@pytest.mark.slow
 def test_search_show_and_apply(tmp_path, capsys):
     file, picture = tmp_path / "heads.json", tmp_path / "out.png"
     words = ["a red apple", "--objective", "darkness", "--per-round", "2"]
@@ -234,6 +237,7 @@ def test_search_show_and_apply(tmp_path, capsys):
     assert Image.open(picture).size == (256, 256)
 
 
+@pytest.mark.slow
 def test_a_sheet_shows_every_head(tmp_path):
     path = tmp_path / "sheet.png"
     words = ["--sheet", "a rocket", "--steps", "1", "--layers", "0", "-o", str(path)]
