@@ -10,7 +10,6 @@ from typing import Any
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 
 from diffaccel.attach.attachment import Attachment, set_attn_processor
-from diffaccel.bindings import UnsupportedModelError
 from diffaccel.bindings.rope import Axis, Ntk, Yarn, scaled_rope
 from diffaccel.errors import InputError
 from diffaccel.pipelines.image.job import MULTIPLE, ImageJob
@@ -34,12 +33,7 @@ def scaled_positions(pipe: Any, job: ImageJob) -> Any:
     """A context in which rotary positions are scaled to a size; nothing for rope "plain"."""
     if job.switches.rope == "plain":
         return nullcontext()
-    model = getattr(pipe, "transformer", None)
-    if model is None or type(model).__name__ != "FluxTransformer2DModel":
-        raise UnsupportedModelError(
-            "rotary positions of images can be scaled in FluxTransformer2DModel, got "
-            f"{type(pipe).__name__}; use rope plain"
-        )
+    model = getattr(pipe, "unet", None) or pipe.transformer
     width, height = (axis_of(job.switches, side, job.preset.native) for side in job.size)
     return scaled_rope(model, height=height, width=width)
 
