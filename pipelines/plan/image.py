@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from math import prod
 
@@ -13,6 +14,7 @@ from diffaccel.bindings import binding_of
 from diffaccel.methods import Method
 from diffaccel.methods.inputs import Position
 from diffaccel.pipelines.image.job import ImageJob
+from diffaccel.pipelines.image.tiling import tiles
 from diffaccel.pipelines.plan.memory import image_memory
 from diffaccel.pipelines.plan.operations import (
     ServedLayer,
@@ -21,9 +23,6 @@ from diffaccel.pipelines.plan.operations import (
     served_layers,
 )
 from diffaccel.pipelines.plan.skeleton import Outline
-
-CROSS_TEXT = {"unet": 77, "transformer": 512}
-"""Tokens of cross-attended text, by kind of denoiser: CLIP of U-Nets, UMT5 of Wan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,14 +217,16 @@ def _image_phase(
 ) -> Phase:
     preset, scale = job.preset, outline.vae_scale_factor_spatial
     latents = (job.size[1] // scale, job.size[0] // scale)
-    (kind, model), *_ = outline.denoisers.items()
-    layers = served_layers(model, latents, preset.text)
+    model, *_ = outline.denoisers.values()
+    text = preset.text or binding_of(model).text_length
+    layers = served_layers(model, latents, text)
     largest = max((served.layout for served in layers), key=lambda layout: layout.length)
     steps = job.switches.executed_steps if is_refined else job.native_steps
     shares, note = shares_of(method, layers, model, outline, steps, device)
     rows = steps * (preset.refine_passes if is_refined else preset.passes)
     vae = outline.modules["vae"]
-    codes = ("encoder", "decoder") if is_refined else ("decoder",)
+    pieces = Counter([job.size]) if method is None else tiles(*job.size)
+    parts = ("encode", "decode") if is_refined else ("decode",)
     has_levels = "block_out_channels" in vae.config
     return Phase(
         name=f"{'refine to' if is_refined else 'sample'} {job.label}",
@@ -239,13 +240,10 @@ def _image_phase(
         method="stock" if method is None else repr(method),
         shares=shares,
         attention_flop=sum(served.dense_flop for served in layers),
-        other_flop=other_flop(
-            model, latents, largest.visual.length, preset.text,
-            CROSS_TEXT[kind] if kind == "unet" else 0,
-        ),
-        autoencoder_flop=sum(autoencoder_flop(vae, *job.size, code) for code in codes)
+        other_flop=other_flop(model, latents, text),
+        autoencoder_flop=sum(autoencoder_flop(vae, pieces, part) for part in parts)
         if has_levels
         else None,
         memory=image_memory(outline, job, layers, dtype_on(device), is_refined),
         note=note,
-    )  # fmt: skip
+    )

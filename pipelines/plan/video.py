@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from math import prod
 
+from diffaccel.bindings import binding_of
 from diffaccel.pipelines.plan.image import (
-    CROSS_TEXT,
     Phase,
     Plan,
     Shares,
@@ -60,7 +60,8 @@ def _phase(
     model = outline.transformer
     scale, step = outline.vae_scale_factor_spatial, outline.vae_scale_factor_temporal
     latents = ((job.frames - 1) // step + 1, job.size[1] // scale, job.size[0] // scale)
-    layers = served_layers(model, latents, 0)
+    text = binding_of(model).text_length
+    layers = served_layers(model, latents, text)
     layout = layers[0].layout
     return Phase(
         name=f"{verb} {job.label}, {job.frames} frames",
@@ -74,7 +75,7 @@ def _phase(
         method="stock",
         shares=Shares(),
         attention_flop=sum(served.dense_flop for served in layers),
-        other_flop=other_flop(model, latents, layout.visual.length, 0, CROSS_TEXT["transformer"]),
+        other_flop=other_flop(model, latents, text),
         autoencoder_flop=None,
         memory=_memory(outline, job, tokens_memory(layers, dtype_on(device), 1), device),
     )
