@@ -9,25 +9,21 @@ from PIL import Image
 
 from diffaccel.files import write_video
 from diffaccel.pipelines.loading import EMBEDDED_VIDEO, load_video_pipeline
-from diffaccel.pipelines.video.generate import generate_video
+from diffaccel.pipelines.video import VideoJob, generate_video
 from diffaccel.pipelines.video.presets import video_preset
 from diffaccel.quality.contact_sheet import grid
 
-FRAMES = 17  # what the model was trained on
-
 pipe = load_video_pipeline(EMBEDDED_VIDEO)
 preset = video_preset(EMBEDDED_VIDEO)
-result = generate_video(
-    pipe,
+job = VideoJob(
     "a red apple turns on a blue background",
-    256,
-    256,
-    FRAMES,
+    (256, 256),
+    frames=17,  # what the model was trained on
     native=preset.size_for(pipe),
     steps=12,
     recipe=preset.recipe,
-    seed=0,
 )
+result = generate_video(pipe, job)
 clip = result.frames[0]  # (F, 3, H, W) in 0 to 1
 write_video(clip, Path("video.mp4"), fps=12)
 pixels = (255 * clip).round().byte().permute(0, 2, 3, 1).numpy()

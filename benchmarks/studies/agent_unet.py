@@ -124,7 +124,7 @@ def counted_gflop(pipe: Any, method: Any, size: int) -> tuple[float, float]:
             if not own.shape_reason(served.layout):
                 share = own.visual_share(served.layout)
         attention += share * served.dense_flop
-    return attention / 1e9, other_flop(model, (side, side), side**2, 0, text) / 1e9
+    return attention / 1e9, other_flop(model, (side, side), text) / 1e9
 
 
 def step_rows(pipe: Any, sizes: Sequence[int], longest_s: float) -> list[StepRow]:

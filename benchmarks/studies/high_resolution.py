@@ -205,7 +205,7 @@ COLUMNS: dict[str, Column] = {
 
 
 def _draw_picture(job: Job) -> tuple[np.ndarray, float]:
-    from diffaccel.pipelines.image.generate import generate_image
+    from diffaccel.pipelines.image import ImageJob, generate_image
     from diffaccel.pipelines.image.presets import preset_for
     from diffaccel.pipelines.loading import EMBEDDED_IMAGE, load_image_pipeline
 
@@ -218,12 +218,11 @@ def _draw_picture(job: Job) -> tuple[np.ndarray, float]:
     if job.refine_steps:
         refinement = replace(refinement, steps=job.refine_steps)
     side = preset.native * job.factor
-    result = generate_image(
-        pipe, job.prompt, side, side, preset=preset, refinement=refinement,
-        method=_method(recipe.method, recipe.knobs), steps=job.steps, seed=job.seed,
-    )  # fmt: skip
-    densities: list[Any] = [report.density for report in result.reports.values()]
-    return np.asarray(result.image)[None], densities[-1] if densities else 1.0
+    method = _method(recipe.method, recipe.knobs)
+    asked = ImageJob(job.prompt, (side, side), preset, method, refinement, job.steps, job.seed)
+    result = generate_image(pipe, asked)
+    density: list[Any] = [report.density for report in result.reports.values()][-1:]
+    return np.asarray(result.image)[None], density[0] if density else 1.0
 
 
 def _method(name: str, knobs: Mapping[str, object]) -> Method:
@@ -235,7 +234,7 @@ def _method(name: str, knobs: Mapping[str, object]) -> Method:
 
 def _draw_clip(job: Job) -> tuple[np.ndarray, float]:
     from diffaccel.pipelines.loading import load_video_pipeline
-    from diffaccel.pipelines.video.generate import generate_video
+    from diffaccel.pipelines.video import VideoJob, generate_video
     from diffaccel.pipelines.video.presets import video_preset
 
     pipe = load_video_pipeline(job.model, device=job.device)
@@ -247,12 +246,13 @@ def _draw_clip(job: Job) -> tuple[np.ndarray, float]:
         recipe = replace(recipe, steps=max(1, round(job.refine_steps / recipe.strength)))
     native = preset.size_for(pipe)
     width, height = (side * job.factor for side in native)
-    result = generate_video(
-        pipe, job.prompt, width, height, job.frames, recipe=recipe, seed=job.seed,
+    asked = VideoJob(
+        job.prompt, (width, height), job.frames, recipe=recipe, seed=job.seed,
         steps=job.steps or preset.steps,
         native=(width, height) if job.variant == "direct" else native,
         positions=preset.positions_for(pipe, job.frames),
     )  # fmt: skip
+    result = generate_video(pipe, asked)
     frames = (result.frames[0].permute(0, 2, 3, 1) * 255).round().byte().numpy()
     densities: list[Any] = [report.density for report in result.reports.values()]
     return frames, densities[0] if densities else 1.0

@@ -26,7 +26,7 @@ from diffaccel.benchmarks.rows import Column, facts_list, table, write_rows
 from diffaccel.layout import TokenLayout
 from diffaccel.machine import device_name, versions_line
 from diffaccel.methods import FullAttn, Method, RectifiedSpaAttn, SparseAttn
-from diffaccel.pipelines.image.generate import generate_image
+from diffaccel.pipelines.image import ImageJob, generate_image
 from diffaccel.pipelines.image.presets import Preset, preset_for
 from diffaccel.pipelines.loading import EMBEDDED_IMAGE, load_image_pipeline
 
@@ -129,7 +129,7 @@ def capture(
     side = size // PIXELS_PER_TOKEN
     mode = CaptureAttention(prompt, (side, side), layers, steps)
     with mode, torch.inference_mode():
-        generate_image(pipe, prompt, size, size, preset=preset, method=FullAttn(), seed=seed)
+        generate_image(pipe, ImageJob(prompt, (size, size), preset, FullAttn(), seed=seed))
     return mode.captured
 
 

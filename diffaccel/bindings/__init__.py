@@ -12,14 +12,14 @@ from diffaccel.bindings.base import (
     UnsupportedModelError,
     processor_modules,
 )
-from diffaccel.bindings.image import FluxBinding, QwenImageBinding, SD3Binding
+from diffaccel.bindings.cogvideox import CogVideoXBinding
+from diffaccel.bindings.flux import FluxBinding
+from diffaccel.bindings.hunyuan_video import HunyuanVideoBinding
+from diffaccel.bindings.ltx import LTXVideoBinding
+from diffaccel.bindings.qwen_image import QwenImageBinding
+from diffaccel.bindings.sd3 import SD3Binding
 from diffaccel.bindings.unet import UNetBinding
-from diffaccel.bindings.video import (
-    CogVideoXBinding,
-    HunyuanVideoBinding,
-    LTXVideoBinding,
-    WanBinding,
-)
+from diffaccel.bindings.wan import WanBinding
 
 __all__ = [
     "BINDINGS",

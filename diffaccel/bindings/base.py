@@ -6,13 +6,17 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from diffaccel.bindings.axes import Axis
 from diffaccel.errors import ModelError
-from diffaccel.layout import Grid, TokenLayout
+from diffaccel.layout import Grid, Segment, TokenLayout
 
 
 class UnsupportedModelError(ModelError, NotImplementedError):
@@ -29,7 +33,8 @@ class AttentionLayer:
 
     Args:
         name: Path of the module inside the denoiser.
-        kind: "joint" (visual and text tokens in one sequence) or "self" (visual tokens only).
+        kind: "joint" (visual and text tokens in one sequence), "self" (visual tokens only) or
+            "cross" (visual queries, text keys), which no method serves.
         index: Position among the layers of its denoiser that a method serves.
         level: Resolution level, for U-Nets: 0 is the input resolution, each further one halves it.
     """
@@ -104,21 +109,36 @@ def forward_signature(owner: type, name: str = "forward") -> inspect.Signature:
 class Binding:
     """How the attention of one model family reaches a method. Stateless.
 
-    A subclass says which layers a method may serve (`patterns`), what the tokens of a model call
-    are (`layout`) and whose published settings apply (`family`).
+    A subclass says all that this library knows about a family: which layers a method may serve
+    (`patterns`), what the tokens of a model call are (`layout`), whose published settings apply
+    (`family`), and how the denoiser is called and built where that matters.
     """
 
     patterns: tuple[tuple[str, str], ...] = ()
-    """(regular expression over the module path, kind); the first full match counts."""
+    """(regular expression over the module path, kind of `AttentionLayer`); the first full match
+    counts."""
 
     block_outputs: tuple[str, ...] = ("hidden_states",)
     """Names of the arguments of a block that it returns changed, in the order of its outputs."""
+
+    is_chain: bool = True
+    """Whether each of the `stages` hands its outputs to the next alone, without connections that
+    skip stages."""
 
     batches_prompts: bool = False
     """Whether pipelines ask for the empty and the given prompt in one batch, in this order.
     Otherwise they call the model twice, first with the given prompt."""
 
-    def family(self, model: nn.Module, pipe: Any) -> str:
+    latents: str = "hidden_states"
+    """Name of the argument that is denoised."""
+
+    text_length: int = 0
+    """Tokens to which pipelines pad a prompt that is cross-attended; 0 where text is joint."""
+
+    scales_rope: bool = False
+    """Whether `scaled_rope` is defined."""
+
+    def family(self, model: Any, pipe: Any) -> str:
         """Returns the model family's name in `diffaccel.methods.published`.
 
         Args:
@@ -127,51 +147,82 @@ class Binding:
         """
         raise NotImplementedError
 
-    def layout(self, model: nn.Module, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
+    def layout(self, model: Any, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
         """Returns what the tokens of one layer are; raises LayoutUnknown if the call hides it.
 
         Reads shapes and plain numbers; tensor values only through `call.read`.
         """
         raise NotImplementedError
 
-    def native(self, model: nn.Module, layer: AttentionLayer) -> Grid | None:
+    def example_call(
+        self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1
+    ) -> dict[str, Any]:
+        """Returns the arguments of one whole call of a denoiser, zeros where values do not count.
+
+        On the meta device such a call computes nothing, and tells every shape.
+
+        Args:
+            model: The denoiser; tensors are of its dtype and on its device.
+            latents: Size (h, w) of the latents in elements, of a video (f, h, w).
+            text: Text tokens, joint or cross-attended.
+            batch: B.
+        """
+        raise NotImplementedError
+
+    def native(self, model: Any, layer: AttentionLayer) -> Grid | None:
         """Returns (frames, height, width) in tokens of what the model was trained on, if known."""
         return None
 
-    def level(self, model: nn.Module, name: str) -> int:
+    def scaled_rope(
+        self, model: Any, axes: tuple[Axis | None, Axis | None, Axis | None]
+    ) -> AbstractContextManager[None]:
+        """Returns a context in which rotary positions are scaled, where `scales_rope`.
+
+        Args:
+            model: The denoiser.
+            axes: What happens to frames, rows and columns; None for nothing.
+        """
+        raise NotImplementedError
+
+    def level(self, model: Any, name: str) -> int:
         """Returns the resolution level of a layer, 0 for models of one resolution."""
         return 0
 
-    def layers(self, model: nn.Module) -> tuple[AttentionLayer, ...]:
+    def layers(self, model: Any) -> tuple[AttentionLayer, ...]:
         """Returns the layers of self-attention over visual tokens, in the model's order."""
-        found = []
+        found: list[AttentionLayer] = []
         for name, _ in processor_modules(model):
             kind = self._kind(name)
-            if kind is not None:
+            if kind in ("joint", "self"):
                 found.append(AttentionLayer(name, kind, len(found), self.level(model, name)))
         return tuple(found)
 
-    def stages(self, model: nn.Module) -> tuple[str, ...]:
+    def text_layers(self, model: Any) -> tuple[str, ...]:
+        """Returns the paths of the layers of separate cross-attention to the text."""
+        return tuple(name for name, _ in processor_modules(model) if self._kind(name) == "cross")
+
+    def stages(self, model: Any) -> tuple[str, ...]:
         """Returns the paths of the parts that a call runs through one after the other."""
         return tuple(dict.fromkeys(layer.block for layer in self.layers(model)))
 
-    def skipped(self, model: nn.Module) -> dict[str, str]:
+    def skipped(self, model: Any) -> dict[str, str]:
         """Returns the other attention layers of the model, with the reason to leave them alone."""
         return {
             name: self.skip_reason(name)
             for name, _ in processor_modules(model)
-            if self._kind(name) is None
+            if self._kind(name) not in ("joint", "self")
         }
 
     def skip_reason(self, name: str) -> str:
-        """Returns why a method does not serve a layer that no pattern matches."""
-        return "cross-attention" if name.endswith("attn2") else "not attention over visual tokens"
+        """Returns why a method does not serve a layer."""
+        is_cross = self._kind(name) == "cross"
+        return "cross-attention" if is_cross else "not attention over visual tokens"
 
-    def _kind(self, name: str) -> str | None:
+    def _kind(self, name: str) -> str:
         for pattern, kind in self.patterns:
             if re.fullmatch(pattern, name):
                 return kind
-        return None
+        return ""
 
 
 def processor_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -181,8 +232,31 @@ def processor_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
+def told_native(model: Any) -> Grid | None:
+    """Returns the native grid that a denoiser's own configuration tells, if it does.
+
+    The key `_native_grid` holds (frames, height, width) in tokens. diffusers keeps keys that begin
+    with an underscore, and passes them over when it builds a model.
+    """
+    told = model.config.get("_native_grid")
+    return None if told is None else tuple(told)
+
+
+def zeros(model: Any, *shape: int) -> Tensor:
+    """Returns zeros in the dtype and on the device of a denoiser."""
+    return torch.zeros(shape, dtype=model.dtype, device=model.device)
+
+
 def patched(size: int, patch: int) -> int:
     """Returns how many tokens lie along an axis of `size` latent elements."""
     if size < patch:
         raise LayoutUnknown(f"the latent has {size} elements on an axis of patches of {patch}")
     return size // patch
+
+
+def target_and_references(images: list[tuple[int, int, int]]) -> tuple[Segment, ...]:
+    """Describes the image to denoise and the reference images that follow it."""
+    kinds = ["visual"] + ["condition"] * (len(images) - 1)
+    return tuple(
+        Segment(kind, prod(grid), tuple(grid)) for kind, grid in zip(kinds, images, strict=True)
+    )

@@ -5,22 +5,26 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
-
-from diffaccel.bindings.base import AttentionLayer, Binding, ModelCall
+from diffaccel.bindings.base import AttentionLayer, Binding, ModelCall, zeros
 from diffaccel.layout import Grid, TokenLayout
 
 
 class UNetBinding(Binding):
     """U-Nets: `attn1` is self-attention over the image at the resolution of its level."""
 
-    patterns = ((r".+\.attentions\.\d+\.transformer_blocks\.\d+\.attn1", "self"),)
+    patterns = (
+        (r".+\.attentions\.\d+\.transformer_blocks\.\d+\.attn1", "self"),
+        (r".+\.attentions\.\d+\.transformer_blocks\.\d+\.attn2", "cross"),
+    )
+    is_chain = False
     batches_prompts = True
+    latents = "sample"
+    text_length = 77
 
-    def family(self, model: nn.Module, pipe: Any) -> str:
+    def family(self, model: Any, pipe: Any) -> str:
         return "sdxl" if model.config.addition_embed_type == "text_time" else "sd15"
 
-    def layers(self, model: nn.Module) -> tuple[AttentionLayer, ...]:
+    def layers(self, model: Any) -> tuple[AttentionLayer, ...]:
         # Down, middle, up: the order of a call, which is not the order of the modules.
         places = ("down_blocks", "mid_block", "up_blocks")
         found = sorted(
@@ -28,28 +32,46 @@ class UNetBinding(Binding):
         )
         return tuple(replace(layer, index=index) for index, layer in enumerate(found))
 
-    def stages(self, model: nn.Module) -> tuple[str, ...]:
+    def stages(self, model: Any) -> tuple[str, ...]:
         down = [f"down_blocks.{index}" for index in range(len(model.down_blocks))]
         up = [f"up_blocks.{index}" for index in range(len(model.up_blocks))]
         return (*down, *(["mid_block"] if model.mid_block is not None else []), *up)
 
-    def level(self, model: nn.Module, name: str) -> int:
+    def level(self, model: Any, name: str) -> int:
         place, number = name.split(".")[:2]
         deepest = len(model.config.down_block_types) - 1
         if place == "mid_block":
             return deepest
         return int(number) if place == "down_blocks" else deepest - int(number)
 
-    def native(self, model: nn.Module, layer: AttentionLayer) -> Grid | None:
+    def native(self, model: Any, layer: AttentionLayer) -> Grid | None:
         size = model.config.sample_size
         if size is None:
             return None
         height, width = (size, size) if isinstance(size, int) else size
         return (1, *(max(1, side >> layer.level) for side in (height, width)))
 
-    def layout(self, model: nn.Module, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
+    def layout(self, model: Any, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
         height, width = call["sample"].shape[-2:]
         for _ in range(layer.level):
             # Downsampling with padding 1 keeps the last row and column of odd sizes.
             height, width = (height + 1) // 2, (width + 1) // 2
         return TokenLayout.image(height, width)
+
+    def example_call(
+        self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1
+    ) -> dict[str, Any]:
+        config = model.config
+        call: dict[str, Any] = {
+            "sample": zeros(model, batch, config.in_channels, *latents),
+            "timestep": zeros(model, batch),
+            "encoder_hidden_states": zeros(model, batch, text, config.cross_attention_dim),
+        }
+        if config.addition_embed_type == "text_time":
+            sizes = 6  # original size, corner of the crop, target size
+            width = config.projection_class_embeddings_input_dim
+            call["added_cond_kwargs"] = {
+                "text_embeds": zeros(model, batch, width - sizes * config.addition_time_embed_dim),
+                "time_ids": zeros(model, batch, sizes),
+            }
+        return call

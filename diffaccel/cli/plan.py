@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from diffaccel.cli.options.argument_types import model_source, usable_device
-from diffaccel.cli.options.recipe_options import check_recipe, chosen_recipe
+from diffaccel.cli.options.recipe_options import check_recipe, image_job
 from diffaccel.cli.options.sample_options import SampleOptions
-from diffaccel.cli.video import check_video_options, chosen_video_recipe, video_source
+from diffaccel.cli.video import check_video_options, video_job, video_source
 from diffaccel.errors import InputError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def print_plan(options: SampleOptions) -> int:
 
 def _image_plan(options: SampleOptions, device: str) -> tuple[Plan, str, tuple[int, int]]:
     from diffaccel.bindings import UnsupportedModelError
-    from diffaccel.pipelines.image.generate import check_size
+    from diffaccel.pipelines.image.job import check_size
     from diffaccel.pipelines.image.presets import named_preset
     from diffaccel.pipelines.loading import EMBEDDED_IMAGE
     from diffaccel.pipelines.plan.image import plan_image
@@ -70,13 +70,8 @@ def _image_plan(options: SampleOptions, device: str) -> tuple[Plan, str, tuple[i
     preset = named_preset(
         outline.class_name, source, sample_size, outline.vae_scale_factor_spatial
     )
-    refinement, method = chosen_recipe(options, preset)
-    width, height = options.size or (preset.native, preset.native)
     try:
-        plan = plan_image(
-            outline, preset, width, height, method, refinement,
-            steps=options.steps, device=device,
-        )  # fmt: skip
+        plan = plan_image(outline, image_job(None, options, preset), device=device)
     except UnsupportedModelError as error:
         raise InputError(str(error)) from error
     name = "embedded model" if source == EMBEDDED_IMAGE else str(source)
@@ -87,17 +82,10 @@ def _image_plan(options: SampleOptions, device: str) -> tuple[Plan, str, tuple[i
 def _video_plan(options: SampleOptions, device: str) -> tuple[Plan, str, tuple[int, int]]:
     from diffaccel.pipelines.plan.skeleton import read_outline
     from diffaccel.pipelines.plan.video import plan_video
-    from diffaccel.pipelines.video.presets import video_preset
 
     check_video_options(options)
-    source = video_source(options)
-    outline, preset = read_outline(source, is_video=True), video_preset(source)
-    width, height = options.size or preset.size_for(outline)
-    recipe = chosen_video_recipe(options)
-    plan = plan_video(
-        outline, width, height, cast(int, options.frames), recipe,
-        steps=options.steps or preset.steps, device=device,
-    )  # fmt: skip
+    outline = read_outline(video_source(options), is_video=True)
+    plan = plan_video(outline, video_job(outline, None, options), device=device)
     return plan, options.model or "embedded model", _heads(outline.transformer)
 
 

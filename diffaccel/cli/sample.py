@@ -6,19 +6,16 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from diffaccel.cli.options.argument_types import model_source, usable_device
-from diffaccel.cli.options.recipe_options import check_recipe, chosen_recipe
+from diffaccel.cli.options.recipe_options import check_recipe, image_job
 from diffaccel.cli.options.sample_options import OUTPUT, SampleOptions
 from diffaccel.cli.plan import print_plan
 from diffaccel.cli.video import sample_video
 from diffaccel.errors import InputError
-
-if TYPE_CHECKING:
-    from diffaccel.progress import Timing
 
 
 def sample(
@@ -55,7 +52,8 @@ def sample_image(prompt: str, options: SampleOptions, output: Path) -> int:
 
     from diffaccel.attach.attachment import UnsupportedModelError
     from diffaccel.machine import device_name, package_versions
-    from diffaccel.pipelines.image.generate import check_size
+    from diffaccel.pipelines.image.generate import generate_image
+    from diffaccel.pipelines.image.job import check_size
     from diffaccel.pipelines.image.presets import EMBEDDED, preset_for
     from diffaccel.pipelines.loading import EMBEDDED_IMAGE, load_image_pipeline
     from diffaccel.progress import ProgressBars
@@ -65,15 +63,14 @@ def sample_image(prompt: str, options: SampleOptions, output: Path) -> int:
     device = usable_device(options.device)
     source = model_source(options.model) or EMBEDDED_IMAGE
     if source == EMBEDDED_IMAGE:  # its preset is known without loading it
-        chosen_recipe(options, EMBEDDED)
+        image_job(prompt, options, EMBEDDED)
     started = perf_counter()
     pipe = load_image_pipeline(source, device=device)
     preset = preset_for(pipe, source)
-    refinement, method = chosen_recipe(options, preset)
-    width, height = options.size or (preset.native, preset.native)
+    job = image_job(prompt, options, preset)
     try:
         with ProgressBars() as timing:
-            result = _generate(pipe, prompt, (width, height), preset, options, timing)
+            result = generate_image(pipe, job, timing=timing)
             with timing.phases({"write": 1}):
                 write_image(result.image, output)
     except UnsupportedModelError as error:
@@ -83,13 +80,13 @@ def sample_image(prompt: str, options: SampleOptions, output: Path) -> int:
         "command": ["diffaccel", *sys.argv[1:]],
         "prompt": prompt,
         "model": "embedded" if source == EMBEDDED_IMAGE else str(source),
-        "size": [width, height],
+        "size": list(job.size),
         "stages": [list(stage) for stage in result.stages],
         "seed": options.seed,
-        "steps": options.steps or preset.steps,
+        "steps": job.native_steps,
         "recipe": options.recipe or preset.recipe,
-        "refinement": asdict(refinement),
-        "method": repr(method),
+        "refinement": asdict(job.switches),
+        "method": repr(job.method),
         "density": {stage: report.density for stage, report in result.reports.items()},
         "seconds": {"total": round(seconds, 3), **result.seconds},
         "device": device_name(device),
@@ -97,32 +94,7 @@ def sample_image(prompt: str, options: SampleOptions, output: Path) -> int:
         "versions": package_versions(),
     }
     write_sidecar(record, output)
-    print(f"{output} ({width}x{height}, {seconds:.1f} s)")
+    print(f"{output} ({job.label}, {seconds:.1f} s)")
     for stage, report in result.reports.items():
-        print(f"  {stage}: {method}, {report.density:.1%} of the attention computed")
+        print(f"  {stage}: {job.method}, {report.density:.1%} of the attention computed")
     return 0
-
-
-def _generate(
-    pipe: Any,
-    prompt: str,
-    size: tuple[int, int],
-    preset: Any,
-    options: SampleOptions,
-    timing: Timing,
-) -> Any:
-    """The one place where the command line calls `generate_image`."""
-    from diffaccel.pipelines.image.generate import generate_image
-
-    refinement, method = chosen_recipe(options, preset)
-    return generate_image(
-        pipe,
-        prompt,
-        *size,
-        preset=preset,
-        method=method,
-        steps=options.steps,
-        refinement=refinement,
-        seed=options.seed,
-        timing=timing,
-    )

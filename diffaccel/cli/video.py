@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from diffaccel.cli.options.argument_types import model_source, usable_device
 from diffaccel.cli.options.recipe_options import given_switches
@@ -14,7 +14,10 @@ from diffaccel.errors import InputError
 
 if TYPE_CHECKING:
     from diffaccel.cli.options.sample_options import SampleOptions
-    from diffaccel.progress import Timing
+    from diffaccel.pipelines.video.freeswim import FreeSwim
+    from diffaccel.pipelines.video.job import VideoJob
+    from diffaccel.pipelines.video.long_video import TimeWindows
+    from diffaccel.pipelines.video.presets import VideoPreset
 
 
 def sample_video(prompt: str, options: SampleOptions, output: Path) -> int:
@@ -28,14 +31,14 @@ def sample_video(prompt: str, options: SampleOptions, output: Path) -> int:
 
     from diffaccel.machine import device_name, package_versions
     from diffaccel.pipelines.loading import load_video_pipeline
-    from diffaccel.pipelines.video.presets import video_preset
+    from diffaccel.pipelines.video.generate import generate_video
     from diffaccel.progress import ProgressBars
 
     started = perf_counter()
-    source = video_source(options)
-    pipe = load_video_pipeline(source, device=device)
+    pipe = load_video_pipeline(video_source(options), device=device)
+    job = video_job(pipe, prompt, options)
     with ProgressBars() as timing:
-        result, recipe = _generate(pipe, prompt, options, timing)
+        result = generate_video(pipe, job, timing=timing)
         with timing.phases({"write": 1}):
             write_video(result.frames[0], output, options.fps)
     seconds = perf_counter() - started
@@ -49,8 +52,8 @@ def sample_video(prompt: str, options: SampleOptions, output: Path) -> int:
         "fps": options.fps,
         "native": list(result.native),
         "seed": options.seed,
-        "steps": options.steps or video_preset(source).steps,
-        "recipe": repr(recipe),
+        "steps": job.steps,
+        "recipe": repr(job.recipe),
         "density": {name: report.density for name, report in result.reports.items()},
         "seconds": {"total": round(seconds, 3), **result.seconds},
         "device": device_name(device),
@@ -77,36 +80,31 @@ def check_video_options(options: SampleOptions) -> None:
         )
 
 
-def _generate(
-    pipe: Any, prompt: str, options: SampleOptions, timing: Timing
-) -> tuple[Any, object]:
-    """Runs the recipe and returns its result with what it was set to.
+def video_job(pipe: Any, prompt: str | None, options: SampleOptions) -> VideoJob:
+    """Returns what is asked for, with what the model's preset says.
 
-    The one place where the command line calls `generate_video` and `generate_long_video`.
+    Args:
+        pipe: The pipeline, or its outline.
+        prompt: What happens.
+        options: Checked ones.
     """
-    from diffaccel.pipelines.video.generate import generate_video
-    from diffaccel.pipelines.video.long_video import TimeWindows, generate_long_video
+    from diffaccel.pipelines.video.freeswim import FreeSwim
+    from diffaccel.pipelines.video.job import VideoJob
     from diffaccel.pipelines.video.presets import video_preset
 
     preset = video_preset(video_source(options))
-    common: dict[str, Any] = {
-        "steps": options.steps or preset.steps,
-        "seed": options.seed,
-        "timing": timing,
-    }
-    width, height = options.size or preset.size_for(pipe)
+    recipe = _chosen_recipe(preset, options)
+    is_whole = isinstance(recipe, FreeSwim)
     frames = cast(int, options.frames)
-    recipe = chosen_video_recipe(options)
-    if isinstance(recipe, TimeWindows):
-        guidance_scale = preset.recipe.guidance_scale
-        return generate_long_video(
-            pipe, prompt, width, height, frames, windows=recipe,
-            guidance_scale=guidance_scale, **common,
-        ), recipe  # fmt: skip
-    return generate_video(
-        pipe, prompt, width, height, frames, recipe=recipe,
-        positions=preset.positions_for(pipe, frames), **common
-    ), recipe  # fmt: skip
+    return VideoJob(
+        prompt,
+        options.size or preset.size_for(pipe),
+        frames,
+        recipe=recipe,
+        steps=options.steps or preset.steps,
+        seed=options.seed,
+        positions=preset.positions_for(pipe, frames) if is_whole else None,
+    )
 
 
 def video_source(options: SampleOptions) -> str | Path:
@@ -116,11 +114,8 @@ def video_source(options: SampleOptions) -> str | Path:
     return model_source(options.model) or EMBEDDED_VIDEO
 
 
-def chosen_video_recipe(options: SampleOptions) -> Any:
+def _chosen_recipe(preset: VideoPreset, options: SampleOptions) -> FreeSwim | TimeWindows:
     """Returns what `--recipe` names, with the user's steps and strength."""
-    from diffaccel.pipelines.video.presets import video_preset
-
-    preset = video_preset(video_source(options))
     if options.recipe == "windows":
         return preset.windows
     recipe, given = preset.recipe, given_switches(options.switches)

@@ -138,8 +138,7 @@ class Guide:
     @property
     def latents(self) -> Tensor:
         """What the model is called with."""
-        arguments = self._call.arguments
-        return arguments["hidden_states" if "hidden_states" in arguments else "sample"]
+        return self._call.arguments[self._binding.latents]
 
     @property
     def arguments(self) -> dict[str, Any]:

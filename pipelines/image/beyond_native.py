@@ -7,92 +7,34 @@ from contextlib import contextmanager, nullcontext
 from math import exp, sqrt
 from typing import Any
 
-from diffusers import DiffusionPipeline
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 
 from diffaccel.attach.attachment import Attachment, set_attn_processor
-from diffaccel.bindings import UnsupportedModelError
 from diffaccel.bindings.rope import Axis, Ntk, Yarn, scaled_rope
 from diffaccel.errors import InputError
-from diffaccel.methods import JitteredAttn, Method, NeighborhoodAttn, ProportionalAttn
-from diffaccel.methods.windows.sliding import SlidingWindowAttn
+from diffaccel.pipelines.image.job import MULTIPLE, ImageJob
 from diffaccel.pipelines.image.low_frequency import guided_scheduler
-from diffaccel.pipelines.image.presets import Preset
 from diffaccel.pipelines.image.recipe import Refinement
-
-MULTIPLE = 16  # pixels per token and axis in the latent models
-Size = tuple[int, int]
-
-
-def method_with(method: Method, preset: Preset, refinement: Refinement, seed: int = 0) -> Method:
-    """Wraps a method as the switches `jitter` and `proportional` ask.
-
-    Args:
-        method: The attention.
-        preset: Tells how many tokens the model was trained on.
-        refinement: The switches.
-        seed: Of the jitter.
-
-    Raises:
-        InputError: The method has no borders to jitter.
-    """
-    if refinement.jitter:
-        if not isinstance(method, NeighborhoodAttn | SlidingWindowAttn):
-            raise InputError(
-                "jitter moves the borders of windows, which NeighborhoodAttn and "
-                f"SlidingWindowAttn have, got {type(method).__name__}; choose another method or "
-                "leave the jitter out"
-            )
-        method = JitteredAttn(method, seed)
-    if refinement.proportional:
-        trained = None  # joint sequences have one size, the levels of a U-Net say theirs
-        if preset.text:
-            trained = (preset.native // MULTIPLE) ** 2 + preset.text
-        method = ProportionalAttn(method, trained)
-    return method
 
 
 @contextmanager
-def beyond_native(
-    pipe: DiffusionPipeline,
-    size: Size,
-    preset: Preset,
-    method: Method,
-    refinement: Refinement,
-    seed: int = 0,
-) -> Iterator[Attachment]:
+def beyond_native(pipe: Any, job: ImageJob) -> Iterator[Attachment]:
     """Attaches the method and scales positions for one size, and undoes both afterwards.
 
-    Args:
-        pipe: The pipeline.
-        size: (width, height) in pixels.
-        preset: Its preset.
-        method: The attention.
-        refinement: The switches.
-        seed: Of the jitter.
-
     Raises:
-        InputError: A switch does not suit the model or the method.
+        InputError: A switch does not suit the model.
     """
-    wrapped = method_with(method, preset, refinement, seed)
-    with scaled_positions(pipe, size, preset.native, refinement):
-        with set_attn_processor(pipe, wrapped) as attachment:
+    with scaled_positions(pipe, job):
+        with set_attn_processor(pipe, job.attention) as attachment:
             yield attachment
 
 
-def scaled_positions(
-    pipe: DiffusionPipeline, size: Size, native: int, refinement: Refinement
-) -> Any:
+def scaled_positions(pipe: Any, job: ImageJob) -> Any:
     """A context in which rotary positions are scaled to a size; nothing for rope "plain"."""
-    if refinement.rope == "plain":
+    if job.switches.rope == "plain":
         return nullcontext()
-    model = getattr(pipe, "transformer", None)
-    if model is None or type(model).__name__ != "FluxTransformer2DModel":
-        raise UnsupportedModelError(
-            "rotary positions of images can be scaled in FluxTransformer2DModel, got "
-            f"{type(pipe).__name__}; use rope plain"
-        )
-    width, height = (axis_of(refinement, side, native) for side in size)
+    model = getattr(pipe, "unet", None) or pipe.transformer
+    width, height = (axis_of(job.switches, side, job.preset.native) for side in job.size)
     return scaled_rope(model, height=height, width=width)
 
 
@@ -104,7 +46,7 @@ def axis_of(refinement: Refinement, side: int, native: int) -> Axis:
     return Ntk(factor)
 
 
-def scheduler_for(pipe: DiffusionPipeline, size: Size, native: int, refinement: Refinement) -> Any:
+def scheduler_for(pipe: Any, job: ImageJob) -> Any:
     """Copies the scheduler as the switches `shift` and `guidance` ask.
 
     A shift that grows with size by itself stops at its largest trained value: flow models
@@ -113,12 +55,12 @@ def scheduler_for(pipe: DiffusionPipeline, size: Size, native: int, refinement: 
     Raises:
         InputError: The scheduler has no shift, or cannot be guided.
     """
-    tokens = size[0] * size[1] // MULTIPLE**2
+    refinement, pixels = job.switches, job.size[0] * job.size[1]
     config = dict(pipe.scheduler.config)
     config.pop("_use_default_values", None)  # diffusers would put the defaults back
     is_flow = isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler)
     if is_flow:
-        config["max_image_seq_len"] = max(tokens, config["max_image_seq_len"])
+        config["max_image_seq_len"] = max(pixels // MULTIPLE**2, config["max_image_seq_len"])
     if refinement.shift is not None:
         if not is_flow:
             raise InputError(
@@ -127,7 +69,7 @@ def scheduler_for(pipe: DiffusionPipeline, size: Size, native: int, refinement: 
             )
         shift = refinement.shift
         if shift == "size":
-            shift = native_shift(config) * sqrt(max(1.0, size[0] * size[1] / native**2))
+            shift = native_shift(config) * sqrt(max(1.0, pixels / job.preset.native**2))
         config |= {"shift": shift, "use_dynamic_shifting": False}
     if refinement.guidance > 0 and not refinement.direct:
         return guided_scheduler(

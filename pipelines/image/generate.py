@@ -6,25 +6,16 @@ above native size, where attention is what costs.
 """
 
 from dataclasses import dataclass, field
-from math import ceil, log, sqrt
+from typing import Any
 
 import torch
-from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
+from diffusers import AutoPipelineForImage2Image
 from PIL import Image
 
 from diffaccel.attach.attachment import set_attn_processor
 from diffaccel.attach.report import Report
-from diffaccel.errors import InputError
-from diffaccel.methods.base import Method
-from diffaccel.pipelines.image.beyond_native import (
-    MULTIPLE,
-    beyond_native,
-    method_with,
-    scaled_positions,
-    scheduler_for,
-)
-from diffaccel.pipelines.image.presets import Preset
-from diffaccel.pipelines.image.recipe import Refinement
+from diffaccel.pipelines.image.beyond_native import beyond_native, scaled_positions, scheduler_for
+from diffaccel.pipelines.image.job import ImageJob, Size
 from diffaccel.pipelines.image.tiling import tile_count, tiled
 from diffaccel.progress import Timing, step_callback
 
@@ -42,245 +33,112 @@ class GeneratedImage:
     """
 
     image: Image.Image
-    stages: tuple[tuple[int, int], ...]
+    stages: tuple[Size, ...]
     seconds: dict[str, float]
     reports: dict[str, Report] = field(default_factory=dict)
 
 
-def check_size(width: int, height: int) -> None:
-    """Raises InputError unless both sides are positive multiples of 16 pixels."""
-    if min(width, height) < 1 or width % MULTIPLE or height % MULTIPLE:
-        near = tuple(max(MULTIPLE, round(side / MULTIPLE) * MULTIPLE) for side in (width, height))
-        raise InputError(
-            f"width and height must be positive multiples of {MULTIPLE}, got {width}x{height}; "
-            f"use {near[0]}x{near[1]}"
-        )
-
-
-def plan_stages(
-    width: int, height: int, native: int, max_upscale: float
-) -> tuple[tuple[int, int], ...]:
-    """Lists the sizes that a picture passes through, from native to the one asked for.
-
-    Args:
-        width: Final width in pixels.
-        height: Final height in pixels.
-        native: Side of the model's square training size; the first stage has its area.
-        max_upscale: Largest factor between stages.
-
-    Returns:
-        Sizes (width, height), all multiples of 16, the last one the final size. A picture of at
-        most native area has one stage.
-    """
-    total = sqrt(width * height) / native
-    if total <= 1.0:
-        return ((width, height),)
-    jumps = max(1, ceil(round(log(total) / log(max_upscale), 6)))
-    sizes = [
-        tuple(
-            max(MULTIPLE, round(side / total ** ((jumps - i) / jumps) / MULTIPLE) * MULTIPLE)
-            for side in (width, height)
-        )
-        for i in range(jumps)
-    ]
-    return (*sizes, (width, height))
-
-
-def generate_image(
-    pipe: DiffusionPipeline,
-    prompt: str,
-    width: int,
-    height: int,
-    *,
-    preset: Preset,
-    method: Method,
-    steps: int | None = None,
-    refinement: Refinement | None = None,
-    seed: int = 0,
-    timing: Timing | None = None,
-) -> GeneratedImage:
+def generate_image(pipe: Any, job: ImageJob, *, timing: Timing | None = None) -> GeneratedImage:
     """Generates one image.
 
     Args:
         pipe: A stock text-to-image pipeline with an image-to-image twin.
-        prompt: What to draw.
-        width: In pixels, a multiple of 16.
-        height: In pixels, a multiple of 16.
-        preset: How the pipeline is called.
-        method: Attention above native size; the native sample runs the stock attention.
-        steps: Denoising steps at native size, the preset's by default.
-        refinement: Stages above native size, the preset's by default.
-        seed: Of all noise; equal seeds give equal bits on one machine.
+        job: What to draw, and how.
         timing: Where phases are timed and drawn.
 
     Returns:
         The image, the time of each phase, and the method's report of each stage.
 
     Raises:
-        InputError: The size breaks the rule of `check_size`.
+        InputError: A switch does not suit the model.
         UnsupportedModelError: The denoiser's attention is not known.
     """
-    check_size(width, height)
     timing = timing or Timing()
-    refinement = refinement or preset.refinement
-    stages = plan_stages(width, height, preset.native, refinement.max_upscale)
-    steps = steps or preset.steps
-    _check_switches(pipe, (width, height), preset, method, refinement)
-    if refinement.direct and len(stages) > 1:
-        image, report = _sample_at_once(
-            pipe, prompt, (width, height), preset, method, refinement, steps, seed, timing
-        )
-        reports = {f"{width}x{height}": report}
-        return GeneratedImage(image, ((width, height),), timing.seconds, reports)
+    _check_model(pipe, job)
+    if job.switches.direct and len(job.stages) > 1:
+        image, report = _sample_at_once(pipe, job, timing)
+        return GeneratedImage(image, (job.size,), timing.seconds, {job.label: report})
+    first, *larger = job.stages
+    image = _sample(pipe, first, timing)
     reports = {}
-    image = _sample(pipe, prompt, stages[0], preset, steps, seed, timing)
-    for index, size in enumerate(stages[1:], start=1):
-        image, report = refine_image(
-            pipe,
-            prompt,
-            image,
-            *size,
-            preset=preset,
-            method=method,
-            refinement=refinement,
-            seed=seed + index,
-            timing=timing,
-        )
-        reports[f"{size[0]}x{size[1]}"] = report
-    return GeneratedImage(image, stages, timing.seconds, reports)
+    for stage in larger:
+        image, reports[stage.label] = refine_image(pipe, stage, image, timing=timing)
+    sizes = tuple(stage.size for stage in job.stages)
+    return GeneratedImage(image, sizes, timing.seconds, reports)
 
 
 def refine_image(
-    pipe: DiffusionPipeline,
-    prompt: str,
-    image: Image.Image,
-    width: int,
-    height: int,
-    *,
-    preset: Preset,
-    method: Method,
-    refinement: Refinement | None = None,
-    seed: int = 0,
-    timing: Timing | None = None,
+    pipe: Any, job: ImageJob, image: Image.Image, *, timing: Timing | None = None
 ) -> tuple[Image.Image, Report]:
-    """Carries an image to a larger size: upscale, encode, noise, denoise, decode.
+    """Carries an image to a larger size in one stage: upscale, encode, noise, denoise, decode.
 
     Args:
         pipe: A stock text-to-image pipeline with an image-to-image twin.
-        prompt: What the image shows.
+        job: What the image shows, and how large it gets.
         image: RGB, of the same aspect.
-        width: In pixels, a multiple of 16.
-        height: In pixels, a multiple of 16.
-        preset: How the pipeline is called.
-        method: The attention.
-        refinement: Steps and strength, the preset's by default.
-        seed: Of the noise.
         timing: Where phases are timed and drawn.
 
     Returns:
         The larger image, and what the attention method did.
 
     Raises:
-        InputError: The size breaks the rule of `check_size`.
+        InputError: A switch does not suit the model.
         UnsupportedModelError: The denoiser's attention is not known.
     """
-    check_size(width, height)
-    refinement = refinement or preset.refinement
     refiner = AutoPipelineForImage2Image.from_pipe(pipe)
     refiner.set_progress_bar_config(disable=True)
-    refiner.scheduler = scheduler_for(pipe, (width, height), preset.native, refinement)
-    with beyond_native(pipe, (width, height), preset, method, refinement, seed) as attachment:
-        refined = _refine(
-            refiner, prompt, image, (width, height), preset, refinement, seed, timing or Timing()
-        )
-        return refined, attachment.report()
+    refiner.scheduler = scheduler_for(pipe, job)
+    with beyond_native(pipe, job) as attachment:
+        return _refine(refiner, job, image, timing or Timing()), attachment.report()
 
 
-def _check_switches(
-    pipe: DiffusionPipeline,
-    size: tuple[int, int],
-    preset: Preset,
-    method: Method,
-    refinement: Refinement,
-) -> None:
+def _check_model(pipe: Any, job: ImageJob) -> None:
     """Refuses an unknown model, and switches that do not suit it, before any work."""
-    with set_attn_processor(pipe, method_with(method, preset, refinement)):
-        scaled_positions(pipe, size, preset.native, refinement)
-        scheduler_for(pipe, size, preset.native, refinement)
+    with set_attn_processor(pipe, job.attention):
+        scaled_positions(pipe, job)
+        scheduler_for(pipe, job)
 
 
-def _sample_at_once(
-    pipe: DiffusionPipeline,
-    prompt: str,
-    size: tuple[int, int],
-    preset: Preset,
-    method: Method,
-    refinement: Refinement,
-    steps: int,
-    seed: int,
-    timing: Timing,
-) -> tuple[Image.Image, Report]:
+def _sample_at_once(pipe: Any, job: ImageJob, timing: Timing) -> tuple[Image.Image, Report]:
     """Samples at full size from noise, with the method and the switches at work."""
     own = pipe.scheduler
     try:
-        pipe.scheduler = scheduler_for(pipe, size, preset.native, refinement)
-        with beyond_native(pipe, size, preset, method, refinement, seed) as attachment:
-            with tiled(pipe.vae, lambda _kind: None):
-                image = _sample(pipe, prompt, size, preset, steps, seed, timing)
-            return image, attachment.report()
+        pipe.scheduler = scheduler_for(pipe, job)
+        with beyond_native(pipe, job) as attachment, tiled(pipe.vae, lambda _kind: None):
+            return _sample(pipe, job, timing), attachment.report()
     finally:
         pipe.scheduler = own
 
 
-def _sample(
-    pipe: DiffusionPipeline,
-    prompt: str,
-    size: tuple[int, int],
-    preset: Preset,
-    steps: int,
-    seed: int,
-    timing: Timing,
-) -> Image.Image:
+def _sample(pipe: Any, job: ImageJob, timing: Timing) -> Image.Image:
     """Calls the text-to-image pipeline."""
-    name = f"sample {size[0]}x{size[1]}"
-    with timing.phases({name: steps}) as advance:
+    name = f"sample {job.label}"
+    with timing.phases({name: job.native_steps}) as advance:
         return pipe(
-            prompt,
-            width=size[0],
-            height=size[1],
-            num_inference_steps=steps,
-            generator=torch.Generator().manual_seed(seed),
+            job.prompt,
+            width=job.size[0],
+            height=job.size[1],
+            num_inference_steps=job.native_steps,
+            generator=torch.Generator().manual_seed(job.seed),
             callback_on_step_end=step_callback(lambda: advance(name)),
-            **preset.arguments,
+            **job.preset.arguments,
         ).images[0]
 
 
-def _refine(
-    refiner: DiffusionPipeline,
-    prompt: str,
-    image: Image.Image,
-    size: tuple[int, int],
-    preset: Preset,
-    refinement: Refinement,
-    seed: int,
-    timing: Timing,
-) -> Image.Image:
+def _refine(refiner: Any, job: ImageJob, image: Image.Image, timing: Timing) -> Image.Image:
     """Runs the phases of `refine_image` with the method attached."""
-    label = f"{size[0]}x{size[1]}"
-    schedule = max(1, round(refinement.steps / refinement.strength))
-    steps = schedule - int(max(schedule - schedule * refinement.strength, 0))
-    tiles = tile_count(*size)
-    phases = {f"encode {label}": tiles, f"denoise {label}": steps, f"decode {label}": tiles}
-    with timing.phases(phases) as advance:
-        with tiled(refiner.vae, lambda kind: advance(f"{kind} {label}")):
+    tiles, steps = tile_count(*job.size), job.switches.executed_steps
+    phases = {"encode": tiles, "denoise": steps, "decode": tiles}
+    with timing.phases({f"{kind} {job.label}": n for kind, n in phases.items()}) as advance:
+        with tiled(refiner.vae, lambda kind: advance(f"{kind} {job.label}")):
             return refiner(
-                prompt,
-                image=image.resize(size, Image.Resampling.LANCZOS),
-                width=size[0],
-                height=size[1],
-                strength=refinement.strength,
-                num_inference_steps=schedule,
-                generator=torch.Generator().manual_seed(seed),
-                callback_on_step_end=step_callback(lambda: advance(f"denoise {label}")),
-                **{**preset.arguments, **preset.refine_arguments},
+                job.prompt,
+                image=image.resize(job.size, Image.Resampling.LANCZOS),
+                width=job.size[0],
+                height=job.size[1],
+                strength=job.switches.strength,
+                num_inference_steps=job.switches.schedule,
+                generator=torch.Generator().manual_seed(job.seed),
+                callback_on_step_end=step_callback(lambda: advance(f"denoise {job.label}")),
+                **{**job.preset.arguments, **job.preset.refine_arguments},
             ).images[0]

@@ -81,6 +81,16 @@ class Refinement:
                 "number above 0 or size, None leaves the schedule as it is"
             )
 
+    @property
+    def schedule(self) -> int:
+        """Steps of the whole noise schedule of a stage, of which the last `strength` run."""
+        return max(1, round(self.steps / self.strength))
+
+    @property
+    def executed_steps(self) -> int:
+        """Denoising steps of a stage that run, as image-to-image pipelines round them."""
+        return self.schedule - int(max(self.schedule - self.schedule * self.strength, 0))
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:

@@ -1,26 +1,26 @@
 """Runs an image autoencoder in tiles, and says how many there are."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import ceil
-
-from diffusers import AutoencoderKL
+from itertools import product
+from typing import Any
 
 TILE = 512  # pixels; 0.6 GB of activations in the embedded decoder
 OVERLAP = 0.125
 
 
 @contextmanager
-def tiled(vae: AutoencoderKL, on_tile: Callable[[str], None]) -> Iterator[None]:
+def tiled(vae: Any, on_tile: Callable[[str], None]) -> Iterator[None]:
     """Makes `vae` work in blended tiles of 512 pixels, and restores it afterwards.
 
     Approximates: group norms see one tile instead of the picture; the overlap hides the seam.
 
     Args:
-        vae: The autoencoder.
+        vae: An `AutoencoderKL`, or that of Qwen-Image.
         on_tile: Called with "encode" or "decode" whenever a tile is done.
     """
-    settings = {"use_tiling": True}
+    settings: dict[str, Any] = {"use_tiling": True}
     if "block_out_channels" in vae.config:  # that of Qwen-Image has tiles of its own
         settings |= {
             "tile_sample_min_size": TILE,
@@ -43,9 +43,16 @@ def tiled(vae: AutoencoderKL, on_tile: Callable[[str], None]) -> Iterator[None]:
             hook.remove()
 
 
+def tiles(width: int, height: int) -> Counter[tuple[int, int]]:
+    """Returns the sizes in pixels of the tiles that a picture is cut into, with their numbers."""
+    if max(width, height) <= TILE:
+        return Counter([(width, height)])
+    stride = int(TILE * (1 - OVERLAP))
+    cuts = ([min(TILE, side - start) for start in range(0, side, stride)]
+            for side in (width, height))  # fmt: skip
+    return Counter(product(*cuts))
+
+
 def tile_count(width: int, height: int) -> int:
     """Returns how many tiles a picture of this size in pixels is cut into."""
-    if max(width, height) <= TILE:
-        return 1
-    stride = int(TILE * (1 - OVERLAP))
-    return ceil(width / stride) * ceil(height / stride)
+    return sum(tiles(width, height).values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from math import prod
 
@@ -12,10 +13,8 @@ from diffaccel.attach.forecast import device_facts, slower_reason
 from diffaccel.bindings import binding_of
 from diffaccel.methods import Method
 from diffaccel.methods.inputs import Position
-from diffaccel.pipelines.image.beyond_native import method_with
-from diffaccel.pipelines.image.generate import plan_stages
-from diffaccel.pipelines.image.presets import Preset
-from diffaccel.pipelines.image.recipe import Refinement
+from diffaccel.pipelines.image.job import ImageJob
+from diffaccel.pipelines.image.tiling import tiles
 from diffaccel.pipelines.plan.memory import image_memory
 from diffaccel.pipelines.plan.operations import (
     ServedLayer,
@@ -24,9 +23,6 @@ from diffaccel.pipelines.plan.operations import (
     served_layers,
 )
 from diffaccel.pipelines.plan.skeleton import Outline
-
-CROSS_TEXT = {"unet": 77, "transformer": 512}
-"""Tokens of cross-attended text, by kind of denoiser: CLIP of U-Nets, UMT5 of Wan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,52 +115,29 @@ class Plan:
     notes: tuple[str, ...] = ()
 
 
-def plan_image(
-    outline: Outline,
-    preset: Preset,
-    width: int,
-    height: int,
-    method: Method,
-    refinement: Refinement,
-    *,
-    steps: int | None = None,
-    device: str = "cpu",
-) -> Plan:
-    """Plans what `generate_image` will do with the same arguments.
+def plan_image(outline: Outline, job: ImageJob, *, device: str = "cpu") -> Plan:
+    """Plans what `generate_image` will do with the same job.
 
     Args:
         outline: The pipeline.
-        preset: How it is called.
-        width: In pixels, a multiple of 16.
-        height: In pixels.
-        method: Attention above native size.
-        refinement: Stages and switches.
-        steps: At native size, the preset's by default.
+        job: What to draw, and how.
         device: Where it will run.
     """
-    stages = plan_stages(width, height, preset.native, refinement.max_upscale)
-    steps = steps or preset.steps
-    wrapped = method_with(method, preset, refinement)
-    if refinement.direct and len(stages) > 1:
-        return _plan(outline, preset, [("sample", (width, height), steps, wrapped)], device)
-    schedule = max(1, round(refinement.steps / refinement.strength))
-    refined = schedule - int(max(schedule - schedule * refinement.strength, 0))
-    parts = [("sample", stages[0], steps, None)]
-    parts += [("refine to", stage, refined, wrapped) for stage in stages[1:]]
-    return _plan(outline, preset, parts, device)
-
-
-def _plan(
-    outline: Outline,
-    preset: Preset,
-    parts: list[tuple[str, tuple[int, int], int, Method | None]],
-    device: str,
-) -> Plan:
-    phases = tuple(_image_phase(outline, preset, *part, device) for part in parts)
+    first, *larger = job.stages
+    if job.switches.direct and larger:
+        phases = [_image_phase(outline, job, job.attention, device)]
+    else:
+        phases = [_image_phase(outline, first, None, device)]
+        phases += [
+            _image_phase(outline, stage, stage.attention, device, is_refined=True)
+            for stage in larger
+        ]
     notes = [f"{name} could not be read and is not counted" for name in outline.unread]
     if outline.class_name == "QwenImagePipeline":
-        notes.append(f"the length of the text is that of the prompt, taken to be {preset.text}")
-    return Plan(phases, parameter_count(outline), tuple(notes))
+        notes.append(
+            f"the length of the text is that of the prompt, taken to be {job.preset.text}"
+        )
+    return Plan(tuple(phases), parameter_count(outline), tuple(notes))
 
 
 def parameter_count(outline: Outline) -> int:
@@ -239,27 +212,28 @@ def _layer_shares(method: Method, served: ServedLayer, query: torch.Tensor) -> S
 
 def _image_phase(
     outline: Outline,
-    preset: Preset,
-    verb: str,
-    size: tuple[int, int],
-    steps: int,
+    job: ImageJob,
     method: Method | None,
     device: str,
+    *,
+    is_refined: bool = False,
 ) -> Phase:
-    scale = outline.vae_scale_factor_spatial
-    latents = (size[1] // scale, size[0] // scale)
-    (kind, model), *_ = outline.denoisers.items()
-    layers = served_layers(model, latents, preset.text)
+    preset, scale = job.preset, outline.vae_scale_factor_spatial
+    latents = (job.size[1] // scale, job.size[0] // scale)
+    model, *_ = outline.denoisers.values()
+    text = preset.text or binding_of(model).text_length
+    layers = served_layers(model, latents, text)
     largest = max((served.layout for served in layers), key=lambda layout: layout.length)
+    steps = job.switches.executed_steps if is_refined else job.native_steps
     shares, note = shares_of(method, layers, model, outline, steps, device)
-    is_refined = verb != "sample"
     rows = steps * (preset.refine_passes if is_refined else preset.passes)
     vae = outline.modules["vae"]
-    codes = ("encoder", "decoder") if is_refined else ("decoder",)
+    pieces = Counter([job.size]) if method is None else tiles(*job.size)
+    parts = ("encode", "decode") if is_refined else ("decode",)
     has_levels = "block_out_channels" in vae.config
     return Phase(
-        name=f"{verb} {size[0]}x{size[1]}",
-        size=size,
+        name=f"{'refine to' if is_refined else 'sample'} {job.label}",
+        size=job.size,
         frames=1,
         steps=steps,
         rows=rows,
@@ -269,13 +243,10 @@ def _image_phase(
         method="stock" if method is None else repr(method),
         shares=shares,
         attention_flop=sum(served.dense_flop for served in layers),
-        other_flop=other_flop(
-            model, latents, largest.visual.length, preset.text,
-            CROSS_TEXT[kind] if kind == "unet" else 0,
-        ),
-        autoencoder_flop=sum(autoencoder_flop(vae, *size, code) for code in codes)
+        other_flop=other_flop(model, latents, text),
+        autoencoder_flop=sum(autoencoder_flop(vae, pieces, part) for part in parts)
         if has_levels
         else None,
-        memory=image_memory(outline, preset, size, layers, dtype_on(device), is_refined),
+        memory=image_memory(outline, job, layers, dtype_on(device), is_refined),
         note=note,
-    )  # fmt: skip
+    )

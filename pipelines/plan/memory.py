@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from diffaccel.pipelines.image.presets import Preset
+from diffaccel.pipelines.image.job import ImageJob
 from diffaccel.pipelines.image.tiling import TILE
 from diffaccel.pipelines.plan.operations import ServedLayer
 from diffaccel.pipelines.plan.skeleton import Outline
@@ -35,8 +35,7 @@ def tokens_memory(layers: tuple[ServedLayer, ...], dtype: torch.dtype, batch: in
 
 def image_memory(
     outline: Outline,
-    preset: Preset,
-    size: tuple[int, int],
+    job: ImageJob,
     layers: tuple[ServedLayer, ...],
     dtype: torch.dtype,
     is_refined: bool,
@@ -45,12 +44,12 @@ def image_memory(
 
     Args:
         outline: The pipeline.
-        preset: How it is called.
-        size: (width, height) in pixels.
+        job: The stage.
         layers: The denoiser's attention layers at that size.
         dtype: Of weights and activations.
         is_refined: Whether the stage starts from a picture.
     """
+    preset, size = job.preset, job.size
     picture = 3.0 * size[0] * size[1] * 4
     # true_cfg_scale runs both prompts one after the other, guidance_scale as one batch
     is_sequential = "true_cfg_scale" in preset.arguments

@@ -1,21 +1,17 @@
-"""How much a denoiser or an autoencoder computes, counted from the shapes of its weights."""
+"""How much a denoiser or an autoencoder computes, counted by PyTorch on the meta device."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil
 from typing import Any
 
 import torch
-from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from diffaccel.bindings import AttentionLayer, Binding, ModelCall, binding_of
+from diffaccel.bindings import AttentionLayer, ModelCall, binding_of
+from diffaccel.errors import InputError
 from diffaccel.layout import TokenLayout
-from diffaccel.pipelines.image.tiling import OVERLAP, TILE
-
-_PER_SAMPLE = ("time", "guidance", "pooled", "norm", "add_embedding", "_mod.", "vector_in")
-_TEXT = ("context", "text_embedder", "caption_projection", ".add_", "to_add_out", "txt_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +36,17 @@ class ServedLayer:
         return 4.0 * self.layout.length**2 * self.heads * self.dim
 
 
-def served_layers(
-    model: nn.Module, latents: tuple[int, ...], text: int
-) -> tuple[ServedLayer, ...]:
+def served_layers(model: Any, latents: tuple[int, ...], text: int) -> tuple[ServedLayer, ...]:
     """Lists the attention layers that a method may serve, with their tokens.
 
     Args:
         model: A denoiser, on any device.
         latents: Its latents (h, w), or (f, h, w) of a video.
-        text: Text tokens of joint sequences.
+        text: Text tokens, joint or cross-attended.
     """
+    model = skeleton_of(model)
     binding = binding_of(model)
-    call = _call(latents, text)
+    call = ModelCall(binding.example_call(model, latents, text), {})
     found = []
     for layer in binding.layers(model):
         module = model.get_submodule(layer.name)
@@ -61,95 +56,58 @@ def served_layers(
     return tuple(found)
 
 
-def other_flop(
-    model: nn.Module, latents: tuple[int, ...], visual: int, text: int, cross: int
-) -> float:
-    """Operations of all matrix products and convolutions of one call on one sample.
+def other_flop(model: Any, latents: tuple[int, ...], text: int) -> float:
+    """Operations of one call on one sample, apart from the attention that a method may serve.
 
-    Counted from the shapes of weights: 2 for each weight and position. Attention itself, norms
-    and the like are left out.
+    Matrix products, convolutions and cross-attention; norms and the like are left out.
 
     Args:
-        model: A denoiser.
+        model: A denoiser, on any device.
         latents: Its latents (h, w), or (f, h, w) of a video.
-        visual: Visual tokens of a transformer.
-        text: Text tokens of joint sequences.
-        cross: Text tokens that are cross-attended.
+        text: Text tokens, joint or cross-attended.
+
+    Raises:
+        InputError: The denoiser does not take latents of this size.
     """
-    binding = binding_of(model)
-    own = {layer.name for layer in binding.layers(model)}
-    is_unet = hasattr(model, "down_blocks")
+    model = skeleton_of(model)
+    call = binding_of(model).example_call(model, latents, text)
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(**call)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{type(model).__name__} must take latents of {'x'.join(map(str, latents))} elements, "
+            f"it does not ({str(error).splitlines()[0]}); choose another size"
+        ) from error
+    served = sum(layer.dense_flop for layer in served_layers(model, latents, text))
+    return counter.get_total_flops() - served
+
+
+def autoencoder_flop(vae: Any, tiles: Mapping[tuple[int, int], int], part: str) -> float:
+    """Operations that encode or decode one picture in tiles.
+
+    Args:
+        vae: An `AutoencoderKL` on the meta device.
+        tiles: Sizes (width, height) in pixels of the tiles, with their numbers.
+        part: "encode" or "decode".
+    """
+    config = vae.config
+    channels, scale = config.in_channels, 1
+    if part == "decode":
+        channels, scale = config.latent_channels, 2 ** (len(config.block_out_channels) - 1)
     total = 0.0
-    for name, weight in _products(model):
-        if any(word in name for word in _PER_SAMPLE):
-            count = 1
-        elif name.endswith((".to_k", ".to_v")) and name.rpartition(".")[0] not in own and cross:
-            count = cross
-        elif is_unet:
-            count = _unet_positions(binding, model, name, latents)
-        elif any(word in name for word in _TEXT):
-            count = text or cross
-        elif name.startswith("single_transformer_blocks"):
-            count = visual + text
-        else:
-            count = visual
-        total += 2.0 * weight * count
+    for (width, height), count in tiles.items():
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            getattr(vae, part)(
+                torch.empty(1, channels, height // scale, width // scale, device="meta")
+            )
+        total += count * counter.get_total_flops()
     return total
 
 
-def autoencoder_flop(vae: nn.Module, width: int, height: int, part: str) -> float:
-    """Operations of the convolutions that encode or decode one picture in tiles.
-
-    Args:
-        vae: An `AutoencoderKL`.
-        width: In pixels.
-        height: In pixels.
-        part: "encoder" or "decoder".
-    """
-    deepest = len(vae.config.block_out_channels) - 1
-    repeated = 1.0 if max(width, height) <= TILE else 1.0 / (1.0 - OVERLAP) ** 2
-    total = 0.0
-    for name, weight in _products(getattr(vae, part)):
-        place, _, rest = name.partition(".")
-        number = rest.partition(".")[0]
-        level = 0 if place == ("conv_in" if part == "encoder" else "conv_out") else deepest
-        if place == "down_blocks":
-            level = int(number) + (".downsamplers." in name)
-        if place == "up_blocks":
-            level = deepest - int(number) - (".upsamplers." in name)
-        total += 2.0 * weight * width * height / 4**level
-    return total * repeated
-
-
-def _products(model: nn.Module) -> Iterator[tuple[str, int]]:
-    """Names of the layers that multiply, with the number of their weights."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
-            yield name, module.weight.numel()
-
-
-def _unet_positions(
-    binding: Binding, model: nn.Module, name: str, latents: tuple[int, ...]
-) -> int:
-    level = 0
-    if name.startswith(("down_blocks", "mid_block", "up_blocks")):
-        level = binding.level(model, name)
-    level += (".downsamplers." in name) - (".upsamplers." in name)
-    height, width = latents
-    return ceil(height / 2**level) * ceil(width / 2**level)
-
-
-def _call(latents: tuple[int, ...], text: int) -> ModelCall:
-    """What any denoiser would be called with, for `Binding.layout`, which reads shapes."""
-    height, width = latents[-2:]
-    rows, columns = height // 2, width // 2
-    ids = torch.zeros(rows, columns, 3)
-    ids[..., 1], ids[..., 2] = torch.arange(rows)[:, None], torch.arange(columns)
-    arguments: dict[str, Any] = {
-        "hidden_states": torch.empty(1, 1, *latents, device="meta"),
-        "sample": torch.empty(1, 1, *latents, device="meta"),
-        "encoder_hidden_states": torch.empty(1, text, 1, device="meta"),
-        "img_ids": ids.flatten(0, 1),
-        "img_shapes": [[(1, rows, columns)]],
-    }
-    return ModelCall(arguments, {})
+def skeleton_of(model: Any) -> Any:
+    """Returns a denoiser on the meta device, where calls compute nothing: a twin if need be."""
+    if model.device.type == "meta":
+        return model
+    with torch.device("meta"):
+        return type(model).from_config(model.config)

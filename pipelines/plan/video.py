@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from math import prod
 
+from diffaccel.bindings import binding_of
 from diffaccel.pipelines.plan.image import (
-    CROSS_TEXT,
     Phase,
     Plan,
     Shares,
@@ -19,69 +19,54 @@ from diffaccel.pipelines.plan.operations import other_flop, served_layers
 from diffaccel.pipelines.plan.skeleton import Outline
 from diffaccel.pipelines.video.freeswim import FreeSwim
 from diffaccel.pipelines.video.generate import check_video_size, native_size
+from diffaccel.pipelines.video.job import VideoJob
 from diffaccel.pipelines.video.long_video import TimeWindows
 
 NOTE = "the video autoencoder is not counted"
 
 
-def plan_video(
-    outline: Outline,
-    width: int,
-    height: int,
-    frames: int,
-    recipe: FreeSwim | TimeWindows,
-    *,
-    steps: int = 50,
-    native: tuple[int, int] | None = None,
-    device: str = "cpu",
-) -> Plan:
-    """Plans what `generate_video` or `generate_long_video` will do with the same arguments.
+def plan_video(outline: Outline, job: VideoJob, *, device: str = "cpu") -> Plan:
+    """Plans what `generate_video` will do with the same job.
 
     Args:
         outline: A Wan pipeline.
-        width: In pixels.
-        height: In pixels.
-        frames: 1 more than a multiple of 4.
-        recipe: How to go beyond native size or length.
-        steps: Denoising steps of the native sample.
-        native: Size (width, height) of the native sample, by default the model's own area.
+        job: What happens, and how it is made.
         device: Where it will run.
 
     Raises:
         InputError: A size breaks the rule of `check_video_size`.
     """
-    check_video_size(outline, width, height, frames)
-    size = (width, height)
-    if isinstance(recipe, TimeWindows):
-        phases = (_windows_phase(outline, size, frames, steps, recipe, device),)
-        return Plan(phases, parameter_count(outline), (NOTE,))
-    native = native or native_size(outline, width, height)
-    rows = steps * (2 if recipe.guidance_scale > 1.0 else 1)
-    phases = [_phase(outline, "sample", native, frames, steps, rows, device)]
-    if native != size:
-        phases.append(_refined_phase(outline, size, frames, recipe, device))
+    check_video_size(outline, *job.size, job.frames)
+    if isinstance(job.recipe, TimeWindows):
+        phases = [_windows_phase(outline, job, job.recipe, device)]
+    else:
+        native = replace(job, size=job.native or native_size(outline, *job.size))
+        rows = job.steps * _prompts(job.recipe)
+        phases = [_phase(outline, native, "sample", job.steps, rows, device)]
+        if native.size != job.size:
+            phases.append(_refined_phase(outline, job, job.recipe, device))
     return Plan(tuple(phases), parameter_count(outline), (NOTE,))
 
 
+def _prompts(recipe: FreeSwim | TimeWindows) -> int:
+    """Prompts that each step asks about."""
+    return 2 if recipe.guidance_scale > 1.0 else 1
+
+
 def _phase(
-    outline: Outline,
-    verb: str,
-    size: tuple[int, int],
-    frames: int,
-    steps: int,
-    rows: int,
-    device: str,
+    outline: Outline, job: VideoJob, verb: str, steps: int, rows: int, device: str
 ) -> Phase:
     """A phase of stock attention; the others change what they do differently."""
     model = outline.transformer
     scale, step = outline.vae_scale_factor_spatial, outline.vae_scale_factor_temporal
-    latents = ((frames - 1) // step + 1, size[1] // scale, size[0] // scale)
-    layers = served_layers(model, latents, 0)
+    latents = ((job.frames - 1) // step + 1, job.size[1] // scale, job.size[0] // scale)
+    text = binding_of(model).text_length
+    layers = served_layers(model, latents, text)
     layout = layers[0].layout
     return Phase(
-        name=f"{verb} {size[0]}x{size[1]}, {frames} frames",
-        size=size,
-        frames=frames,
+        name=f"{verb} {job.label}, {job.frames} frames",
+        size=job.size,
+        frames=job.frames,
         steps=steps,
         rows=rows,
         dense_rows=rows,
@@ -90,19 +75,17 @@ def _phase(
         method="stock",
         shares=Shares(),
         attention_flop=sum(served.dense_flop for served in layers),
-        other_flop=other_flop(model, latents, layout.visual.length, 0, CROSS_TEXT["transformer"]),
+        other_flop=other_flop(model, latents, text),
         autoencoder_flop=None,
-        memory=_memory(outline, size, frames, tokens_memory(layers, dtype_on(device), 1), device),
+        memory=_memory(outline, job, tokens_memory(layers, dtype_on(device), 1), device),
     )
 
 
-def _refined_phase(
-    outline: Outline, size: tuple[int, int], frames: int, recipe: FreeSwim, device: str
-) -> Phase:
+def _refined_phase(outline: Outline, job: VideoJob, recipe: FreeSwim, device: str) -> Phase:
     """Windows for both prompts at every step, and full attention at every guided one."""
     steps = recipe.executed_steps
-    prompts = 2 if recipe.guidance_scale > 1.0 else 1
-    stock = _phase(outline, "refine to", size, frames, steps, steps * prompts, device)
+    prompts = _prompts(recipe)
+    stock = _phase(outline, job, "refine to", steps, steps * prompts, device)
     model, dtype = outline.transformer, dtype_on(device)
     layers = served_layers(model, _latents(outline, stock), 0)
     # the published schedule of block-sparse methods is not that of FreeSwim
@@ -134,17 +117,10 @@ def _refined_phase(
     )
 
 
-def _windows_phase(
-    outline: Outline,
-    size: tuple[int, int],
-    frames: int,
-    steps: int,
-    windows: TimeWindows,
-    device: str,
-) -> Phase:
+def _windows_phase(outline: Outline, job: VideoJob, windows: TimeWindows, device: str) -> Phase:
     """Stock attention over windows along time, instead of over all frames."""
-    rows = 2 * steps
-    whole = _phase(outline, "sample", size, frames, steps, rows, device)
+    steps = job.steps
+    whole = _phase(outline, job, "sample", steps, steps * _prompts(windows), device)
     latent_frames = whole.grid[0]
     length = min(windows.length, latent_frames)
     count = sum(len(windows.starts(latent_frames, step)) for step in range(steps)) / steps
@@ -156,7 +132,7 @@ def _windows_phase(
         whole,
         method=repr(windows),
         shares=Shares(attended, attended, attended, attended),
-        memory=_memory(outline, size, frames, tokens_memory(layers, dtype_on(device), 1), device),
+        memory=_memory(outline, job, tokens_memory(layers, dtype_on(device), 1), device),
         note=f"{count:.1f} windows of {length} latent frames per step, each with full attention; "
         f"overlaps make the rest of the denoiser {count * share:.2f} times as much",
         other_share=count * share,
@@ -168,9 +144,7 @@ def _latents(outline: Outline, phase: Phase) -> tuple[int, int, int]:
     return phase.grid[0], phase.size[1] // scale, phase.size[0] // scale
 
 
-def _memory(
-    outline: Outline, size: tuple[int, int], frames: int, tokens: float, device: str
-) -> float:
+def _memory(outline: Outline, job: VideoJob, tokens: float, device: str) -> float:
     """Bytes at the peak: attention, or three copies of the decoded video in fp32."""
-    video = 3 * 3.0 * prod(size) * frames * 4
+    video = 3 * 3.0 * prod(job.size) * job.frames * 4
     return PROGRAM + weights_memory(outline, dtype_on(device)) + max(tokens, video)

@@ -24,7 +24,7 @@ from diffaccel.attach.attachment import (
 )
 from diffaccel.attach.report import Report
 from diffaccel.attach.seam import AttentionCall, AttentionHook, Compute
-from diffaccel.bindings import UnsupportedModelError, processor_modules
+from diffaccel.bindings import UnsupportedModelError, binding_of
 from diffaccel.methods.windows.base import WindowMethod
 
 Cache = Literal["keep", "offload", "int8"]
@@ -64,7 +64,7 @@ class DualPath(AttentionHook):
         self.store = CrossStore(cache)
 
     def __enter__(self) -> DualPath:
-        cross = [name for name, _ in processor_modules(self._model) if name.endswith(".attn2")]
+        cross = binding_of(self._model).text_layers(self._model)
         if not cross:
             raise UnsupportedModelError(
                 "two paths need separate text cross-attention, which "

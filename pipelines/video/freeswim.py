@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from diffaccel.attach.report import Report
@@ -23,6 +22,7 @@ from diffaccel.pipelines.video.dual_path import Cache, DualPath
 from diffaccel.pipelines.video.wan import (
     TRANSFORMERS,
     Conditions,
+    check_guidance_scale,
     guided_velocity,
     model_call,
     shifted_scheduler,
@@ -67,10 +67,7 @@ class FreeSwim:
             )
         if not self.shift > 0:
             raise ValueError(f"shift must be positive, got shift={self.shift}; 1 changes nothing")
-        if not self.guidance_scale >= 1.0:
-            raise ValueError(
-                f"guidance_scale must be at least 1, got guidance_scale={self.guidance_scale}"
-            )
+        check_guidance_scale(self.guidance_scale)
         every = self.guide_every
         if every is not None and (not isinstance(every, int) or every < 1):
             raise ValueError(
@@ -85,7 +82,7 @@ class FreeSwim:
 
 @torch.no_grad()
 def refine_latents(
-    pipe: DiffusionPipeline,
+    pipe: Any,
     latents: Tensor,
     conditions: Conditions,
     recipe: FreeSwim,

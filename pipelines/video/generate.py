@@ -1,7 +1,8 @@
-"""Generates videos of any size with Wan: native sample, then one refinement with windows.
+"""Generates videos of any size and length with Wan.
 
-The native sample decides what happens where; the refinement redraws it at full size, see
-`diffaccel.pipelines.video.freeswim`.
+Beyond native size, a native sample decides what happens where, and one refinement with windows
+redraws it at full size, see `diffaccel.pipelines.video.freeswim`; beyond native length, windows
+along time are denoised together, see `diffaccel.pipelines.video.long_video`.
 """
 
 from __future__ import annotations
@@ -13,16 +14,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline
-from PIL import Image
 from torch import Tensor
 
 from diffaccel.attach.report import Report
 from diffaccel.bindings import binding_of
-from diffaccel.bindings.rope import Axis, scaled_rope
+from diffaccel.bindings.rope import scaled_rope
 from diffaccel.errors import InputError
 from diffaccel.pipelines.video.freeswim import FreeSwim, refine_latents
-from diffaccel.pipelines.video.wan import decode_video, encode_conditions, encode_video, tiled_vae
+from diffaccel.pipelines.video.job import VideoJob
+from diffaccel.pipelines.video.long_video import TimeWindows, denoise_windows
+from diffaccel.pipelines.video.wan import (
+    TRANSFORMERS,
+    decode_video,
+    encode_conditions,
+    encode_video,
+    tiled_vae,
+)
 from diffaccel.progress import Timing, step_callback
 
 
@@ -43,7 +50,7 @@ class GeneratedVideo:
     reports: dict[str, Report] = field(default_factory=dict)
 
 
-def check_video_size(pipe: DiffusionPipeline, width: int, height: int, frames: int) -> None:
+def check_video_size(pipe: Any, width: int, height: int, frames: int) -> None:
     """Raises InputError unless a Wan pipeline can make a video of this size."""
     multiple = pixels_per_token(pipe)
     if min(width, height) < 1 or width % multiple or height % multiple:
@@ -60,12 +67,12 @@ def check_video_size(pipe: DiffusionPipeline, width: int, height: int, frames: i
         )
 
 
-def pixels_per_token(pipe: DiffusionPipeline) -> int:
+def pixels_per_token(pipe: Any) -> int:
     """Side in pixels of the square that one token shows."""
     return pipe.vae_scale_factor_spatial * pipe.transformer.config.patch_size[1]
 
 
-def native_size(pipe: DiffusionPipeline, width: int, height: int) -> tuple[int, int]:
+def native_size(pipe: Any, width: int, height: int) -> tuple[int, int]:
     """Returns the size (width, height) of native area with the aspect of another, in pixels."""
     binding, multiple = binding_of(pipe.transformer), pixels_per_token(pipe)
     _, rows, columns = binding.native(pipe.transformer, binding.layers(pipe.transformer)[0])
@@ -73,87 +80,48 @@ def native_size(pipe: DiffusionPipeline, width: int, height: int) -> tuple[int, 
     return tuple(max(multiple, round(s * shrink / multiple) * multiple) for s in (width, height))
 
 
-def generate_video(
-    pipe: DiffusionPipeline,
-    prompt: str | list[str],
-    width: int,
-    height: int,
-    frames: int,
-    *,
-    negative_prompt: str | None = None,
-    image: Image.Image | None = None,
-    video: Tensor | None = None,
-    native: tuple[int, int] | None = None,
-    steps: int = 50,
-    recipe: FreeSwim | None = None,
-    positions: Axis | None = None,
-    seed: int = 0,
-    timing: Timing | None = None,
-    **prompt_embeds: Tensor,
-) -> GeneratedVideo:
+def generate_video(pipe: Any, job: VideoJob, *, timing: Timing | None = None) -> GeneratedVideo:
     """Generates one video per prompt.
 
     Args:
         pipe: A stock Wan pipeline, text to video or image to video.
-        prompt: What happens; several make a batch.
-        width: In pixels, a multiple of `pixels_per_token` (16, for Wan 2.2 5B 32).
-        height: In pixels, a multiple of the same.
-        frames: 1 more than a multiple of 4.
-        negative_prompt: What must not be seen.
-        image: First frame, with an image-to-video pipeline.
-        video: (B, F, 3, h, w) in [0, 1], refined in place of a native sample.
-        native: Size (width, height) of the native sample; by default the model's own area.
-        steps: Denoising steps of the native sample.
-        recipe: How to go above native size.
-        positions: How rotary positions along time change, for more frames than the model knows.
-        seed: Of all noise.
+        job: What happens, and how it is made.
         timing: Where phases are timed and drawn.
-        prompt_embeds: `prompt_embeds` and `negative_prompt_embeds` in place of the prompts.
 
     Raises:
-        InputError: A size breaks the rule of `check_video_size`.
+        InputError: A size breaks the rule of `check_video_size`, or windows along time are asked
+            of a model that starts from an image.
         UnsupportedModelError: The denoiser is not of Wan.
     """
-    check_video_size(pipe, width, height, frames)
-    recipe, timing = recipe or FreeSwim(), timing or Timing()
-    native = native or native_size(pipe, width, height)
-    told = {"prompt": prompt, "negative_prompt": negative_prompt}
-    if prompt_embeds:
-        told = dict(prompt_embeds)
-    with _positions_along_time(pipe, positions):
+    check_video_size(pipe, *job.size, job.frames)
+    timing = timing or Timing()
+    if isinstance(job.recipe, TimeWindows):
+        return _denoise_in_windows(pipe, job, job.recipe, timing)
+    with _positions_along_time(pipe, job):
+        native = job.native or native_size(pipe, *job.size)
+        video = job.video
         if video is None:
-            told_image = {} if image is None else {"image": image}
-            video = _sample_native(
-                pipe, told | told_image, native, frames, steps, recipe.guidance_scale, seed, timing
-            )
-        return _enlarge(pipe, told, width, height, video, image, recipe, native, seed, timing)
+            video = _sample_native(pipe, job, job.recipe, native, timing)
+        if video.shape[-2:] == job.size[::-1]:
+            return GeneratedVideo(video, native, timing.seconds)
+        large, reports = _enlarge(pipe, job, job.recipe, video, timing)
+        return GeneratedVideo(large, native, timing.seconds, reports)
 
 
 def _enlarge(
-    pipe: DiffusionPipeline,
-    told: dict[str, Any],
-    width: int,
-    height: int,
-    video: Tensor,
-    image: Image.Image | None,
-    recipe: FreeSwim,
-    native: tuple[int, int],
-    seed: int,
-    timing: Timing,
-) -> GeneratedVideo:
-    """Refines a video (B, F, 3, h, w) at full size, unless it has that already."""
-    if video.shape[-2:] == (height, width):
-        return GeneratedVideo(video, native, timing.seconds)
-    generator = torch.Generator().manual_seed(seed + 1)
-    label, device = f"{width}x{height}", pipe._execution_device
+    pipe: Any, job: VideoJob, recipe: FreeSwim, video: Tensor, timing: Timing
+) -> tuple[Tensor, dict[str, Report]]:
+    """Refines a video (B, F, 3, h, w) at full size."""
+    generator = torch.Generator().manual_seed(job.seed + 1)
+    label, device = job.label, pipe._execution_device
     phases = {f"encode {label}": 1, f"denoise {label}": recipe.executed_steps,
               f"decode {label}": 1}  # fmt: skip
     with timing.phases(phases) as advance, tiled_vae(pipe.vae), torch.no_grad():
-        large = F.interpolate(video.flatten(0, 1), (height, width), mode="bilinear")
+        large = F.interpolate(video.flatten(0, 1), job.size[::-1], mode="bilinear")
         large = large.unflatten(0, video.shape[:2]).transpose(1, 2) * 2 - 1
         latents = encode_video(pipe, large.to(device))
         conditions = encode_conditions(
-            pipe, told, recipe.guidance_scale, image, latents, video.shape[1]
+            pipe, job.told, recipe.guidance_scale, job.image, latents, video.shape[1]
         )
         advance(f"encode {label}")
         latents, reports = refine_latents(
@@ -163,40 +131,66 @@ def _enlarge(
         result = decode_video(pipe, latents)
         pipe.maybe_free_model_hooks()
         advance(f"decode {label}")
-    return GeneratedVideo(result, native, timing.seconds, reports)
+    return result, reports
 
 
-def _positions_along_time(pipe: DiffusionPipeline, positions: Axis | None) -> ExitStack:
+def _positions_along_time(pipe: Any, job: VideoJob) -> ExitStack:
     """Scales rotary positions along time in every transformer, for a `with` block."""
     stack = ExitStack()
-    for name in ("transformer", "transformer_2"):
+    for name in TRANSFORMERS:
         model = getattr(pipe, name, None)
-        if positions is not None and model is not None:
-            stack.enter_context(scaled_rope(model, frames=positions))
+        if job.positions is not None and model is not None:
+            stack.enter_context(scaled_rope(model, frames=job.positions))
     return stack
 
 
 def _sample_native(
-    pipe: DiffusionPipeline,
-    told: dict[str, Any],
-    size: tuple[int, int],
-    frames: int,
-    steps: int,
-    guidance_scale: float,
-    seed: int,
-    timing: Timing,
+    pipe: Any, job: VideoJob, recipe: FreeSwim, size: tuple[int, int], timing: Timing
 ) -> Tensor:
     """Samples (B, F, 3, h, w) in [0, 1] with the stock pipeline."""
     name = f"sample {size[0]}x{size[1]}"
-    with timing.phases({name: steps}) as advance:
+    told = job.told if job.image is None else job.told | {"image": job.image}
+    with timing.phases({name: job.steps}) as advance:
         return pipe(
             **told,
             width=size[0],
             height=size[1],
-            num_frames=frames,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            generator=torch.Generator().manual_seed(seed),
+            num_frames=job.frames,
+            num_inference_steps=job.steps,
+            guidance_scale=recipe.guidance_scale,
+            generator=torch.Generator().manual_seed(job.seed),
             output_type="pt",
             callback_on_step_end=step_callback(lambda: advance(name)),
         ).frames.float()
+
+
+def _denoise_in_windows(
+    pipe: Any, job: VideoJob, windows: TimeWindows, timing: Timing
+) -> GeneratedVideo:
+    """Generates videos of any length at a size that the model knows."""
+    config = pipe.transformer.config
+    if config.in_channels != config.out_channels:
+        raise InputError(
+            "windows along time need a text-to-video model, since a given first frame belongs to "
+            f"one window alone; got one of {config.in_channels} input channels"
+        )
+    label = f"{job.label}x{job.frames}"
+    with timing.phases({f"denoise {label}": job.steps, f"decode {label}": 1}) as advance:
+        sides = (side // pipe.vae_scale_factor_spatial for side in job.size[::-1])
+        latents = (job.frames - 1) // pipe.vae_scale_factor_temporal + 1
+        noise = torch.randn(
+            job.batch, config.in_channels, latents, *sides,
+            generator=torch.Generator().manual_seed(job.seed),
+        ).to(pipe._execution_device)  # fmt: skip
+        conditions = encode_conditions(
+            pipe, job.told, windows.guidance_scale, None, noise, job.frames
+        )
+        x = denoise_windows(
+            pipe, noise, conditions, windows, steps=job.steps,
+            on_step=lambda: advance(f"denoise {label}"),
+        )  # fmt: skip
+        with tiled_vae(pipe.vae), torch.no_grad():
+            video = decode_video(pipe, x)
+        pipe.maybe_free_model_hooks()
+        advance(f"decode {label}")
+    return GeneratedVideo(video, job.size, timing.seconds)

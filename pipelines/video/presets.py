@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-from diffusers import DiffusionPipeline
+from typing import Any
 
 from diffaccel.bindings.rope import Axis, Linear, Riflex
 from diffaccel.pipelines.video.freeswim import FreeSwim
@@ -35,12 +34,12 @@ class VideoPreset:
     latent_frames: int = 21
     stretch: Callable[[int], Axis] = Riflex
 
-    def positions_for(self, pipe: DiffusionPipeline, frames: int) -> Axis | None:
+    def positions_for(self, pipe: Any, frames: int) -> Axis | None:
         """Returns how positions along time change for a video of so many frames, if they do."""
         length = (frames - 1) // pipe.vae_scale_factor_temporal + 1
         return self.stretch(length) if length > self.latent_frames else None
 
-    def size_for(self, pipe: DiffusionPipeline) -> tuple[int, int]:
+    def size_for(self, pipe: Any) -> tuple[int, int]:
         """Returns the size (width, height) in pixels of a video for which none was asked."""
         return self.native or native_size(pipe, *WIDE)
 
@@ -57,7 +56,7 @@ EMBEDDED_VIDEO_PRESET = VideoPreset(
     native=(128, 128),
     steps=20,
     recipe=FreeSwim(steps=20, strength=0.4, shift=2.0, guidance_scale=3.0),
-    windows=TimeWindows(length=5, overlap=2),
+    windows=TimeWindows(length=5, overlap=2, guidance_scale=3.0),
     latent_frames=5,
     stretch=_slower,
 )

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
@@ -34,6 +33,12 @@ class Conditions:
     first_frame: Tensor | None = None
 
 
+def check_guidance_scale(guidance_scale: float) -> None:
+    """Raises ValueError unless a scale of classifier-free guidance is at least 1."""
+    if not guidance_scale >= 1.0:
+        raise ValueError(f"guidance_scale must be at least 1, got {guidance_scale=}")
+
+
 def guided_velocity(
     predict: Callable[[str, Tensor], Tensor], conditions: Conditions, guidance_scale: float
 ) -> Tensor:
@@ -51,7 +56,7 @@ def guided_velocity(
     return negative + guidance_scale * (velocity - negative)
 
 
-def shifted_scheduler(pipe: DiffusionPipeline, shift: float) -> Any:
+def shifted_scheduler(pipe: Any, shift: float) -> Any:
     """Copies the pipeline's flow scheduler with another shift."""
     config = dict(pipe.scheduler.config)
     config.pop("_use_default_values", None)  # diffusers would put the defaults back
@@ -62,7 +67,7 @@ def shifted_scheduler(pipe: DiffusionPipeline, shift: float) -> Any:
     return type(pipe.scheduler).from_config(config)
 
 
-def transformer_at(pipe: DiffusionPipeline, timestep: Tensor) -> str:
+def transformer_at(pipe: Any, timestep: Tensor) -> str:
     """Names the transformer of a timestep: Wan 2.2 has one for much and one for little noise."""
     ratio = pipe.config.get("boundary_ratio")
     if ratio is None or timestep >= ratio * pipe.scheduler.config.num_train_timesteps:
@@ -71,7 +76,7 @@ def transformer_at(pipe: DiffusionPipeline, timestep: Tensor) -> str:
 
 
 def model_call(
-    pipe: DiffusionPipeline, name: str, x: Tensor, timestep: Tensor, conditions: Conditions
+    pipe: Any, name: str, x: Tensor, timestep: Tensor, conditions: Conditions
 ) -> dict[str, Any]:
     """Collects what a transformer is called with, apart from the text."""
     model = getattr(pipe, name)
@@ -95,14 +100,14 @@ def model_call(
     return call
 
 
-def encode_video(pipe: DiffusionPipeline, video: Tensor) -> Tensor:
+def encode_video(pipe: Any, video: Tensor) -> Tensor:
     """Encodes (B, 3, F, H, W) in [-1, 1] to latents as the denoiser expects them, fp32."""
     posterior = pipe.vae.encode(video.to(pipe.vae.dtype)).latent_dist
     mean, std = _latent_statistics(pipe.vae, video.device)
     return (posterior.mode().float() - mean) / std
 
 
-def decode_video(pipe: DiffusionPipeline, latents: Tensor) -> Tensor:
+def decode_video(pipe: Any, latents: Tensor) -> Tensor:
     """Decodes latents to (B, F, 3, H, W) in [0, 1]."""
     mean, std = _latent_statistics(pipe.vae, latents.device)
     video = pipe.vae.decode((latents * std + mean).to(pipe.vae.dtype), return_dict=False)[0]
@@ -118,7 +123,7 @@ def _latent_statistics(vae: Any, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def encode_conditions(
-    pipe: DiffusionPipeline,
+    pipe: Any,
     told: dict[str, Any],
     guidance_scale: float,
     image: Image.Image | None,

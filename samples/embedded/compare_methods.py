@@ -15,7 +15,7 @@ from PIL import Image
 
 from diffaccel import FullAttn, NeighborhoodAttn, RectifiedSpaAttn, SparseAttn
 from diffaccel.methods import Method
-from diffaccel.pipelines.image.generate import refine_image
+from diffaccel.pipelines.image import ImageJob, refine_image
 from diffaccel.pipelines.image.presets import EMBEDDED
 from diffaccel.pipelines.loading import EMBEDDED_IMAGE, load_image_pipeline
 from diffaccel.progress import Timing
@@ -64,12 +64,10 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for number, method in enumerate(METHODS):
         timing = Timing()
-        refined, report = refine_image(
-            pipe, prompt, small, args.size, args.size,
-            preset=EMBEDDED, method=method, timing=timing,
-        )  # fmt: skip
+        job = ImageJob(prompt, (args.size, args.size), EMBEDDED, method)
+        refined, report = refine_image(pipe, job, small, timing=timing)
         refined.save(args.out / f"{number}-{type(method).__name__}.png")
-        seconds = timing.seconds[f"denoise {args.size}x{args.size}"]
+        seconds = timing.seconds[f"denoise {job.label}"]
         picture = np.asarray(refined)
         print(
             f"| `{method!r}` | {report.density:.1%} | {seconds:.1f} | "

@@ -16,7 +16,7 @@ from diffaccel.pipelines.recipes import IMAGE_RECIPES, VIDEO_RECIPES
 
 if TYPE_CHECKING:
     from diffaccel.cli.options.sample_options import SampleOptions
-    from diffaccel.methods import Method
+    from diffaccel.pipelines.image.job import ImageJob
     from diffaccel.pipelines.image.presets import Preset
 
 BEYOND = Group("Beyond what the model knows", sort_key=3)
@@ -127,12 +127,21 @@ def check_recipe(options: SampleOptions) -> None:
         check_knob_names(options.knobs)
 
 
-def chosen_recipe(options: SampleOptions, preset: Preset) -> tuple[Refinement, Method]:
-    """Returns the recipe of a preset with the user's switches and method.
+def image_job(prompt: str | None, options: SampleOptions, preset: Preset) -> ImageJob:
+    """Returns what is asked for, with the recipe of a preset and the user's switches and method.
 
     Raises:
-        InputError: A knob or a switch is out of range.
+        InputError: The size, a knob or a switch is out of range.
     """
+    from diffaccel.pipelines.image.job import ImageJob
+
     recipe = preset.recipes[options.recipe or preset.recipe]
-    method = parse_method(options.method or recipe.method, options.knobs, recipe.knobs)
-    return replace(recipe.refinement, **given_switches(options.switches)), method
+    return ImageJob(
+        prompt,
+        options.size or (preset.native, preset.native),
+        preset,
+        parse_method(options.method or recipe.method, options.knobs, recipe.knobs),
+        replace(recipe.refinement, **given_switches(options.switches)),
+        options.steps,
+        options.seed,
+    )

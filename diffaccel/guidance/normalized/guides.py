@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffaccel.attach.attachment import add_attention_hook, remove_attention_hook
 from diffaccel.attach.seam import AttachedLayer, AttentionCall, AttentionHook, Compute
-from diffaccel.bindings import binding_of, processor_modules
+from diffaccel.bindings import binding_of
 from diffaccel.bindings.base import forward_signature
 from diffaccel.guidance.guide import GuidanceState, Guide, on_batch, with_prediction
 from diffaccel.guidance.normalized.config import NormalizedAttention
@@ -164,12 +164,12 @@ def normalized_guide(
     state: GuidanceState, model: nn.Module, perturbation: NormalizedAttention, scale: float
 ) -> Guide:
     """Makes the guide that suits how a denoiser attends to its text."""
-    layers = binding_of(model).layers(model)
+    binding = binding_of(model)
+    layers = binding.layers(model)
     if any(layer.kind == "joint" for layer in layers):
         names = tuple(layer.name for layer in layers)
         return JointGuide(state, model, perturbation, scale, names)
-    names = tuple(name for name, _ in processor_modules(model) if name.endswith(".attn2"))
-    return CrossGuide(state, model, perturbation, scale, names)
+    return CrossGuide(state, model, perturbation, scale, binding.text_layers(model))
 
 
 class _ReachedError(Exception):

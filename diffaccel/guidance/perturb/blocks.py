@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -125,8 +124,6 @@ def pass_through(block: nn.Module, binding: Binding) -> Callable[..., Any]:
     owner: Any = type(block)
     signature = forward_signature(owner)
     names = [name for name in binding.block_outputs if name in signature.parameters]
-    if isinstance(block, _without_text()):
-        names = ["hidden_states"]
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind_partial(None, *args, **kwargs).arguments
@@ -134,14 +131,6 @@ def pass_through(block: nn.Module, binding: Binding) -> Callable[..., Any]:
         return outputs if len(outputs) > 1 else outputs[0]
 
     return forward
-
-
-@cache
-def _without_text() -> tuple[type, ...]:
-    """Blocks that get the text for cross-attention and return the visual tokens alone."""
-    from diffusers.models.attention import BasicTransformerBlock
-
-    return (BasicTransformerBlock,)
 
 
 def _shuffling(block: nn.Module, seed: int) -> Callable[..., Any]:

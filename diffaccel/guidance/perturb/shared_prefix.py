@@ -31,7 +31,7 @@ class SharedPrefix:
     def __init__(self, model: nn.Module, binding: Binding, length: int) -> None:
         self._binding = binding
         stages = binding.stages(model)[:length]
-        self.is_chain = not hasattr(model, "mid_block")
+        self.is_chain = binding.is_chain
         self.skipped = stages[:-1] if self.is_chain else ()
         self._outputs: dict[str, Any] = {}
         self.recording = False

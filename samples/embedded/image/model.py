@@ -149,6 +149,7 @@ def new_transformer() -> FluxTransformer2DModel:
         guidance_embeds=False,
         axes_dims_rope=AXES,
     )
+    model.register_to_config(_native_grid=(1, 16, 16))  # tokens: 256 x 256 pixels
     with torch.no_grad():  # starts close to an unmodulated network whose output is zero
         for name, weight in model.named_parameters():
             if name.startswith("proj_out"):

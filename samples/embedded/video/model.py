@@ -55,6 +55,7 @@ def new_transformer() -> WanTransformer3DModel:
         cross_attn_norm=True,
         rope_max_seq_len=512,
     )
+    model.register_to_config(_native_grid=(5, 8, 8))  # tokens: 17 frames of 128 x 128 pixels
     with torch.no_grad():  # starts close to an unmodulated network whose output is zero
         model.proj_out.weight.zero_()
         model.proj_out.bias.zero_()

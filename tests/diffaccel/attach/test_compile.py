@@ -95,7 +95,7 @@ def test_other_ways_of_compiling(tiny_pipelines, name, way):
 
 
 def test_many_blocks_of_a_kind_are_one_graph(tiny_pipelines):
-    """The handle of a layer is an input of the graph: a guarded number would compile each block."""
+    """A layer's handle is an input of the graph: a guarded number would compile each block."""
     tiny = tiny_pipelines.wan21()
     blocks = tiny.pipe.transformer.blocks
     blocks.extend(copy.deepcopy(blocks[0]) for _ in range(10))

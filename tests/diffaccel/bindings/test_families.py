@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from diffaccel.attach.attachment import restore_attn_processor, set_attn_processor
-from diffaccel.bindings.image import image_grids
+from diffaccel.bindings import ModelCall, binding_of
+from diffaccel.bindings.flux import image_grids
 from diffaccel.methods import FullAttn, RectifiedSpaAttn
+from diffaccel.pipelines.loading import EMBEDDED_IMAGE
 
 FAMILIES = (
     "flux",
@@ -25,6 +27,11 @@ FAMILIES = (
     "sd15",
     "sdxl",
 )
+LATENTS = {
+    "flux": (16, 24), "sd3": (16, 24), "qwen": (16, 24), "wan2.1-t2v": (3, 8, 12),
+    "wan2.2-t2v": (3, 8, 12), "wan2.2-ti2v": (3, 8, 12), "hunyuan": (3, 8, 12),
+    "cogvideox": (3, 8, 12), "ltx": (3, 4, 6), "sd15": (18, 30), "sdxl": (18, 26),
+}  # fmt: skip
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -78,6 +85,40 @@ def test_method_sees_layouts_layers_and_steps(family, watched, tiny_pipelines):
     assert sum(part.steps for part in report.denoisers) == tiny_pipelines.STEPS
     steps = [set(range(part.steps)) for part in report.denoisers]
     assert {call.step for call in watched.calls} == set.union(*steps)
+
+
+@torch.no_grad()
+def test_an_example_call_is_whole_and_has_the_layouts_of_a_real_one(family):
+    tiny, _ = family
+    text = tiny.arguments["prompt_embeds"].shape[1]
+    for model in tiny.denoisers().values():
+        binding = binding_of(model)
+        call = binding.example_call(model, LATENTS[tiny.family], text, batch=2)
+        assert len(model(**call, return_dict=False)[0]) == 2
+        seen = {binding.layout(model, ModelCall(call, {}), x) for x in binding.layers(model)}
+        assert seen <= tiny.layouts
+        assert binding.latents in call
+
+
+def test_text_is_joint_or_has_layers_of_its_own(family):
+    tiny, _ = family
+    for model in tiny.denoisers().values():
+        binding = binding_of(model)
+        is_joint = any(layer.kind == "joint" for layer in binding.layers(model))
+        reasons = binding.skipped(model)
+        assert is_joint != bool(binding.text_layers(model))
+        assert is_joint == (binding.text_length == 0)
+        assert all(reasons[name] == "cross-attention" for name in binding.text_layers(model))
+
+
+@pytest.mark.parametrize(("name", "grid"), [("image", (1, 16, 16)), ("video", (5, 8, 8))])
+def test_embedded_models_tell_their_native_size_without_a_warning(name, grid, capfd):
+    kind = {"image": diffusers.FluxTransformer2DModel, "video": diffusers.WanTransformer3DModel}
+    folder = EMBEDDED_IMAGE.with_name(name) / "transformer"
+    model = kind[name].from_config(kind[name].load_config(folder))
+    binding = binding_of(model)
+    assert binding.native(model, binding.layers(model)[0]) == grid
+    assert "_native_grid" not in capfd.readouterr().err
 
 
 def test_sparse_method_keeping_everything_is_close_and_dropping_half_is_not(family):

@@ -22,10 +22,10 @@ from diffaccel.errors import InputError
 from diffaccel.pipelines.image.beyond_native import (
     axis_of,
     beyond_native,
-    method_with,
     scheduler_for,
 )
 from diffaccel.pipelines.image.generate import generate_image
+from diffaccel.pipelines.image.job import ImageJob
 from diffaccel.pipelines.image.presets import BY_PIPELINE, EMBEDDED, Preset
 from diffaccel.pipelines.image.recipe import AT_ONCE, Recipe, Refinement
 from diffaccel.pipelines.recipes import IMAGE_RECIPES
@@ -43,10 +43,8 @@ def preset_of(tiny, native=64):
 def made(tiny, side, refinement, method, seed=0):
     tiny.pipe.vae.register_to_config(shift_factor=0.0)
     with np.errstate(all="ignore"):
-        return generate_image(
-            tiny.pipe, None, side, side, preset=preset_of(tiny), method=method,
-            refinement=refinement, seed=seed,
-        )  # fmt: skip
+        job = ImageJob(None, (side, side), preset_of(tiny), method, refinement, seed=seed)
+        return generate_image(tiny.pipe, job)
 
 
 @pytest.mark.parametrize("name", ["flux", "sd3", "sd15", "sdxl"])
@@ -68,9 +66,7 @@ def test_direct_sampling_is_the_stock_pipeline_with_a_method(tiny_pipelines, nam
     result = made(tiny, 128, replace(FAST, direct=True), FullAttn())
     assert result.stages == ((128, 128),) and list(result.reports) == ["128x128"]
     stock = preset_of(tiny, native=128)
-    expected = generate_image(
-        tiny.pipe, None, 128, 128, preset=stock, method=FullAttn(), refinement=FAST
-    )
+    expected = generate_image(tiny.pipe, ImageJob(None, (128, 128), stock, FullAttn(), FAST))
     assert np.array_equal(np.asarray(result.image), np.asarray(expected.image))
     assert tiny.pipe.scheduler is scheduler
 
@@ -94,7 +90,8 @@ def test_jitter_reaches_the_layers_and_ends_with_the_context(tiny_pipelines):
     stock, found = tiny.sample(), []
     for jitter, seed in ((False, 0), (True, 0), (True, 0), (True, 1)):
         switches = replace(FAST, jitter=jitter)
-        with beyond_native(tiny.pipe, (96, 64), preset_of(tiny), windows, switches, seed):
+        job = ImageJob(None, (96, 64), preset_of(tiny), windows, switches, seed=seed)
+        with beyond_native(tiny.pipe, job):
             found.append(tiny.sample())
     assert torch.equal(found[1], found[2])
     assert not torch.equal(found[0], found[1]) and not torch.equal(found[1], found[3])
@@ -102,28 +99,44 @@ def test_jitter_reaches_the_layers_and_ends_with_the_context(tiny_pipelines):
 
 
 def test_the_shift_grows_with_the_size(tiny_pipelines):
-    pipe = tiny_pipelines.flux().pipe
-    own = pipe.scheduler.config.shift
-    by_size = scheduler_for(pipe, (256, 128), 64, replace(FAST, shift="size"))
+    tiny, unet = tiny_pipelines.flux(), tiny_pipelines.sdxl()
+
+    def scheduler(tiny, size, **changes):
+        refinement = replace(FAST, **changes)
+        return scheduler_for(
+            tiny.pipe, ImageJob(None, size, preset_of(tiny), FullAttn(), refinement)
+        )
+
+    own = tiny.pipe.scheduler.config.shift
+    by_size = scheduler(tiny, (256, 128), shift="size")
     assert by_size.config.shift == pytest.approx(own * sqrt(8))
-    assert scheduler_for(pipe, (32, 32), 64, replace(FAST, shift="size")).config.shift == own
-    assert scheduler_for(pipe, (256, 128), 64, replace(FAST, shift=7.5)).config.shift == 7.5
-    assert scheduler_for(pipe, (256, 128), 64, FAST).config.shift == own
-    unet = tiny_pipelines.sdxl().pipe
-    assert type(scheduler_for(unet, (256, 128), 64, FAST)) is EulerDiscreteScheduler
+    assert scheduler(tiny, (32, 32), shift="size").config.shift == own
+    assert scheduler(tiny, (256, 128), shift=7.5).config.shift == 7.5
+    assert scheduler(tiny, (256, 128)).config.shift == own
+    assert type(scheduler(unet, (256, 128))) is EulerDiscreteScheduler
     with pytest.raises(InputError, match="flow models, got EulerDiscreteScheduler"):
-        scheduler_for(unet, (256, 128), 64, replace(FAST, shift=3.0))
+        scheduler(unet, (256, 128), shift=3.0)
 
 
 def test_methods_are_wrapped_as_the_switches_say():
     both = replace(FAST, jitter=True, proportional=True)
     inner = NeighborhoodAttn(16, 8)
-    wrapped = method_with(inner, EMBEDDED, both, seed=5)
-    assert wrapped == ProportionalAttn(JitteredAttn(inner, 5), 16 * 16 + 32)
-    assert method_with(inner, BY_PIPELINE["StableDiffusionXLPipeline"], both).train_tokens is None
-    assert method_with(inner, EMBEDDED, FAST) is inner
+    job = ImageJob(None, (512, 512), EMBEDDED, inner, both, seed=5)
+    assert job.attention == ProportionalAttn(JitteredAttn(inner, 5), 16 * 16 + 32)
+    unet = replace(job, preset=BY_PIPELINE["StableDiffusionXLPipeline"])
+    assert unet.attention.train_tokens is None
+    assert replace(job, refinement=FAST).attention is inner
     with pytest.raises(InputError, match="got RectifiedSpaAttn"):
-        method_with(RectifiedSpaAttn(), EMBEDDED, both)
+        replace(job, method=RectifiedSpaAttn())
+
+
+def test_a_stage_is_a_job_of_its_own_size_and_seed():
+    job = ImageJob("a cat", (1024, 512), EMBEDDED, FullAttn(), seed=7)
+    assert [stage.size for stage in job.stages][0] == (368, 176)
+    assert job.stages[-1] == replace(job, seed=7 + len(job.stages) - 1)
+    assert job.native_steps == EMBEDDED.steps and replace(job, steps=3).native_steps == 3
+    with pytest.raises(InputError, match="steps must be at least 1"):
+        replace(job, steps=0)
 
 
 def test_positions_are_scaled_by_the_factor_of_each_side():

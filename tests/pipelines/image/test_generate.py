@@ -3,7 +3,7 @@
 import pytest
 
 from diffaccel.errors import InputError
-from diffaccel.pipelines.image.generate import check_size, plan_stages
+from diffaccel.pipelines.image.job import check_size, plan_stages
 from diffaccel.pipelines.image.tiling import tile_count
 
 

@@ -1,5 +1,7 @@
 """FreeSwim on tiny Wan models: the two paths, their cache, the recipe, whole videos."""
 
+from dataclasses import replace
+
 import diffusers
 import pytest
 import torch
@@ -12,6 +14,7 @@ from diffaccel.pipelines.loading import EMBEDDED_VIDEO
 from diffaccel.pipelines.video.dual_path import DualPath
 from diffaccel.pipelines.video.freeswim import FreeSwim, refine_latents
 from diffaccel.pipelines.video.generate import generate_video, native_size
+from diffaccel.pipelines.video.job import VideoJob
 from diffaccel.pipelines.video.presets import EMBEDDED_VIDEO_PRESET, WAN, video_preset
 from diffaccel.pipelines.video.wan import Conditions, shifted_scheduler
 
@@ -182,8 +185,8 @@ def test_two_transformers_and_timesteps_per_token(tiny_pipelines, name):
 def test_a_whole_video(video_pipe):
     pipe, embeds = video_pipe()
     recipe = FreeSwim(steps=3, strength=0.67, method=SMALL)
-    arguments = dict(native=(48, 32), steps=2, recipe=recipe, **embeds)
-    result = generate_video(pipe, None, 96, 64, 9, **arguments)
+    job = VideoJob(None, (96, 64), 9, native=(48, 32), steps=2, recipe=recipe, **embeds)
+    result = generate_video(pipe, job)
     assert result.frames.shape == (1, 9, 3, 64, 96)
     assert 0 <= result.frames.min() and result.frames.max() <= 1
     assert list(result.seconds) == [
@@ -193,9 +196,9 @@ def test_a_whole_video(video_pipe):
         "decode 96x64",
     ]
     assert not pipe.vae.use_tiling
-    again = generate_video(pipe, None, 96, 64, 9, **arguments)
+    again = generate_video(pipe, job)
     assert torch.equal(again.frames, result.frames)
-    other = generate_video(pipe, None, 96, 64, 9, seed=1, **arguments)
+    other = generate_video(pipe, replace(job, seed=1))
     assert not torch.equal(other.frames, result.frames)
 
 
@@ -203,17 +206,18 @@ def test_positions_along_time_change_both_stages_and_come_back(video_pipe):
     pipe, embeds = video_pipe()
     before = pipe.transformer.rope.freqs_cos
     recipe = FreeSwim(steps=2, strength=1.0, method=SMALL)
-    arguments = dict(native=(48, 32), steps=2, recipe=recipe, **embeds)
+    job = VideoJob(None, (48, 32), 9, native=(48, 32), steps=2, recipe=recipe, **embeds)
     same, slower = (
-        generate_video(pipe, None, 48, 32, 9, positions=positions, **arguments).frames
+        generate_video(pipe, replace(job, positions=positions)).frames
         for positions in (Linear(1.0), Linear(2.0))
     )
-    plain = generate_video(pipe, None, 48, 32, 9, **arguments).frames
+    plain = generate_video(pipe, job).frames
     torch.testing.assert_close(same, plain, atol=1e-4, rtol=1e-4)
     assert (slower - plain).abs().max() > 1e-3
     clip = torch.rand(1, 9, 3, 32, 48)
+    job = replace(job, size=(96, 64), video=clip)
     large = [
-        generate_video(pipe, None, 96, 64, 9, video=clip, positions=positions, **arguments).frames
+        generate_video(pipe, replace(job, positions=positions)).frames
         for positions in (None, Linear(2.0))
     ]
     assert (large[0] - large[1]).abs().max() > 1e-3
@@ -239,13 +243,13 @@ def test_a_given_video_and_a_given_first_frame(video_pipe):
     recipe = FreeSwim(steps=2, strength=1.0, method=SMALL)
     pipe, embeds = video_pipe()
     clip = torch.rand(1, 5, 3, 32, 48)
-    result = generate_video(pipe, None, 96, 64, 5, video=clip, recipe=recipe, **embeds)
+    job = VideoJob(None, (96, 64), 5, recipe=recipe, **embeds)
+    result = generate_video(pipe, replace(job, video=clip))
     assert result.frames.shape == (1, 5, 3, 64, 96) and "sample" not in str(result.seconds)
     pipe, embeds = video_pipe(diffusers.WanImageToVideoPipeline, in_channels=36, out_channels=16)
     frame = Image.new("RGB", (96, 64), "red")
-    result = generate_video(
-        pipe, None, 96, 64, 5, image=frame, native=(48, 32), steps=1, recipe=recipe, **embeds
-    )
+    job = replace(job, image=frame, native=(48, 32), steps=1, **embeds)
+    result = generate_video(pipe, job)
     assert result.frames.shape == (1, 5, 3, 64, 96) and torch.isfinite(result.frames).all()
 
 
@@ -258,13 +262,13 @@ def test_native_size_keeps_area_and_aspect(video_pipe):
 
 
 @pytest.mark.parametrize(
-    ("size", "message"),
-    [((90, 64, 9), "multiples of 16"), ((96, 64, 8), "multiple of 4"), ((0, 64, 9), "positive")],
+    ("size", "frames", "message"),
+    [((90, 64), 9, "multiples of 16"), ((96, 64), 8, "multiple of 4"), ((0, 64), 9, "positive")],
 )
-def test_bad_sizes_are_refused(video_pipe, size, message):
+def test_bad_sizes_are_refused(video_pipe, size, frames, message):
     pipe, embeds = video_pipe()
     with pytest.raises(InputError, match=message):
-        generate_video(pipe, None, *size, **embeds)
+        generate_video(pipe, VideoJob(None, size, frames, **embeds))
 
 
 @pytest.mark.parametrize(

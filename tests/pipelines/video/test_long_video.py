@@ -1,10 +1,14 @@
 """Windows along time: shares, limits, whole videos."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from diffaccel.errors import InputError
-from diffaccel.pipelines.video.long_video import TimeWindows, denoise_windows, generate_long_video
+from diffaccel.pipelines.video.generate import generate_video
+from diffaccel.pipelines.video.job import VideoJob
+from diffaccel.pipelines.video.long_video import TimeWindows, denoise_windows
 from diffaccel.pipelines.video.wan import Conditions
 
 
@@ -28,7 +32,8 @@ def test_neighbours_share_frames_and_cuts_move():
 
 def test_a_window_as_long_as_the_video_is_the_stock_pipeline(video_pipe):
     pipe, embeds = video_pipe()
-    result = generate_long_video(pipe, None, 96, 64, 9, steps=3, seed=4, **embeds)
+    job = VideoJob(None, (96, 64), 9, recipe=TimeWindows(), steps=3, seed=4, **embeds)
+    result = generate_video(pipe, job)
     stock = pipe(
         **embeds, width=96, height=64, num_frames=9, num_inference_steps=3, guidance_scale=5.0,
         generator=torch.Generator().manual_seed(4), output_type="pt",
@@ -50,6 +55,13 @@ def test_long_videos_in_batches(video_pipe):
 def test_bad_input_is_refused(video_pipe):
     with pytest.raises(ValueError, match="overlap in 0 to length - 1"):
         TimeWindows(4, 4)
+    with pytest.raises(ValueError, match="guidance_scale must be at least 1"):
+        TimeWindows(guidance_scale=0.5)
     pipe, embeds = video_pipe(in_channels=36, out_channels=16)
+    job = VideoJob(None, (96, 64), 9, recipe=TimeWindows(), **embeds)
     with pytest.raises(InputError, match="36 input channels"):
-        generate_long_video(pipe, None, 96, 64, 9, **embeds)
+        generate_video(pipe, job)
+    with pytest.raises(InputError, match="got native; leave it out"):
+        replace(job, native=(48, 32))
+    with pytest.raises(InputError, match="steps must be at least 1"):
+        replace(job, steps=0)

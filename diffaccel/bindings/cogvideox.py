@@ -1,0 +1,53 @@
+"""Binding of CogVideoX 1.0 and 1.5."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from diffaccel.bindings.base import AttentionLayer, Binding, ModelCall, patched, zeros
+from diffaccel.layout import Grid, TokenLayout
+
+
+class CogVideoXBinding(Binding):
+    """CogVideoX 1.0 and 1.5: text first, then the video; latents are (B, F, C, H, W)."""
+
+    patterns = ((r"transformer_blocks\.\d+\.attn1", "joint"),)
+    block_outputs = ("hidden_states", "encoder_hidden_states")
+    batches_prompts = True
+
+    def family(self, model: Any, pipe: Any) -> str:
+        return "cogvideox"
+
+    def native(self, model: Any, layer: AttentionLayer) -> Grid | None:
+        config = model.config
+        frames = (config.sample_frames - 1) // config.temporal_compression_ratio + 1
+        sides = (side // config.patch_size for side in (config.sample_height, config.sample_width))
+        return (max(1, frames // (config.patch_size_t or 1)), *sides)
+
+    def layout(self, model: Any, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
+        _, frames, _, height, width = call["hidden_states"].shape
+        patch, patch_t = model.config.patch_size, model.config.patch_size_t or 1
+        return TokenLayout.video(
+            patched(frames, patch_t),
+            patched(height, patch),
+            patched(width, patch),
+            text_before=call["encoder_hidden_states"].shape[1],
+        )
+
+    def example_call(
+        self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1
+    ) -> dict[str, Any]:
+        config = model.config
+        frames, height, width = latents
+        tokens = prod(latents) // config.patch_size**2 // (config.patch_size_t or 1)
+        call: dict[str, Any] = {
+            "hidden_states": zeros(model, batch, frames, config.in_channels, height, width),
+            "encoder_hidden_states": zeros(model, batch, text, config.text_embed_dim),
+            "timestep": zeros(model, batch),
+        }
+        if config.ofs_embed_dim:
+            call["ofs"] = zeros(model, 1)
+        if config.use_rotary_positional_embeddings:
+            call["image_rotary_emb"] = (zeros(model, tokens, config.attention_head_dim),) * 2
+        return call
