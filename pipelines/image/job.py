@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from math import ceil, log, sqrt
 
 from diffaccel.errors import InputError
-from diffaccel.methods import JitteredAttn, Method, NeighborhoodAttn, ProportionalAttn
+from diffaccel.methods import FullAttn, JitteredAttn, Method, NeighborhoodAttn, ProportionalAttn
 from diffaccel.methods.windows.sliding import SlidingWindowAttn
 from diffaccel.pipelines.image.presets import Preset
 from diffaccel.pipelines.image.recipe import Refinement
@@ -25,7 +25,7 @@ class ImageJob:
         prompt: What to draw; None where `preset.arguments` has the embeddings of one.
         size: (width, height) in pixels, multiples of 16.
         preset: How the pipeline is called.
-        method: Attention above native size; the native sample runs the stock attention.
+        method: Attention above native size, full by default; the native sample runs the stock one.
         refinement: Stages and switches above native size, the preset's by default.
         steps: Denoising steps at native size, the preset's by default.
         seed: Of all noise; equal seeds give equal bits on one machine.
@@ -38,7 +38,7 @@ class ImageJob:
     prompt: str | None
     size: Size
     preset: Preset
-    method: Method
+    method: Method = FullAttn()
     refinement: Refinement | None = None
     steps: int | None = None
     seed: int = 0

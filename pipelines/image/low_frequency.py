@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -38,10 +38,12 @@ class LowFrequencyGuidance:
     that the clean picture that follows from it has the wanted low frequencies.
 
     Attributes:
+        guides: Name of the scheduler class behind it, one of `GUIDED`.
         weight: Share of the low frequencies that the reference decides at the first step, 0 to 1.
         levels: Low frequencies are means over 2 ** levels latent elements and axis.
     """
 
+    guides: ClassVar[str]
     weight: float = 0.0
     levels: int = 1
     _reference: Tensor | None = None
@@ -93,9 +95,9 @@ class LowFrequencyGuidance:
 
     def _levels_of(self, index: int, timestep: Tensor) -> tuple[float, float]:
         """Factors on the picture and on the noise in a sample."""
-        if type(self).guides in NOISE_SCALED:
+        if self.guides in NOISE_SCALED:
             return 1.0, float(self.sigmas[index])
-        if type(self).guides in RATIO_PRESERVING:
+        if self.guides in RATIO_PRESERVING:
             share = 1.0 / (1.0 + float(self.sigmas[index]) ** 2)
         else:
             share = float(self.alphas_cumprod[int(timestep)])
