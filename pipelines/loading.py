@@ -7,14 +7,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 from diffaccel.errors import ModelError
+from diffaccel.pipelines.embedded import EMBEDDED_IMAGE, EMBEDDED_VIDEO
 from diffaccel.pipelines.image.presets import SUPPORTED, SUPPORTED_VIDEO
-
-EMBEDDED_IMAGE = Path(__file__).parent / "embedded" / "image"
-EMBEDDED_UNET = EMBEDDED_IMAGE.with_name("unet")
-"""A `StableDiffusionPipeline`."""
-EMBEDDED_SCORER = EMBEDDED_IMAGE.with_name("scorer")
-"""A `CLIPModel` with tokenizer and image processor, for `PromptMatch`."""
-EMBEDDED_VIDEO = Path(__file__).parent / "embedded" / "video"
 
 
 def load_image_pipeline(

@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from diffaccel import HeadPerturbation
-from diffaccel.pipelines.loading import EMBEDDED_UNET
+from diffaccel.pipelines.embedded import EMBEDDED_UNET
 from diffaccel.quality.contact_sheet import grid
 
 PROMPTS = ["a rocket on a blue background", "a penguin on a teal background"]

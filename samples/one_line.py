@@ -7,7 +7,7 @@ import torch
 from diffusers import FluxPipeline
 
 import diffaccel
-from diffaccel.pipelines.loading import EMBEDDED_IMAGE
+from diffaccel.pipelines.embedded import EMBEDDED_IMAGE
 
 pipe = FluxPipeline.from_pretrained(EMBEDDED_IMAGE, dtype=torch.float32)
 attachment = pipe.set_attn_processor(diffaccel.RectifiedSpaAttn(drop=0.75))

@@ -8,7 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from diffaccel.files import write_video
-from diffaccel.pipelines.loading import EMBEDDED_VIDEO, load_video_pipeline
+from diffaccel.pipelines.embedded import EMBEDDED_VIDEO
+from diffaccel.pipelines.loading import load_video_pipeline
 from diffaccel.pipelines.video import VideoJob, generate_video
 from diffaccel.pipelines.video.presets import video_preset
 from diffaccel.quality.contact_sheet import grid

@@ -41,8 +41,9 @@ from diffaccel.layout import TokenLayout
 from diffaccel.machine import device_name, versions_line
 from diffaccel.methods import AgentAttn, Method, SparseAttn, TokenMergingAttn
 from diffaccel.methods.grouped.base import GroupedMethod
+from diffaccel.pipelines.embedded import EMBEDDED_IMAGE
 from diffaccel.pipelines.image.presets import preset_for
-from diffaccel.pipelines.loading import EMBEDDED_IMAGE, load_image_pipeline
+from diffaccel.pipelines.loading import load_image_pipeline
 
 SIDES = (16, 24, 32, 48, 64, 128, 256, 512)
 ROWS = 256

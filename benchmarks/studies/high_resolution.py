@@ -205,9 +205,10 @@ COLUMNS: dict[str, Column] = {
 
 
 def _draw_picture(job: Job) -> tuple[np.ndarray, float]:
+    from diffaccel.pipelines.embedded import EMBEDDED_IMAGE
     from diffaccel.pipelines.image import ImageJob, generate_image
     from diffaccel.pipelines.image.presets import preset_for
-    from diffaccel.pipelines.loading import EMBEDDED_IMAGE, load_image_pipeline
+    from diffaccel.pipelines.loading import load_image_pipeline
 
     source = job.model or EMBEDDED_IMAGE
     pipe = load_image_pipeline(source, device=job.device)

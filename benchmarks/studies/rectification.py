@@ -26,9 +26,10 @@ from diffaccel.benchmarks.rows import Column, facts_list, table, write_rows
 from diffaccel.layout import TokenLayout
 from diffaccel.machine import device_name, versions_line
 from diffaccel.methods import FullAttn, Method, RectifiedSpaAttn, SparseAttn
+from diffaccel.pipelines.embedded import EMBEDDED_IMAGE
 from diffaccel.pipelines.image import ImageJob, generate_image
 from diffaccel.pipelines.image.presets import Preset, preset_for
-from diffaccel.pipelines.loading import EMBEDDED_IMAGE, load_image_pipeline
+from diffaccel.pipelines.loading import load_image_pipeline
 
 PROMPTS = ("a red apple", "a cat", "a yellow house and a tree")
 PIXELS_PER_TOKEN = 16

@@ -70,7 +70,7 @@ class ModelCall:
     @classmethod
     def of(
         cls,
-        model: nn.Module,
+        model: Any,
         args: tuple,
         kwargs: dict[str, Any],
         readings: dict[int, tuple[Tensor, Any]],
@@ -100,9 +100,13 @@ class ModelCall:
         return known[1]
 
 
-@functools.cache
-def forward_signature(owner: type, name: str = "forward") -> inspect.Signature:
+def forward_signature(owner: Any, name: str = "forward") -> inspect.Signature:
     """The signature of a class's method, `self` included."""
+    return _signature(owner, name)
+
+
+@functools.cache
+def _signature(owner: Any, name: str) -> inspect.Signature:
     return inspect.signature(getattr(owner, name))
 
 
@@ -256,7 +260,8 @@ def patched(size: int, patch: int) -> int:
 
 def target_and_references(images: list[tuple[int, int, int]]) -> tuple[Segment, ...]:
     """Describes the image to denoise and the reference images that follow it."""
-    kinds = ["visual"] + ["condition"] * (len(images) - 1)
-    return tuple(
-        Segment(kind, prod(grid), tuple(grid)) for kind, grid in zip(kinds, images, strict=True)
+    target, *references = ((*grid,) for grid in images)
+    return (
+        Segment("visual", prod(target), target),
+        *(Segment("condition", prod(grid), grid) for grid in references),
     )

@@ -49,7 +49,7 @@ class UNetBinding(Binding):
         if size is None:
             return None
         height, width = (size, size) if isinstance(size, int) else size
-        return (1, *(max(1, side >> layer.level) for side in (height, width)))
+        return 1, max(1, height >> layer.level), max(1, width >> layer.level)
 
     def layout(self, model: Any, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
         height, width = call["sample"].shape[-2:]

@@ -234,7 +234,7 @@ def chosen_objective(options: SearchOptions) -> Objective:
     Raises:
         InputError: The name is unknown, or its argument is missing or unreadable.
     """
-    from diffaccel.pipelines.loading import EMBEDDED_SCORER
+    from diffaccel.pipelines.embedded import EMBEDDED_SCORER
     from diffaccel.quality.objectives import objective_named
 
     embedded = EMBEDDED_SCORER if EMBEDDED_SCORER.is_dir() else None
@@ -260,9 +260,10 @@ def _draw_sheet(prompt: str, options: SheetOptions, drawing: DrawingOptions, out
 
 def _load(drawing: DrawingOptions) -> tuple[Any, Draw]:
     """Loads the model, and returns it with a function that draws with it."""
-    from diffaccel.pipelines.image.native import native_drawing
+    from diffaccel.pipelines.embedded import EMBEDDED_IMAGE
+    from diffaccel.pipelines.image.generate import native_drawing
     from diffaccel.pipelines.image.presets import preset_for
-    from diffaccel.pipelines.loading import EMBEDDED_IMAGE, load_image_pipeline
+    from diffaccel.pipelines.loading import load_image_pipeline
 
     source = model_source(drawing.model) or EMBEDDED_IMAGE
     pipe = load_image_pipeline(source, device=usable_device(drawing.device))

@@ -54,9 +54,9 @@ def print_plan(options: SampleOptions) -> int:
 
 def _image_plan(options: SampleOptions, device: str) -> tuple[Plan, str, tuple[int, int]]:
     from diffaccel.bindings import UnsupportedModelError
+    from diffaccel.pipelines.embedded import EMBEDDED_IMAGE
     from diffaccel.pipelines.image.job import check_size
     from diffaccel.pipelines.image.presets import named_preset
-    from diffaccel.pipelines.loading import EMBEDDED_IMAGE
     from diffaccel.pipelines.plan.image import plan_image
     from diffaccel.pipelines.plan.skeleton import read_outline
 

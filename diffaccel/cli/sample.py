@@ -52,10 +52,11 @@ def sample_image(prompt: str, options: SampleOptions, output: Path) -> int:
 
     from diffaccel.attach.attachment import UnsupportedModelError
     from diffaccel.machine import device_name, package_versions
+    from diffaccel.pipelines.embedded import EMBEDDED_IMAGE
     from diffaccel.pipelines.image.generate import generate_image
     from diffaccel.pipelines.image.job import check_size
     from diffaccel.pipelines.image.presets import EMBEDDED, preset_for
-    from diffaccel.pipelines.loading import EMBEDDED_IMAGE, load_image_pipeline
+    from diffaccel.pipelines.loading import load_image_pipeline
     from diffaccel.progress import ProgressBars
 
     if options.size:

@@ -109,7 +109,7 @@ def video_job(pipe: Any, prompt: str | None, options: SampleOptions) -> VideoJob
 
 def video_source(options: SampleOptions) -> str | Path:
     """Returns what the video model is loaded from."""
-    from diffaccel.pipelines.loading import EMBEDDED_VIDEO
+    from diffaccel.pipelines.embedded import EMBEDDED_VIDEO
 
     return model_source(options.model) or EMBEDDED_VIDEO
 

@@ -5,6 +5,7 @@ fixes the composition, each stage redraws detail at its own scale. The attention
 above native size, where attention is what costs.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from diffaccel.attach.attachment import set_attn_processor
 from diffaccel.attach.report import Report
 from diffaccel.pipelines.image.beyond_native import beyond_native, scaled_positions, scheduler_for
 from diffaccel.pipelines.image.job import ImageJob, Size
+from diffaccel.pipelines.image.presets import Preset
 from diffaccel.pipelines.image.tiling import tile_count, tiled
 from diffaccel.progress import Timing, step_callback
 
@@ -142,3 +144,25 @@ def _refine(refiner: Any, job: ImageJob, image: Image.Image, timing: Timing) -> 
                 callback_on_step_end=step_callback(lambda: advance(f"denoise {job.label}")),
                 **{**job.preset.arguments, **job.preset.refine_arguments},
             ).images[0]
+
+
+def native_drawing(
+    pipe: Any, preset: Preset, steps: int | None = None
+) -> Callable[[Sequence[str], Sequence[int]], list[Image.Image]]:
+    """Returns a function that draws prompts with seeds, one picture each, at native size.
+
+    Args:
+        pipe: A stock text-to-image pipeline, with whatever is attached to it.
+        preset: How it is called.
+        steps: Denoising steps, the preset's by default.
+    """
+    size = (preset.native, preset.native)
+
+    def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        jobs = [
+            ImageJob(prompt, size, preset, steps=steps, seed=seed)
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        return [_sample(pipe, job, Timing()) for job in jobs]
+
+    return draw

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from math import ceil, log, sqrt
 
 from diffaccel.errors import InputError
-from diffaccel.methods import JitteredAttn, Method, NeighborhoodAttn, ProportionalAttn
+from diffaccel.methods import FullAttn, JitteredAttn, Method, NeighborhoodAttn, ProportionalAttn
 from diffaccel.methods.windows.sliding import SlidingWindowAttn
 from diffaccel.pipelines.image.presets import Preset
 from diffaccel.pipelines.image.recipe import Refinement
@@ -25,7 +25,7 @@ class ImageJob:
         prompt: What to draw; None where `preset.arguments` has the embeddings of one.
         size: (width, height) in pixels, multiples of 16.
         preset: How the pipeline is called.
-        method: Attention above native size; the native sample runs the stock attention.
+        method: Attention above native size, full by default; the native sample runs the stock one.
         refinement: Stages and switches above native size, the preset's by default.
         steps: Denoising steps at native size, the preset's by default.
         seed: Of all noise; equal seeds give equal bits on one machine.
@@ -38,7 +38,7 @@ class ImageJob:
     prompt: str | None
     size: Size
     preset: Preset
-    method: Method
+    method: Method = FullAttn()
     refinement: Refinement | None = None
     steps: int | None = None
     seed: int = 0
@@ -47,14 +47,7 @@ class ImageJob:
         check_size(*self.size)
         if self.steps is not None and self.steps < 1:
             raise InputError(f"steps must be at least 1, got steps={self.steps}")
-        if self.switches.jitter and not isinstance(
-            self.method, NeighborhoodAttn | SlidingWindowAttn
-        ):
-            raise InputError(
-                "jitter moves the borders of windows, which NeighborhoodAttn and "
-                f"SlidingWindowAttn have, got {type(self.method).__name__}; choose another method "
-                "or leave the jitter out"
-            )
+        self._jittered()
 
     @property
     def label(self) -> str:
@@ -82,15 +75,24 @@ class ImageJob:
     @property
     def attention(self) -> Method:
         """The method as the switches `jitter` and `proportional` wrap it."""
-        method = self.method
-        if self.switches.jitter:
-            method = JitteredAttn(method, self.seed)
+        method = self._jittered()
         if self.switches.proportional:
             trained = None  # joint sequences have one size, the levels of a U-Net say theirs
             if self.preset.text:
                 trained = (self.preset.native // MULTIPLE) ** 2 + self.preset.text
             method = ProportionalAttn(method, trained)
         return method
+
+    def _jittered(self) -> Method:
+        if not self.switches.jitter:
+            return self.method
+        if not isinstance(self.method, NeighborhoodAttn | SlidingWindowAttn):
+            raise InputError(
+                "jitter moves the borders of windows, which NeighborhoodAttn and "
+                f"SlidingWindowAttn have, got {type(self.method).__name__}; choose another method "
+                "or leave the jitter out"
+            )
+        return JitteredAttn(self.method, self.seed)
 
 
 def check_size(width: int, height: int) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,11 @@ RATIO_PRESERVING = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
 GUIDED = FLOW + NOISE_SCALED + VARIANCE_PRESERVING + RATIO_PRESERVING
 
 
-class LowFrequencyGuidance:
+_Scheduler: Any = object
+"""Stands for the scheduler behind the mixin, one of `GUIDED`."""
+
+
+class LowFrequencyGuidance(_Scheduler):
     """Turns a scheduler into one that guides an image-to-image run by the picture it starts from.
 
     A mixin in front of a diffusers scheduler. The reference is what the pipeline noises before the
@@ -38,10 +42,12 @@ class LowFrequencyGuidance:
     that the clean picture that follows from it has the wanted low frequencies.
 
     Attributes:
+        guides: Name of the scheduler class behind it, one of `GUIDED`.
         weight: Share of the low frequencies that the reference decides at the first step, 0 to 1.
         levels: Low frequencies are means over 2 ** levels latent elements and axis.
     """
 
+    guides: ClassVar[str]
     weight: float = 0.0
     levels: int = 1
     _reference: Tensor | None = None
@@ -62,7 +68,7 @@ class LowFrequencyGuidance:
     def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, **options: Any) -> Any:
         """Takes a step with the guided prediction."""
         if self._reference is not None and self.weight > 0:
-            model_output = self._guided(model_output, timestep, sample)
+            model_output = self._guided(self._reference, model_output, timestep, sample)
         return super().step(model_output, timestep, sample, **options)
 
     def weight_at(self, index: int) -> float:
@@ -93,9 +99,9 @@ class LowFrequencyGuidance:
 
     def _levels_of(self, index: int, timestep: Tensor) -> tuple[float, float]:
         """Factors on the picture and on the noise in a sample."""
-        if type(self).guides in NOISE_SCALED:
+        if self.guides in NOISE_SCALED:
             return 1.0, float(self.sigmas[index])
-        if type(self).guides in RATIO_PRESERVING:
+        if self.guides in RATIO_PRESERVING:
             share = 1.0 / (1.0 + float(self.sigmas[index]) ** 2)
         else:
             share = float(self.alphas_cumprod[int(timestep)])
@@ -104,10 +110,11 @@ class LowFrequencyGuidance:
     def _prediction_type(self) -> str:
         return self.config.prediction_type.replace("original_sample", "sample")
 
-    def _guided(self, prediction: Tensor, timestep: Tensor, sample: Tensor) -> Tensor:
-        shape = self._reference.shape
-        clean = unpacked(self.clean(prediction, timestep, sample), shape)
-        drift = low_frequencies(clean - self._reference.float(), self.levels)
+    def _guided(
+        self, reference: Tensor, prediction: Tensor, timestep: Tensor, sample: Tensor
+    ) -> Tensor:
+        clean = unpacked(self.clean(prediction, timestep, sample), reference.shape)
+        drift = low_frequencies(clean - reference.float(), self.levels)
         drift = self.weight_at(self._index_of(timestep)) * packed_like(drift, sample)
         return self._moved(prediction, timestep, drift).to(prediction.dtype)
 
@@ -140,7 +147,7 @@ class LowFrequencyScheduler(LowFrequencyGuidance, FlowMatchEulerDiscreteSchedule
 
 def guided_scheduler(
     scheduler: SchedulerMixin, config: dict[str, Any], weight: float, levels: int
-) -> SchedulerMixin:
+) -> LowFrequencyGuidance:
     """Builds a guided twin of a scheduler.
 
     Args:

@@ -1,15 +1,23 @@
 """How each pipeline family is called: native size, steps, guidance, and recipes beyond that size.
 
-The recipes of the embedded model are measured, see `benchmarks/high_resolution.py`; those of the
-other families are reasoned from what was published, as their weights were not at hand.
+The recipes of the embedded model are measured, see `benchmarks/studies/high_resolution.py`; those
+of the other families are reasoned from what was published, as their weights were not at hand.
 """
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from diffusers import DiffusionPipeline
-
+from diffaccel.pipelines import embedded
 from diffaccel.pipelines.image.recipe import AT_ONCE, Recipe, Refinement, Shift
+
+IMAGE_RECIPES: dict[str, str] = {
+    "direct": "at full size at once",
+    "window": "one jump from the native sample, with windows alone",
+    "guided": "the same under the low frequencies of the native sample",
+    "cascade": "guided, in stages that at most double the sides; the default",
+}
+"""Ways beyond native size, as `--recipe` names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +170,7 @@ SUPPORTED = tuple(BY_PIPELINE)
 SUPPORTED_VIDEO = ("WanPipeline",)
 
 
-def preset_for(pipe: DiffusionPipeline, source: str | Path) -> Preset:
+def preset_for(pipe: Any, source: str | Path) -> Preset:
     """Returns the preset of a loaded pipeline, native size taken from the model where it says it.
 
     Args:
@@ -187,13 +195,11 @@ def named_preset(
         sample_size: Side of the native latents, where the denoiser says it.
         vae_scale: Pixels per latent element and axis.
     """
-    from diffaccel.pipelines import loading
-
-    embedded = {
-        loading.EMBEDDED_IMAGE.resolve(): EMBEDDED,
-        loading.EMBEDDED_UNET.resolve(): EMBEDDED_UNET,
+    ours = {
+        embedded.EMBEDDED_IMAGE.resolve(): EMBEDDED,
+        embedded.EMBEDDED_UNET.resolve(): EMBEDDED_UNET,
     }
-    own = embedded.get(Path(source).resolve())
+    own = ours.get(Path(source).resolve())
     if own is not None:
         return own
     preset = BY_PIPELINE[class_name]

@@ -48,9 +48,10 @@ def tiles(width: int, height: int) -> Counter[tuple[int, int]]:
     if max(width, height) <= TILE:
         return Counter([(width, height)])
     stride = int(TILE * (1 - OVERLAP))
-    cuts = ([min(TILE, side - start) for start in range(0, side, stride)]
-            for side in (width, height))  # fmt: skip
-    return Counter(product(*cuts))
+    across, down = (
+        [min(TILE, side - start) for start in range(0, side, stride)] for side in (width, height)
+    )
+    return Counter(product(across, down))
 
 
 def tile_count(width: int, height: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import nn
@@ -174,7 +175,7 @@ def shares_of(
     while hasattr(scheduled, "method"):  # a wrapper leaves the schedule to what it wraps
         scheduled = scheduled.method
     total = sum(layer.dense_flop for layer in layers)
-    sums = dict.fromkeys(("exact", "visited", "ideal", "cost"), 0.0)
+    sums: dict[str, Any] = dict.fromkeys(("exact", "visited", "ideal", "cost"), 0.0)
     reasons, is_known, dense_share = set(), True, 0.0
     for served in layers:
         weight = served.dense_flop / total

@@ -47,9 +47,8 @@ def measure_rates(device: str, dtype: torch.dtype, heads: int, dim: int) -> Rate
     """
     is_cpu = device == "cpu"
     tokens, side, pixels = (1536, 768, 128) if is_cpu else (16384, 8192, 1024)
-    made = {"device": device, "dtype": dtype}
-    query = torch.randn(1, heads, tokens, dim, **made)
-    square = torch.randn(side, side, **made)
+    query = torch.randn(1, heads, tokens, dim, device=device, dtype=dtype)
+    square = torch.randn(side, side, device=device, dtype=dtype)
     picture = torch.randn(1, 32, pixels, pixels, device=device)
     weight = torch.randn(32, 32, 3, 3, device=device)
     with torch.inference_mode():

@@ -33,27 +33,25 @@ class Outline:
 
     class_name: str
     index: dict[str, Any]
-    modules: dict[str, nn.Module]
+    modules: dict[str, Any]
     unread: tuple[str, ...] = ()
 
     @property
-    def denoisers(self) -> dict[str, nn.Module]:
+    def denoisers(self) -> dict[str, Any]:
         """The modules that methods are attached to."""
         return {name: self.modules[name] for name in DENOISERS if name in self.modules}
 
     @property
-    def transformer(self) -> nn.Module | None:
-        """As of a pipeline."""
+    def transformer(self) -> Any:
         return self.modules.get("transformer")
 
     @property
     def config(self) -> dict[str, Any]:
-        """As of a pipeline: settings beside the components."""
+        """Settings beside the components, where a pipeline has them."""
         return self.index
 
     @property
-    def transformer_2(self) -> nn.Module | None:
-        """As of a pipeline."""
+    def transformer_2(self) -> Any:
         return self.modules.get("transformer_2")
 
     @cached_property
@@ -95,7 +93,7 @@ def read_outline(source: str | Path, *, is_video: bool = False) -> Outline:
         if not is_component or not (folder / name / "config.json").is_file():
             continue
         try:
-            module = _build(*entry, folder / name / "config.json")
+            module = _build(entry[0], entry[1], folder / name / "config.json")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
             unread.append(name)
             continue
@@ -131,8 +129,9 @@ def _folder_of(source: str | Path) -> Path:
 def _build(library: str, class_name: str, path: Path) -> nn.Module | None:
     """Builds a component without weights; None for what is no module of these libraries."""
     source = {"diffusers": diffusers, "transformers": transformers}.get(library)
-    kind = getattr(source, class_name, None)
-    if kind is None or not isinstance(kind, type) or not issubclass(kind, nn.Module):
+    kind: Any = getattr(source, class_name, None)
+    is_module = isinstance(kind, type) and issubclass(kind, nn.Module)
+    if not is_module:
         return None
     config = json.loads(path.read_text(encoding="utf-8"))
     with torch.device("meta"):

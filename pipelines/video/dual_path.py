@@ -112,11 +112,6 @@ class DualPath(AttentionHook):
         """Returns what the windows did."""
         return self._attachment.report()
 
-    @property
-    def is_active(self) -> bool:
-        """Whether the layers do anything but windows and their own cross-attention."""
-        return self.mode != "alone"
-
     def attend(self, call: AttentionCall, compute: Compute) -> Tensor:
         """Attends on both paths."""
         if call.layer.kind == "cross":
@@ -130,7 +125,8 @@ class DualPath(AttentionHook):
         full = replace(full, scale=scale * self._method.temperature(layout))
         outputs = compute(windows), full.dense()
         method = call.attached.state.method
-        method.record(call.layer, layout, "the full path sees everything")
+        if method is not None:
+            method.record(call.layer, layout, "the full path sees everything")
         return torch.cat(outputs)
 
     def _attend_text(self, call: AttentionCall, compute: Compute) -> Tensor:
@@ -144,11 +140,11 @@ class DualPath(AttentionHook):
         return torch.cat([output, output])
 
     def _run(self, mode: Mode, call: dict[str, Any], prompt: str = "") -> Tensor:
-        self.mode, self.prompt = mode, prompt
+        self.mode, self.prompt, self.is_active = mode, prompt, mode != "alone"
         try:
             return self._model(**call, return_dict=False)[0]
         finally:
-            self.mode = "alone"
+            self.mode, self.is_active = "alone", False
 
 
 class CrossStore:

@@ -75,9 +75,14 @@ def pixels_per_token(pipe: Any) -> int:
 def native_size(pipe: Any, width: int, height: int) -> tuple[int, int]:
     """Returns the size (width, height) of native area with the aspect of another, in pixels."""
     binding, multiple = binding_of(pipe.transformer), pixels_per_token(pipe)
-    _, rows, columns = binding.native(pipe.transformer, binding.layers(pipe.transformer)[0])
-    shrink = min(1.0, sqrt(rows * columns * multiple**2 / (width * height)))
-    return tuple(max(multiple, round(s * shrink / multiple) * multiple) for s in (width, height))
+    grid = binding.native(pipe.transformer, binding.layers(pipe.transformer)[0])
+    if grid is None:
+        return width, height
+    shrink = min(1.0, sqrt(grid[1] * grid[2] * multiple**2 / (width * height)))
+    across, down = (
+        max(multiple, round(side * shrink / multiple) * multiple) for side in (width, height)
+    )
+    return across, down
 
 
 def generate_video(pipe: Any, job: VideoJob, *, timing: Timing | None = None) -> GeneratedVideo:
@@ -93,16 +98,17 @@ def generate_video(pipe: Any, job: VideoJob, *, timing: Timing | None = None) ->
             of a model that starts from an image.
         UnsupportedModelError: The denoiser is not of Wan.
     """
-    check_video_size(pipe, *job.size, job.frames)
+    width, height = job.size
+    check_video_size(pipe, width, height, job.frames)
     timing = timing or Timing()
     if isinstance(job.recipe, TimeWindows):
         return _denoise_in_windows(pipe, job, job.recipe, timing)
     with _positions_along_time(pipe, job):
-        native = job.native or native_size(pipe, *job.size)
+        native = job.native or native_size(pipe, width, height)
         video = job.video
         if video is None:
             video = _sample_native(pipe, job, job.recipe, native, timing)
-        if video.shape[-2:] == job.size[::-1]:
+        if video.shape[-2:] == (height, width):
             return GeneratedVideo(video, native, timing.seconds)
         large, reports = _enlarge(pipe, job, job.recipe, video, timing)
         return GeneratedVideo(large, native, timing.seconds, reports)

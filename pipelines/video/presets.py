@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffaccel.bindings.rope import Axis, Linear, Riflex
+from diffaccel.pipelines import embedded
 from diffaccel.pipelines.video.freeswim import FreeSwim
 from diffaccel.pipelines.video.generate import native_size
 from diffaccel.pipelines.video.long_video import TimeWindows
@@ -64,7 +65,5 @@ EMBEDDED_VIDEO_PRESET = VideoPreset(
 
 def video_preset(source: str | Path) -> VideoPreset:
     """Returns the preset of a Wan pipeline by what it is loaded from."""
-    from diffaccel.pipelines.loading import EMBEDDED_VIDEO
-
-    is_embedded = Path(source).resolve() == EMBEDDED_VIDEO.resolve()
+    is_embedded = Path(source).resolve() == embedded.EMBEDDED_VIDEO.resolve()
     return EMBEDDED_VIDEO_PRESET if is_embedded else WAN

@@ -23,12 +23,8 @@ from PIL import Image
 
 from diffaccel import HeadPerturbation, SkipLayers, set_guidance
 from diffaccel.guidance.head_search.search import SearchSettings, SearchState, search_heads
-from diffaccel.pipelines.loading import (
-    EMBEDDED_IMAGE,
-    EMBEDDED_SCORER,
-    EMBEDDED_UNET,
-    load_image_pipeline,
-)
+from diffaccel.pipelines.embedded import EMBEDDED_IMAGE, EMBEDDED_SCORER, EMBEDDED_UNET
+from diffaccel.pipelines.loading import load_image_pipeline
 from diffaccel.quality.contact_sheet import grid
 from diffaccel.quality.objectives import Objective, PromptMatch, saturation, sharpness
 from embedded.image.evaluate import Call, generate, object_features, reference_features

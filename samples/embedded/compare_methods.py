@@ -15,9 +15,10 @@ from PIL import Image
 
 from diffaccel import FullAttn, NeighborhoodAttn, RectifiedSpaAttn, SparseAttn
 from diffaccel.methods import Method
+from diffaccel.pipelines.embedded import EMBEDDED_IMAGE
 from diffaccel.pipelines.image import ImageJob, refine_image
 from diffaccel.pipelines.image.presets import EMBEDDED
-from diffaccel.pipelines.loading import EMBEDDED_IMAGE, load_image_pipeline
+from diffaccel.pipelines.loading import load_image_pipeline
 from diffaccel.progress import Timing
 from diffaccel.quality.pictures import gradient_agreement, psnr
 from embedded.scenes import BACKGROUNDS, Background, Placed, Scene, plain_caption, render

@@ -3,7 +3,8 @@
 import torch
 from diffusers import DiffusionPipeline
 
-from diffaccel.pipelines.loading import EMBEDDED_IMAGE, load_image_pipeline
+from diffaccel.pipelines.embedded import EMBEDDED_IMAGE
+from diffaccel.pipelines.loading import load_image_pipeline
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffaccel.pipelines import loading
+from diffaccel.pipelines import embedded
 from diffaccel.quality.objectives import PromptMatch, objective_named
 
 
@@ -141,9 +141,11 @@ def test_export_loads_as_a_scorer(scorer, vocabulary, tmp_path):
     assert "{" not in card and "5 steps of 8 pairs" in card
 
 
-@pytest.mark.skipif(not loading.EMBEDDED_SCORER.is_dir(), reason="the embedded scorer is not made")
+@pytest.mark.skipif(
+    not embedded.EMBEDDED_SCORER.is_dir(), reason="the embedded scorer is not made"
+)
 def test_embedded_scorer_knows_colours():
-    match = objective_named("prompt-match", scorer=loading.EMBEDDED_SCORER)
+    match = objective_named("prompt-match", scorer=embedded.EMBEDDED_SCORER)
     pictures = [Image.new("RGB", (256, 256), colour) for colour in ("#d63031", "#427cde")]
     prompts = ["a red background", "a blue background"]
     right, wrong = match(pictures, prompts), match(pictures, prompts[::-1])

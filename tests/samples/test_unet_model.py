@@ -4,11 +4,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
-from diffaccel.pipelines import loading
+from diffaccel.pipelines import embedded, loading
 from diffaccel.pipelines.image.presets import EMBEDDED_UNET, preset_for
 
 CAPTIONS = ["a rocket on a blue background", "", "a red apple and a rocket", "rocket"]
-MADE = loading.EMBEDDED_UNET.is_dir()
+MADE = embedded.EMBEDDED_UNET.is_dir()
 
 
 @pytest.fixture(scope="module")
@@ -230,8 +230,8 @@ def test_model_is_small(model):
 @pytest.mark.slow
 @pytest.mark.skipif(not MADE, reason="the embedded U-Net model is not made")
 def test_embedded_model_draws_a_red_apple_on_white():
-    pipe = loading.load_image_pipeline(loading.EMBEDDED_UNET)
-    preset = preset_for(pipe, loading.EMBEDDED_UNET)
+    pipe = loading.load_image_pipeline(embedded.EMBEDDED_UNET)
+    preset = preset_for(pipe, embedded.EMBEDDED_UNET)
     assert preset == EMBEDDED_UNET
     picture = pipe(
         "a red apple on a white background",
@@ -245,11 +245,11 @@ def test_embedded_model_draws_a_red_apple_on_white():
 
 
 @pytest.mark.skipif(
-    not (MADE and loading.EMBEDDED_SCORER.is_dir()),
+    not (MADE and embedded.EMBEDDED_SCORER.is_dir()),
     reason="the embedded U-Net model and scorer are not made",
 )
 def test_both_embedded_folders_stay_small():
-    folders = (loading.EMBEDDED_UNET, loading.EMBEDDED_SCORER)
+    folders = (embedded.EMBEDDED_UNET, embedded.EMBEDDED_SCORER)
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 12e6
     assert all((folder / "README.md").is_file() for folder in folders)

@@ -7,7 +7,7 @@ import torch
 from diffusers import WanPipeline
 
 from diffaccel.cli import main
-from diffaccel.pipelines import loading
+from diffaccel.pipelines import embedded
 
 CAPTIONS = ["a rocket flies to the left", "", "a red apple grows on a blue background"]
 
@@ -143,7 +143,7 @@ def test_the_folder_is_stock_and_small(folder):
 
 
 def test_the_command_line_uses_the_embedded_folder(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "EMBEDDED_VIDEO", folder)
+    monkeypatch.setattr(embedded, "EMBEDDED_VIDEO", folder)
     fast = ["--steps", "1", "--refine-steps", "1", "--device", "cpu", "--frames", "5"]
     path = tmp_path / "clip"
     assert main(["sample", CAPTIONS[0], "-o", str(path), *fast]) == 0

@@ -64,7 +64,7 @@ def model_source(name: str | None) -> str | None:
     """Returns a diffusers folder or hub name; "embedded-unet" is the U-Net in the package."""
     if name != "embedded-unet":
         return name
-    from diffaccel.pipelines.loading import EMBEDDED_UNET
+    from diffaccel.pipelines.embedded import EMBEDDED_UNET
 
     return str(EMBEDDED_UNET)
 

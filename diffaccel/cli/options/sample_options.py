@@ -11,7 +11,8 @@ from cyclopts import Group, Parameter
 from diffaccel.cli.options.argument_types import COUNT, SEED, SIZE
 from diffaccel.cli.options.recipe_options import BEYOND, Switches
 from diffaccel.methods.names import METHODS
-from diffaccel.pipelines.recipes import IMAGE_RECIPES, VIDEO_RECIPES
+from diffaccel.pipelines.image.presets import IMAGE_RECIPES
+from diffaccel.pipelines.video.recipes import VIDEO_RECIPES
 
 WHAT = Parameter(group=Group("What is made", sort_key=1))
 ATTENTION = Parameter(group=Group("Attention above native size", sort_key=2))

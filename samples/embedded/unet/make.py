@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 
-from diffaccel.pipelines.loading import EMBEDDED_IMAGE
+from diffaccel.pipelines.embedded import EMBEDDED_IMAGE
 from embedded.arguments import add_vocabulary, making, started
 from embedded.image.evaluate import evaluate
 from embedded.unet.evaluate import UNetCall, generate_with_unet

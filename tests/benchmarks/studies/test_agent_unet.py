@@ -7,7 +7,8 @@ import pytest
 
 from diffaccel.benchmarks.studies import agent_unet
 from diffaccel.methods import AgentAttn
-from diffaccel.pipelines.loading import EMBEDDED_UNET, load_image_pipeline
+from diffaccel.pipelines.embedded import EMBEDDED_UNET
+from diffaccel.pipelines.loading import load_image_pipeline
 
 needs_model = pytest.mark.skipif(
     not EMBEDDED_UNET.is_dir(), reason="the embedded U-Net has not been made"

@@ -12,7 +12,7 @@ from diffaccel.attach.attachment import restore_attn_processor, set_attn_process
 from diffaccel.bindings import ModelCall, binding_of
 from diffaccel.bindings.flux import image_grids
 from diffaccel.methods import FullAttn, RectifiedSpaAttn
-from diffaccel.pipelines.loading import EMBEDDED_IMAGE
+from diffaccel.pipelines.embedded import EMBEDDED_IMAGE
 
 FAMILIES = (
     "flux",

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from diffaccel.cli import main
-from diffaccel.pipelines.loading import EMBEDDED_IMAGE
+from diffaccel.pipelines.embedded import EMBEDDED_IMAGE
 
 
 @pytest.fixture

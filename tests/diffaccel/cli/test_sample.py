@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from diffaccel.cli import main
-from diffaccel.pipelines.loading import EMBEDDED_IMAGE
+from diffaccel.pipelines.embedded import EMBEDDED_IMAGE
 
 FAST = ["--steps", "2", "--refine-steps", "1"]
 

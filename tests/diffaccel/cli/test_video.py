@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from diffaccel.cli import main
-from diffaccel.pipelines import loading
-from diffaccel.pipelines.loading import EMBEDDED_VIDEO
+from diffaccel.pipelines import embedded
+from diffaccel.pipelines.embedded import EMBEDDED_VIDEO
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_the_embedded_model_makes_what_is_asked_for(tmp_path):
 
 
 def test_a_video_needs_a_video_model(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(loading, "EMBEDDED_VIDEO", tmp_path / "missing")
+    monkeypatch.setattr(embedded, "EMBEDDED_VIDEO", tmp_path / "missing")
     path = str(tmp_path / "clip.mp4")
     assert main(["sample", "a cat", "--frames", "5", "-o", path]) == 2
     assert "--frames needs a video model" in capsys.readouterr().err

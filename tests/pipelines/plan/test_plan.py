@@ -16,11 +16,11 @@ from diffaccel import (
 )
 from diffaccel.bindings import binding_of
 from diffaccel.errors import InputError, ModelError
+from diffaccel.pipelines.embedded import EMBEDDED_IMAGE
 from diffaccel.pipelines.image.generate import generate_image
 from diffaccel.pipelines.image.job import ImageJob
 from diffaccel.pipelines.image.presets import EMBEDDED, Preset
 from diffaccel.pipelines.image.recipe import Recipe, Refinement
-from diffaccel.pipelines.loading import EMBEDDED_IMAGE
 from diffaccel.pipelines.plan.image import plan_image, shares_of
 from diffaccel.pipelines.plan.operations import autoencoder_flop, other_flop, served_layers
 from diffaccel.pipelines.plan.skeleton import read_outline

@@ -10,7 +10,7 @@ from PIL import Image
 from diffaccel import SlidingWindowAttn
 from diffaccel.bindings.rope import Linear, Riflex
 from diffaccel.errors import InputError
-from diffaccel.pipelines.loading import EMBEDDED_VIDEO
+from diffaccel.pipelines.embedded import EMBEDDED_VIDEO
 from diffaccel.pipelines.video.dual_path import DualPath
 from diffaccel.pipelines.video.freeswim import FreeSwim, refine_latents
 from diffaccel.pipelines.video.generate import generate_video, native_size

@@ -20,7 +20,7 @@ from diffaccel.guidance.head_search.search import (
     held_out_scores,
     search_heads,
 )
-from diffaccel.pipelines import loading
+from diffaccel.pipelines import embedded
 from diffaccel.quality.objectives import (
     Similarity,
     brightness,
@@ -172,7 +172,7 @@ def test_objectives_measure_what_they_say():
     ],
 )
 def test_unknown_objectives_are_refused(name, message, monkeypatch, tmp_path):
-    monkeypatch.setattr(loading, "EMBEDDED_SCORER", tmp_path / "none")
+    monkeypatch.setattr(embedded, "EMBEDDED_SCORER", tmp_path / "none")
     with pytest.raises(InputError, match=message):
         chosen_objective(SearchOptions(objective=name))
 
@@ -188,7 +188,7 @@ def test_prompt_match_is_the_cosine_of_a_clip_model(tmp_path):
 
 
 def test_prompt_match_takes_the_embedded_scorer_by_default(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "EMBEDDED_SCORER", tiny_clip(tmp_path))
+    monkeypatch.setattr(embedded, "EMBEDDED_SCORER", tiny_clip(tmp_path))
     match = chosen_objective(SearchOptions(objective="prompt-match"))
     assert len(match([flat(250, 0, 0)], ["red"])) == 1
 
