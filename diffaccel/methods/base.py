@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, fields, replace
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from torch import Tensor
 
@@ -80,27 +80,19 @@ class Method:
         return self.run(inputs, Position(layer, step, progress)).output
 
     def attend_with_density(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        layout: TokenLayout,
-        *,
-        scale: float | None = None,
-        key_padding_mask: Tensor | None = None,
-        layer: int | None = None,
-        step: int | None = None,
-        progress: float | None = None,
+        self, query: Tensor, key: Tensor, value: Tensor, layout: TokenLayout, **options: Any
     ) -> tuple[Tensor, Tensor | float]:
-        """Like `attend`, and says which part of the work was done.
+        """Like `attend`, with its arguments, and says which part of the work was done.
 
         Returns:
             The output (B, N, H, D), and the share of the N x N query-key pairs that were
             computed exactly: 1.0 where the call ran dense, else a number or a 0-dim fp32 tensor
             on the device of query (reading it is the caller's synchronisation).
         """
-        inputs = AttentionInputs.checked(query, key, value, layout, scale, key_padding_mask)
-        return self.run(inputs, Position(layer, step, progress))[:2]
+        scale, mask = options.pop("scale", None), options.pop("key_padding_mask", None)
+        inputs = AttentionInputs.checked(query, key, value, layout, scale, mask)
+        attended = self.run(inputs, Position(**options))
+        return attended.output, attended.density
 
     def __call__(self, *args: object, **kwargs: object) -> NoReturn:
         """Refuses to be an attention processor, which `model.set_attn_processor` makes of it."""

@@ -15,6 +15,7 @@ import numpy as np
 from diffaccel.layout import Grid
 
 Vector = np.ndarray
+Vectors = np.ndarray  # several of them, one after the other
 Box = tuple[Vector, Vector, Vector, Vector]
 
 
@@ -64,7 +65,7 @@ def _split(boxes: np.ndarray, size: np.ndarray, is_line: np.ndarray) -> np.ndarr
     long_b = ~long_a & (3 * b > 4 * c)
     long_c = ~long_a & ~long_b & (3 * c > 4 * b)
     cases = (
-        (is_line, lambda *box: [box[:4]]),
+        (is_line, lambda box, near, unit: [box]),
         (long_a & ~is_line, _split_along_a),
         (long_b & ~is_line, _split_along_b),
         (long_c & ~is_line, _split_along_c),
@@ -73,11 +74,7 @@ def _split(boxes: np.ndarray, size: np.ndarray, is_line: np.ndarray) -> np.ndarr
     children = np.zeros((len(boxes), 5, 4, 3), dtype=np.int64)
     for chosen, rule in cases:
         if chosen.any():
-            parts = rule(
-                *boxes[chosen].transpose(1, 0, 2),
-                *near[chosen].transpose(1, 0, 2),
-                *unit[chosen].transpose(1, 0, 2),
-            )
+            parts = rule(*(x[chosen].transpose(1, 0, 2) for x in (boxes, near, unit)))
             for position, part in enumerate(parts):
                 children[chosen, position] = np.stack(part, 1)
     flat = children.reshape(-1, 4, 3)
@@ -88,32 +85,25 @@ def _split(boxes: np.ndarray, size: np.ndarray, is_line: np.ndarray) -> np.ndarr
 # vectors, and return smaller boxes so that each begins beside the end of the one before.
 
 
-def _split_along_a(
-    p: Vector, a: Vector, b: Vector, c: Vector, a1: Vector, *_: Vector
-) -> list[Box]:
+def _split_along_a(box: Vectors, near: Vectors, unit: Vectors) -> list[Box]:
+    (p, a, b, c), (a1, _, _) = box, near
     return [(p, a1, b, c), (p + a1, a - a1, b, c)]
 
 
-def _split_along_b(
-    p: Vector, a: Vector, b: Vector, c: Vector,
-    a1: Vector, b1: Vector, c1: Vector, ua: Vector, ub: Vector, uc: Vector,
-) -> list[Box]:  # fmt: skip
+def _split_along_b(box: Vectors, near: Vectors, unit: Vectors) -> list[Box]:
+    (p, a, b, c), (a1, b1, _), (ua, ub, _) = box, near, unit
     turn = p + (a - ua) + (b1 - ub)
     return [(p, b1, c, a1), (p + b1, a, b - b1, c), (turn, -b1, c, a1 - a)]
 
 
-def _split_along_c(
-    p: Vector, a: Vector, b: Vector, c: Vector,
-    a1: Vector, b1: Vector, c1: Vector, ua: Vector, ub: Vector, uc: Vector,
-) -> list[Box]:  # fmt: skip
+def _split_along_c(box: Vectors, near: Vectors, unit: Vectors) -> list[Box]:
+    (p, a, b, c), (a1, _, c1), (ua, _, uc) = box, near, unit
     turn = p + (a - ua) + (c1 - uc)
     return [(p, c1, a1, b), (p + c1, a, b, c - c1), (turn, -c1, a1 - a, b)]
 
 
-def _split_in_five(
-    p: Vector, a: Vector, b: Vector, c: Vector,
-    a1: Vector, b1: Vector, c1: Vector, ua: Vector, ub: Vector, uc: Vector,
-) -> list[Box]:  # fmt: skip
+def _split_in_five(box: Vectors, near: Vectors, unit: Vectors) -> list[Box]:
+    (p, a, b, c), (a1, b1, c1), (ua, ub, uc) = box, near, unit
     over = p + (b1 - ub) + (c - uc)
     back = p + (a - ua) + b1 + (c - uc)
     home = p + (a - ua) + (b1 - ub)
