@@ -58,6 +58,7 @@ def test_switches_show_in_the_plan(capsys):
     assert printed.count("denoiser rows") == 1 and "RectifiedSpaAttn(drop=0.9" in printed
 
 
+@pytest.mark.slow
 def test_a_sample_records_its_switches(tmp_path):
     path = tmp_path / "out.png"
     words = ["--steps", "1", "--refine-steps", "1", "--size", "512x256", "--recipe", "window"]
