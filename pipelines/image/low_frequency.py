@@ -159,7 +159,7 @@ def guided_scheduler(
     Raises:
         InputError: The scheduler is none of these, or one of them with a flow schedule.
     """
-    kind = type(scheduler)
+    kind: Any = type(scheduler)
     if kind.__name__ in FLOW:
         return LowFrequencyScheduler.guided(config, weight, levels)
     is_flow = "flow" in str(config.get("prediction_type")) or config.get("use_flow_sigmas")

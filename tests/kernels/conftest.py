@@ -9,7 +9,7 @@ import pytest
 
 FOLDER = Path(__file__).parent
 SUPPORT = FOLDER.parent / "support"
-QUICK_CASES = 20
+QUICK_CASES = 10
 
 
 def pytest_generate_tests(metafunc):

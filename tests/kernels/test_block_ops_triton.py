@@ -11,6 +11,7 @@ LAUNCHES = [("statistics", 128), ("selection", 256), ("selection", 4096)]
 TARGETS = [(op, capability, size) for op, size in LAUNCHES for capability in SHARED_LIMIT]
 
 
+@pytest.mark.slow
 def test_interpreted_kernels_match_the_oracle(run_worker):
     run_worker("block_ops_worker.py", timeout=900, TRITON_INTERPRET="1")
 

@@ -13,6 +13,7 @@ UNINSTALLED = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [

@@ -87,6 +87,7 @@ def test_folder_names_do_not_shadow_other_packages(tmp_path):
     assert "No module named 'kernels'" in done.stderr
 
 
+@pytest.mark.slow
 def test_import_adds_no_heavy_module_to_what_diffusers_loads(tmp_path):
     """Attaching needs the pipeline base classes; anything beyond them would slow every start."""
     code = (

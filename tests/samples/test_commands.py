@@ -24,6 +24,7 @@ def test_every_command_explains_itself(embedded, words, monkeypatch, capsys):
     assert "--packages" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["make", "video", "--help"], ["make", "moon"]], ids=" ".join)
 def test_the_folder_itself_is_the_program(embedded, words, tmp_path):
     done = subprocess.run(

@@ -1,5 +1,6 @@
 """Replicas of a model average their gradients and agree on the time."""
 
+import pytest
 import torch
 
 JOB = """
@@ -16,6 +17,7 @@ def job(folder):
 """
 
 
+@pytest.mark.slow
 def test_replicas_average_gradients_and_time(embedded, tmp_path, monkeypatch):
     (tmp_path / "replica_job.py").write_text(JOB)
     monkeypatch.syspath_prepend(tmp_path)

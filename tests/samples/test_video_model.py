@@ -142,6 +142,7 @@ def test_the_folder_is_stock_and_small(folder):
     assert size < 11.5e6
 
 
+@pytest.mark.slow
 def test_the_command_line_uses_the_embedded_folder(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "EMBEDDED_VIDEO", folder)
     fast = ["--steps", "1", "--refine-steps", "1", "--device", "cpu", "--frames", "5"]

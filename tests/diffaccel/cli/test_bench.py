@@ -32,6 +32,7 @@ def test_table_and_csv(tmp_path, capsys):
     assert os.listdir(tmp_path) == ["k.csv"]
 
 
+@pytest.mark.slow
 def test_plot_shows_lines(tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is in the extra `bench`")
     assert bench(*OPS, "--plot", str(tmp_path / "k.png")) == 0

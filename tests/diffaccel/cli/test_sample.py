@@ -31,6 +31,7 @@ def test_native_sample_and_record(tmp_path, capsys):
     assert sorted(os.listdir(tmp_path)) == ["out.png", "out.png.json"]
 
 
+@pytest.mark.slow
 def test_large_non_square_sample_is_sparse_and_repeatable(tmp_path):
     words = ["--size", "768x512", "--method", "rectified", "--set", "drop=0.5"]
     words += ["--set", "block=64"]
@@ -46,6 +47,7 @@ def test_large_non_square_sample_is_sparse_and_repeatable(tmp_path):
     assert 0.4 < record["density"]["768x512"] < 0.9
 
 
+@pytest.mark.slow
 def test_the_embedded_model_attends_its_native_window_by_default(tmp_path):
     assert sample(tmp_path, "--size", "512x512")[0] == 0
     record = json.loads((tmp_path / "out.png.json").read_text())
@@ -53,6 +55,7 @@ def test_the_embedded_model_attends_its_native_window_by_default(tmp_path):
     assert record["density"]["512x512"] < 0.35
 
 
+@pytest.mark.slow
 def test_the_embedded_unet_goes_by_its_name(tmp_path):
     words = ["--model", "embedded-unet", "--method", "agent", "--set", "least_tokens=0"]
     assert sample(tmp_path, *words)[0] == 0
@@ -61,6 +64,7 @@ def test_the_embedded_unet_goes_by_its_name(tmp_path):
     assert Image.open(tmp_path / "out.png").size == (256, 256)
 
 
+@pytest.mark.slow
 def test_density_is_full_with_the_full_method(tmp_path):
     assert sample(tmp_path, "--size", "512x512", "--method", "full")[0] == 0
     record = json.loads((tmp_path / "out.png.json").read_text())

@@ -55,6 +55,7 @@ def test_a_clip_and_its_record(tmp_path, wan_folder):
     assert sorted(os.listdir(tmp_path)) == ["clip.mp4", "clip.mp4.json"]
 
 
+@pytest.mark.slow
 def test_long_clips_and_frames_as_pictures(tmp_path, wan_folder):
     words = ("--frames", "13", "--size", "32x48", "--recipe", "windows")
     assert sample(wan_folder, tmp_path / "frames", *words) == 0
@@ -84,6 +85,7 @@ def test_bad_input_leaves_nothing(tmp_path, capsys, wan_folder, words, output, p
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not EMBEDDED_VIDEO.is_dir(), reason="the embedded video model is not made")
 def test_the_embedded_model_makes_what_is_asked_for(tmp_path):
     path = tmp_path / "clip.mp4"
