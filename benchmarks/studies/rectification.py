@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +20,16 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
 
+from diffaccel.attach.attachment import add_attention_hook, remove_attention_hook
+from diffaccel.attach.seam import AttentionCall, AttentionHook
 from diffaccel.benchmarks.rows import Column, facts_list, table, write_rows
+from diffaccel.bindings import binding_of
 from diffaccel.layout import TokenLayout
 from diffaccel.machine import device_name, versions_line
 from diffaccel.methods import FullAttn, Method, RectifiedSpaAttn, SparseAttn
+from diffaccel.methods.inputs import AttentionInputs
 from diffaccel.pipelines.embedded import EMBEDDED_IMAGE
 from diffaccel.pipelines.image import ImageJob, generate_image
 from diffaccel.pipelines.image.presets import Preset, preset_for
@@ -33,7 +37,6 @@ from diffaccel.pipelines.loading import load_image_pipeline
 
 PROMPTS = ("a red apple", "a cat", "a yellow house and a tree")
 PIXELS_PER_TOKEN = 16
-MAX_TEXT = 512
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +50,7 @@ class Captured:
     key: Tensor
     value: Tensor
     layout: TokenLayout
-    scale: float | None
+    scale: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,43 +71,31 @@ class Row:
     calls: int
 
 
-class CaptureAttention(TorchFunctionMode):
-    """Keeps the inputs of the joint attention calls over one grid; results stay unchanged."""
+class CaptureAttention(AttentionHook):
+    """Keeps the inputs of the attention calls over one grid; results stay unchanged."""
 
-    def __init__(
-        self, prompt: str, tokens: tuple[int, int], layers: int, steps: Sequence[int]
-    ) -> None:
-        super().__init__()
+    is_active = True
+
+    def __init__(self, prompt: str, tokens: tuple[int, int], steps: Sequence[int]) -> None:
         self.captured: list[Captured] = []
-        self._prompt, self._tokens = prompt, tokens
-        self._layers, self._steps = layers, steps
-        self._calls = 0
+        self._prompt, self._tokens, self._steps = prompt, tokens, steps
+        self._calls: Counter[int] = Counter()
 
-    def __torch_function__(
-        self,
-        func: Callable[..., object],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> object:
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            named = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs or {})
-            self._keep(named["query"], named["key"], named["value"], named.get("scale"))
-        return func(*args, **(kwargs or {}))
+    def attend(self, call: AttentionCall, compute: Callable[[AttentionCall], Tensor]) -> Tensor:
+        """Answers as without the hook; other grids are those of other stages."""
+        layout = call.layout
+        if layout is not None and (layout.visual.height, layout.visual.width) == self._tokens:
+            step = self._calls[call.layer.index]
+            self._calls[call.layer.index] += 1
+            if step in self._steps:
+                self._keep(call.layer.index, step, call.inputs())
+        return compute(call)
 
-    def _keep(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> None:
-        height, width = self._tokens
-        text = query.shape[2] - height * width
-        if not 0 < text <= MAX_TEXT or key.shape != query.shape:
-            return  # another stage, or attention of a text encoder or the autoencoder
-        step, layer = divmod(self._calls, self._layers)
-        self._calls += 1
-        if step in self._steps:
-            layout = TokenLayout.image(height, width, text_before=text)
-            query, key, value = (x.transpose(1, 2).detach().clone() for x in (query, key, value))
-            self.captured.append(
-                Captured(self._prompt, step, layer, query, key, value, layout, scale)
-            )
+    def _keep(self, layer: int, step: int, inputs: AttentionInputs) -> None:
+        tokens = (x.detach().clone() for x in (inputs.query, inputs.key, inputs.value))
+        self.captured.append(
+            Captured(self._prompt, step, layer, *tokens, inputs.layout, inputs.scale)
+        )
 
 
 def capture(
@@ -118,20 +109,30 @@ def capture(
     """Draws one picture of size x size pixels with dense attention and captures the last stage.
 
     Args:
-        pipe: A pipeline whose denoiser is a FLUX transformer.
+        pipe: A pipeline whose denoiser is a transformer.
         prompt: What to draw.
         size: In pixels, a multiple of 16, above the native size.
         steps: Which denoising steps of the last stage to capture, from 0.
         preset: How the pipeline is called.
         seed: Of all noise.
     """
-    denoiser = pipe.transformer
-    layers = len(denoiser.transformer_blocks) + len(denoiser.single_transformer_blocks)
     side = size // PIXELS_PER_TOKEN
-    mode = CaptureAttention(prompt, (side, side), layers, steps)
-    with mode, torch.inference_mode():
-        generate_image(pipe, ImageJob(prompt, (size, size), preset, FullAttn(), seed=seed))
-    return mode.captured
+    hook = CaptureAttention(prompt, (side, side), steps)
+    job = ImageJob(prompt, (size, size), preset, FullAttn(), seed=seed)
+    with capturing(pipe.transformer, hook), torch.inference_mode():
+        generate_image(pipe, job)
+    return hook.captured
+
+
+@contextmanager
+def capturing(model: nn.Module, hook: CaptureAttention) -> Iterator[None]:
+    """Lets a hook see the self-attention of a denoiser."""
+    names = tuple(layer.name for layer in binding_of(model).layers(model))
+    add_attention_hook(model, hook, names)
+    try:
+        yield
+    finally:
+        remove_attention_hook(model, hook)
 
 
 def compared(drop: float, block: int, p_remain: float) -> dict[str, Method]:
