@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from diffaccel.attach.attachment import add_attention_hook, remove_attention_hook
-from diffaccel.attach.seam import AttentionCall, AttentionHook
+from diffaccel.attach.call import AttentionCall, AttentionHook
 from diffaccel.benchmarks.rows import Column, facts_list, table, write_rows
 from diffaccel.bindings import binding_of
 from diffaccel.layout import TokenLayout

@@ -7,10 +7,11 @@ from typing import Any
 from diffusers import DiffusionPipeline, ModularPipeline
 from torch import nn
 
+from diffaccel.attach.call import AttentionHook
 from diffaccel.attach.method_state import MethodState
 from diffaccel.attach.processor import attached, attached_layer, unattached
 from diffaccel.attach.report import Report
-from diffaccel.attach.seam import AttachedLayer, AttentionHook
+from diffaccel.attach.seam import AttachedLayer
 from diffaccel.attach.state import DenoiserState, state_of
 from diffaccel.attach.step_clock import StepClock
 from diffaccel.bindings import (

@@ -14,7 +14,7 @@ from diffaccel.methods.inputs import Position
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffaccel.attach.seam import AttentionCall
+    from diffaccel.attach.call import AttentionCall
     from diffaccel.attach.step_clock import StepClock
     from diffaccel.bindings import AttentionLayer
     from diffaccel.layout import TokenLayout

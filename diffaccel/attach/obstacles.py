@@ -8,7 +8,7 @@ from diffusers.hooks.layer_skip import AttentionScoreSkipFunctionMode
 from torch.overrides import _get_current_function_mode_stack
 
 if TYPE_CHECKING:
-    from diffaccel.attach.seam import AttentionCall
+    from diffaccel.attach.call import AttentionCall
 
 
 def obstacle(call: AttentionCall) -> str:

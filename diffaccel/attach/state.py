@@ -17,8 +17,9 @@ from diffaccel.methods.inputs import AttentionInputs
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
+    from diffaccel.attach.call import AttentionCall, AttentionHook
     from diffaccel.attach.method_state import MethodState
-    from diffaccel.attach.seam import AttachedLayer, AttentionCall, AttentionHook
+    from diffaccel.attach.seam import AttachedLayer
     from diffaccel.bindings import AttentionLayer, Binding
 
 

@@ -22,8 +22,8 @@ from diffaccel.attach.attachment import (
     remove_attention_hook,
     set_attn_processor,
 )
+from diffaccel.attach.call import AttentionCall, AttentionHook, Compute
 from diffaccel.attach.report import Report
-from diffaccel.attach.seam import AttentionCall, AttentionHook, Compute
 from diffaccel.bindings import UnsupportedModelError, binding_of
 from diffaccel.methods.windows.base import WindowMethod
 

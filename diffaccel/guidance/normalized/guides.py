@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from diffaccel.attach.attachment import add_attention_hook, remove_attention_hook
-from diffaccel.attach.seam import AttachedLayer, AttentionCall, AttentionHook, Compute
+from diffaccel.attach.call import AttentionCall, AttentionHook, Compute
+from diffaccel.attach.seam import AttachedLayer
 from diffaccel.bindings import binding_of
 from diffaccel.bindings.base import forward_signature
 from diffaccel.guidance.guide import GuidanceState, Guide, on_batch, with_prediction

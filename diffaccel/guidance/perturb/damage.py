@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffaccel.attach.attachment import add_attention_hook, remove_attention_hook
-from diffaccel.attach.seam import AttentionCall, AttentionHook, Compute
+from diffaccel.attach.call import AttentionCall, AttentionHook, Compute
 from diffaccel.bindings import binding_of
 from diffaccel.guidance.perturb.blocks import PermuteTokens, SkipLayers
 from diffaccel.guidance.perturb.heads import HeadPerturbation

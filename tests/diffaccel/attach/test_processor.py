@@ -23,9 +23,9 @@ from diffusers.models.transformers.transformer_flux import (
 )
 
 from diffaccel.attach.attachment import restore_attn_processor, set_attn_processor
+from diffaccel.attach.call import AttentionCall
 from diffaccel.attach.obstacles import parallelism
 from diffaccel.attach.processor import attached_class, attached_layer, stock_of
-from diffaccel.attach.seam import AttentionCall
 from diffaccel.attach.state import as_padding_mask
 from diffaccel.bindings import FluxBinding
 from diffaccel.layout import TokenLayout
