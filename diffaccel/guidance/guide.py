@@ -6,6 +6,7 @@ import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from diffaccel.attach.attachment import DENOISERS
@@ -187,6 +188,7 @@ class Guide:
                 f"{reason}; guide before torch.compile, or use HeadPerturbation"
             )
 
+    @torch.compiler.disable
     def _enter_call(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         if self._inside or self._state.pipe() is None:
             return None
@@ -200,6 +202,7 @@ class Guide:
         self._refuse_compiled()
         return self.before(model, args, kwargs)
 
+    @torch.compiler.disable
     def _leave_call(
         self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any
     ) -> Any:
