@@ -84,7 +84,7 @@ class CaptureAttention(AttentionHook):
     def attend(self, call: AttentionCall, compute: Callable[[AttentionCall], Tensor]) -> Tensor:
         """Answers as without the hook; other grids are those of other stages."""
         layout = call.layout
-        if layout is not None and (layout.visual.height, layout.visual.width) == self._tokens:
+        if layout is not None and layout.grid == (1, *self._tokens):
             step = self._calls[call.layer.index]
             self._calls[call.layer.index] += 1
             if step in self._steps:
@@ -92,9 +92,9 @@ class CaptureAttention(AttentionHook):
         return compute(call)
 
     def _keep(self, layer: int, step: int, inputs: AttentionInputs) -> None:
-        tokens = (x.detach().clone() for x in (inputs.query, inputs.key, inputs.value))
+        query, key, value = (x.clone() for x in (inputs.query, inputs.key, inputs.value))
         self.captured.append(
-            Captured(self._prompt, step, layer, *tokens, inputs.layout, inputs.scale)
+            Captured(self._prompt, step, layer, query, key, value, inputs.layout, inputs.scale)
         )
 
 
