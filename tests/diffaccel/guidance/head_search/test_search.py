@@ -12,7 +12,8 @@ from PIL import Image
 
 from diffaccel import HeadPerturbation, set_guidance
 from diffaccel.cli import main
-from diffaccel.cli.heads import SearchOptions, chosen_objective
+from diffaccel.cli.heads import chosen_objective
+from diffaccel.cli.options.heads_options import SearchOptions
 from diffaccel.errors import InputError
 from diffaccel.guidance.head_search.search import (
     SearchSettings,
