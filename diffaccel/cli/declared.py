@@ -14,7 +14,7 @@ from typing import Any
 
 
 def dataclass_fields(path: str) -> dict[str, str | None]:
-    """Returns the fields of a dataclass, those of its bases first, as `dataclasses.fields` does.
+    """Returns the fields of a dataclass, its own before those of its bases.
 
     Args:
         path: "module:class".
@@ -26,13 +26,15 @@ def dataclass_fields(path: str) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     body: Any
     (body,) = (node for node in _tree(module).body if _is_class(node, name))
-    for base in body.bases:
-        found |= dataclass_fields(home) if (home := _home(module, ast.unparse(base))) else {}
     for node in body.body:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
         if not {"ClassVar", "KW_ONLY"} & set(re.findall(r"\w+", ast.unparse(node.annotation))):
             found[node.target.id] = _default(node.value)
+    for base in body.bases:
+        home = _home(module, ast.unparse(base))
+        for field, default in (dataclass_fields(home) if home else {}).items():
+            found.setdefault(field, default)
     return found
 
 

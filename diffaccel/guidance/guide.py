@@ -89,6 +89,7 @@ class Guide:
 
     Attributes:
         rerun: Share of the model's stages that an additional forward runs.
+        is_compiled: Whether the denoiser, or a part of it, runs as a compiled graph.
     """
 
     rerun = 1.0
@@ -105,6 +106,7 @@ class Guide:
         self._inside = False
         self._run = state.run
         self._call: ModelCall | Any = None
+        self.is_compiled = self._finds_compiled()
         self._refuse_compiled()
         self._handles = [
             model.register_forward_pre_hook(self._enter_call, with_kwargs=True),
@@ -146,15 +148,6 @@ class Guide:
         """Arguments of the current call by name."""
         return {name: x for name, x in self._call.arguments.items() if name != "self"}
 
-    @property
-    def is_compiled(self) -> bool:
-        """Whether the denoiser, or a part of it, runs as a compiled graph."""
-        model, pipe = self._model(), self._state.pipe()
-        wrapped = [getattr(getattr(pipe, name, None), "_orig_mod", None) for name in DENOISERS]
-        if any(inner is model for inner in wrapped):
-            return True
-        return any(part._compiled_call_impl is not None for part in model.modules())
-
     @contextmanager
     def calling_again(self) -> Iterator[None]:
         """While active, calls of the model are the guide's own."""
@@ -180,6 +173,13 @@ class Guide:
             with_empty = pipe.guidance_scale > 1.0
         return slice(count // 2, count) if with_empty and count % 2 == 0 else slice(None)
 
+    def _finds_compiled(self) -> bool:
+        model, pipe = self._model(), self._state.pipe()
+        wrapped = [getattr(getattr(pipe, name, None), "_orig_mod", None) for name in DENOISERS]
+        if any(inner is model for inner in wrapped):
+            return True
+        return any(part._compiled_call_impl is not None for part in model.modules())
+
     def _refuse_compiled(self) -> None:
         reason = self.why_not_compiled()
         if reason and self.is_compiled:
@@ -196,6 +196,7 @@ class Guide:
         self._state.begin_call(self._call.arguments.get("timestep"))
         if self._run != self._state.run:
             self._run = self._state.run
+            self.is_compiled = self._finds_compiled()
             self.forget_run()
         if not self.acts():
             return None
