@@ -65,10 +65,11 @@ def _summarize(
         else:
             part = tokens.index_select(1, call.order[place])
         part = part.unflatten(1, (last - first, size)).flatten(3).float()
-        # (B, blocks, 1, size): a product with these weights averages, twice as fast as a sum.
+        # (B, blocks, 1, size): a product with these weights averages, twice as fast as a sum. Laid
+        # out in memory, since PyTorch multiplies an expanded one block by block.
         weights = (1.0 / counts[:, first:last].clamp_min(1.0))[..., None, None]
         if valid is None:
-            weights = weights.expand(-1, -1, -1, size)
+            weights = weights.expand(-1, -1, -1, size).contiguous()
         else:
             is_real = valid[:, place].unflatten(1, (last - first, size))
             part = part.masked_fill(~is_real[..., None], 0.0)  # may hold NaN, which 0 * x keeps
