@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import log, prod, sqrt
 
+from diffaccel.errors import check_kinds
 from diffaccel.layout import TokenLayout
 from diffaccel.methods.base import Method
 from diffaccel.methods.full import FullAttn
@@ -33,6 +34,7 @@ class ProportionalAttn(WrappingMethod):
     train_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         if not isinstance(self.method, Method) or isinstance(self.method, ProportionalAttn):
             raise TypeError(
                 "method must be another attention method, got "

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Literal, get_args
 
+from diffaccel.errors import check_kinds
+
 Rope = Literal["plain", "ntk", "yarn"]
 Shift = float | Literal["size"] | None
 
@@ -55,6 +57,7 @@ class Refinement:
     jitter: bool = False
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         if not 0.0 <= self.guidance <= 1.0 or self.guidance_levels < 1:
             raise ValueError(
                 "guidance must lie in 0 to 1 and guidance_levels be at least 1, got "

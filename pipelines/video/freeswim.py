@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from diffaccel.attach.report import Report
+from diffaccel.errors import check_kinds
 from diffaccel.methods import SlidingWindowAttn
 from diffaccel.pipelines.video.dual_path import Cache, DualPath
 from diffaccel.pipelines.video.wan import (
@@ -58,6 +59,7 @@ class FreeSwim:
     method: SlidingWindowAttn = SlidingWindowAttn(token_growth=2.0)
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         if not isinstance(self.steps, int) or self.steps < 1:
             raise ValueError(f"steps must be an integer of at least 1, got steps={self.steps!r}")
         if not 0.0 < self.strength <= 1.0:
@@ -68,6 +70,15 @@ class FreeSwim:
         if not self.shift > 0:
             raise ValueError(f"shift must be positive, got shift={self.shift}; 1 changes nothing")
         check_guidance_scale(self.guidance_scale)
+        if self.cache not in get_args(Cache):
+            raise ValueError(
+                f"cache must be one of {', '.join(get_args(Cache))}, got cache={self.cache!r}"
+            )
+        if not isinstance(self.method, SlidingWindowAttn):
+            raise ValueError(
+                f"method must be a SlidingWindowAttn, got {type(self.method).__name__}; FreeSwim "
+                "refines with windows of the model's native size"
+            )
         every = self.guide_every
         if every is not None and (not isinstance(every, int) or every < 1):
             raise ValueError(

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffaccel.errors import check_kinds
 from diffaccel.pipelines.video.wan import (
     Conditions,
     check_guidance_scale,
@@ -44,6 +45,7 @@ class TimeWindows:
     guidance_scale: float = 5.0
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         if self.length < 1 or not 0 <= self.overlap < self.length:
             raise ValueError(
                 "length must be at least 1 and overlap in 0 to length - 1, got "

@@ -19,7 +19,7 @@ from PIL import Image
 
 from diffaccel.attach.attachment import denoisers
 from diffaccel.bindings import binding_of
-from diffaccel.errors import InputError
+from diffaccel.errors import InputError, check_kinds
 from diffaccel.guidance.attachment import set_guidance
 from diffaccel.guidance.perturb.heads import HeadPerturbation
 from diffaccel.quality.objectives import Objective
@@ -53,6 +53,7 @@ class SearchSettings:
     layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         if not self.prompts or len(self.prompts) != len(self.seeds):
             raise InputError(
                 f"a search needs at least one prompt and a seed for each, got "

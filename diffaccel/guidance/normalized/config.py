@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from diffaccel.errors import check_kinds
+
 LEAST = 1e-12  # norms below count as zero
 
 
@@ -42,6 +44,7 @@ class NormalizedAttention:
     negative_mask: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         if not self.limit >= 1.0:
             raise ValueError(f"limit must be at least 1, got limit={self.limit}")
         if not 0.0 <= self.blend <= 1.0:
@@ -51,6 +54,11 @@ class NormalizedAttention:
             raise TypeError(
                 "negative_prompt must be a text or its embeddings (1, T, C), got "
                 f"{type(given).__name__}"
+            )
+        mask = self.negative_mask
+        if mask is not None and not isinstance(mask, Tensor):
+            raise TypeError(
+                f"negative_mask must be None or a tensor (1, T), got {type(mask).__name__}"
             )
 
     @property

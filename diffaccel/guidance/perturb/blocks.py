@@ -12,6 +12,7 @@ from torch import nn
 
 from diffaccel.bindings import AttentionLayer, Binding
 from diffaccel.bindings.base import forward_signature
+from diffaccel.errors import check_kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class SkipLayers:
     layers: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         object.__setattr__(self, "layers", checked_layers(self.layers))
 
     @property
@@ -66,6 +68,7 @@ class PermuteTokens:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         object.__setattr__(self, "layers", checked_layers(self.layers))
 
     @property

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from diffaccel.errors import InputError
+from diffaccel.errors import InputError, check_kinds
 from diffaccel.kernels import dense_attention
 from diffaccel.kernels.perturbed import (
     blurred_queries,
@@ -73,6 +73,7 @@ class HeadPerturbation(Method):
     sigma: float = inf
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         object.__setattr__(self, "heads", tuple(sorted({_checked_head(h) for h in self.heads})))
         object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
         for layer in self.layers:

@@ -24,6 +24,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
+from diffaccel.errors import check_kinds
 from diffaccel.methods.block_sparse.base import BlockSparseMethod
 from diffaccel.methods.block_sparse.correctors import (
     CalibratedCentroids,
@@ -74,6 +75,7 @@ class RectifiedSpaAttn(BlockSparseMethod):
     correction: str = "pooled"
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         if not 0.0 <= self.drop < 1.0:
             raise ValueError(
                 f"drop must be at least 0 and below 1, got drop={self.drop}; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from diffaccel.errors import check_kinds
 from diffaccel.methods.block_sparse.base import BlockSparseMethod
 from diffaccel.methods.block_sparse.correctors import NoCorrection
 from diffaccel.methods.block_sparse.selectors import TopBlocks
@@ -27,6 +28,7 @@ class SparseAttn(BlockSparseMethod):
     keep: float = 0.25
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         if not 0.0 < self.keep <= 1.0:
             raise ValueError(
                 f"keep must lie above 0 and be at most 1, got keep={self.keep}; "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from torch import Tensor
 
+from diffaccel.errors import check_kinds
 from diffaccel.kernels import dense_attention
 from diffaccel.layout import Grid, TokenLayout
 from diffaccel.methods.base import Method, ScheduledMethod
@@ -99,6 +100,7 @@ class AgentAttn(GroupedMethod):
     least_tokens: int = 1024
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         check_extent("cell", self.cell)
         if self.agents is not None and self.agents not in get_args(Agents):
             raise ValueError(

@@ -8,6 +8,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
+from diffaccel.errors import check_kinds
 from diffaccel.layout import Grid, TokenLayout
 from diffaccel.methods.base import ScheduledMethod
 from diffaccel.methods.grouped.base import GroupedMethod, check_least_tokens, counted_attention
@@ -54,6 +55,7 @@ class TokenMergingAttn(GroupedMethod):
     least_tokens: int = 1024
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         if not 0.0 <= self.merge < 1.0:
             raise ValueError(
                 f"merge must be at least 0 and below 1, got merge={self.merge}; 0.5 halves the "

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from diffaccel.errors import check_kinds
 from diffaccel.kernels import (
     WindowAxis,
     merge_attention,
@@ -46,6 +47,7 @@ class HierarchicalWindowAttn(WindowMethod):
     coarse_window: Extent = 12
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         for name in ("window", "coarse_window"):
             check_extent(name, getattr(self, name))
         ScheduledMethod.__post_init__(self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from random import Random
 
+from diffaccel.errors import check_kinds
 from diffaccel.methods.inputs import Attended, AttentionInputs, Position
 from diffaccel.methods.windows.neighborhood import NeighborhoodAttn
 from diffaccel.methods.windows.sliding import SlidingWindowAttn
@@ -38,6 +39,7 @@ class JitteredAttn(WrappingMethod):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         if not isinstance(self.method, NeighborhoodAttn | SlidingWindowAttn):
             raise TypeError(
                 "method must be NeighborhoodAttn or SlidingWindowAttn, whose windows have borders "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from diffaccel.errors import check_kinds
 from diffaccel.kernels import WindowAxis
 from diffaccel.layout import Grid, TokenLayout
 from diffaccel.methods.base import ScheduledMethod
@@ -50,6 +51,7 @@ class NeighborhoodAttn(WindowMethod):
     phase: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         for name in ("kernel_size", "stride", "dilation"):
             check_extent(name, getattr(self, name))
         if not isinstance(self.is_causal, bool):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import log, prod, sqrt
 from typing import Literal, get_args
 
+from diffaccel.errors import check_kinds
 from diffaccel.kernels import WindowAxis
 from diffaccel.layout import Grid, TokenLayout
 from diffaccel.methods.base import ScheduledMethod
@@ -60,6 +61,7 @@ class SlidingWindowAttn(WindowMethod):
     phase: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         if self.window is not None:
             check_extent("window", self.window)
         check_extent("tile", self.tile)
