@@ -31,12 +31,13 @@ def sample_video(prompt: str, options: SampleOptions, output: Path) -> int:
 
     from diffaccel.machine import device_name, package_versions
     from diffaccel.pipelines.loading import load_video_pipeline
-    from diffaccel.pipelines.video.generate import generate_video
+    from diffaccel.pipelines.video.generate import check_video_size, generate_video
     from diffaccel.progress import ProgressBars
 
     started = perf_counter()
     pipe = load_video_pipeline(video_source(options), device=device)
     job = video_job(pipe, prompt, options)
+    check_video_size(pipe, *job.size, job.frames)
     with ProgressBars() as timing:
         result = generate_video(pipe, job, timing=timing)
         with timing.phases({"write": 1}):
