@@ -63,7 +63,7 @@ def check_video_size(pipe: Any, width: int, height: int, frames: int) -> None:
     if frames < 1 or frames % step != 1 % step:
         raise InputError(
             f"frames must be 1 more than a multiple of {step}, got {frames}; use "
-            f"{max(0, round((frames - 1) / step)) * step + 1}"
+            f"{max(0, (frames - 1 + step // 2) // step) * step + 1}"
         )
 
 
