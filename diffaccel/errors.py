@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import fields
+from functools import cache
 from numbers import Integral, Real
 from re import sub
 from typing import Any
@@ -36,14 +37,22 @@ def check_kinds(config: Any) -> None:
     Raises:
         ValueError: A field holds something else: `neighbors="no"` would count as True.
     """
-    for field in fields(config):
-        is_class = isinstance(field.type, type)
-        annotation = field.type.__name__ if is_class else str(field.type)
-        names = sub(r"\[[^|]*\]", "", annotation).split(" | ")
-        if not set(names) <= _KINDS.keys():
-            continue
-        value = getattr(config, field.name)
-        known = "bool" in names or not isinstance(value, bool)
-        if not known or not any(isinstance(value, _KINDS[name][0]) for name in names):
-            kinds = " or ".join(_KINDS[name][1] for name in names)
-            raise ValueError(f"{field.name} must be {kinds}, got {field.name}={value!r}")
+    for name, kinds in _checked_fields(type(config)):
+        value = getattr(config, name)
+        is_known = "bool" in kinds or not isinstance(value, bool)
+        if not is_known or not any(isinstance(value, _KINDS[kind][0]) for kind in kinds):
+            words = " or ".join(_KINDS[kind][1] for kind in kinds)
+            raise ValueError(f"{name} must be {words}, got {name}={value!r}")
+
+
+@cache
+def _checked_fields(config_class: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Returns the fields that have such an annotation, with the kinds that it names."""
+    found = []
+    for field in fields(config_class):
+        kind: Any = field.type
+        annotation = kind.__name__ if isinstance(kind, type) else str(kind)
+        kinds = tuple(sub(r"\[[^|]*\]", "", annotation).split(" | "))
+        if set(kinds) <= _KINDS.keys():
+            found.append((field.name, kinds))
+    return tuple(found)
