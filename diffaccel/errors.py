@@ -37,8 +37,11 @@ def check_kinds(config: Any) -> None:
     Raises:
         ValueError: A field holds something else: `neighbors="no"` would count as True.
     """
-    for name, kinds in _checked_fields(type(config)):
+    config_class: Any = type(config)
+    for name, kinds in _checked_fields(config_class):
         value = getattr(config, name)
+        if type(value).__name__ in kinds:
+            continue
         is_known = "bool" in kinds or not isinstance(value, bool)
         if not is_known or not any(isinstance(value, _KINDS[kind][0]) for kind in kinds):
             words = " or ".join(_KINDS[kind][1] for kind in kinds)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from torch import Tensor
 
-from diffaccel.errors import check_kinds
 from diffaccel.layout import TokenLayout
 from diffaccel.methods.inputs import Attended, AttentionInputs, Position
 from diffaccel.methods.published import published
@@ -195,7 +194,6 @@ class ScheduledMethod(Method):
     dense_layers: DenseLayers = None
 
     def __post_init__(self) -> None:
-        check_kinds(self)
         if self.dense_steps is not None and (
             not isinstance(self.dense_steps, int) or self.dense_steps < 0
         ):

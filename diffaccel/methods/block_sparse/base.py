@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffaccel.errors import check_kinds
 from diffaccel.kernels import Centroids
 from diffaccel.kernels.block_sparse.call import BlockSparseCall
 from diffaccel.kernels.block_sparse.op import attend
@@ -87,7 +86,6 @@ class BlockSparseMethod(VisualMethod):
     first_frame: bool | None = None
 
     def __post_init__(self) -> None:
-        check_kinds(self)
         if not 0.0 <= self.p_remain <= 1.0:
             raise ValueError(
                 f"p_remain must lie in 0 to 1, got p_remain={self.p_remain}; it is the share of "
