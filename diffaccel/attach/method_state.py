@@ -136,9 +136,9 @@ class MethodState:
         self.clock.reset()
         self._forget_run()
 
-    def begin_call(self, timestep: Tensor | float | None) -> None:
-        """Moves to the step of a model call."""
-        if self.clock.tick(timestep):
+    def begin_call(self, timestep: Tensor | float | None, pipe: Any) -> None:
+        """Moves to the step of a model call, which a pipeline makes where `pipe` is not None."""
+        if self.clock.tick(timestep, pipe):
             self._forget_run()
         self._positions: dict[int, tuple[Position, str]] = {}
 

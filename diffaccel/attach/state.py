@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from diffaccel.attach.running import running_pipeline
 from diffaccel.bindings import LayoutUnknown, ModelCall
 from diffaccel.errors import ModelError
 from diffaccel.layout import TokenLayout
@@ -55,7 +56,7 @@ class DenoiserState:
         self._forget_call()
         call = ModelCall.of(model, args, kwargs, self._readings)
         if self.method is not None:
-            self.method.begin_call(call.arguments.get("timestep"))
+            self.method.begin_call(call.arguments.get("timestep"), running_pipeline(model))
         streams: dict[tuple[str, int], TokenLayout | str] = {}
         for layer in self.layers:
             if layer.stream not in streams:
