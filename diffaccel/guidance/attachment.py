@@ -18,11 +18,12 @@ from torch import nn
 
 from diffaccel.attach.attachment import denoisers
 from diffaccel.bindings import binding_of
-from diffaccel.guidance.guide import GuidanceState, Guide
+from diffaccel.guidance.guide import GuidanceState, Guide, guides_of
 from diffaccel.guidance.normalized.config import NormalizedAttention
 from diffaccel.guidance.normalized.guides import normalized_guide
 from diffaccel.guidance.perturb.damage import Perturbation
 from diffaccel.guidance.perturb.difference import DifferenceGuide
+from diffaccel.guidance.prompt_rows import check_tells_rows
 
 INSTEAD = "use one of HeadPerturbation, SkipLayers, PermuteTokens, NormalizedAttention"
 
@@ -108,7 +109,8 @@ def set_guidance(
     Works with and without classifier-free guidance, beside any method of `set_attn_processor`.
     Costs one more forward of the prompt's rows per guided step; what lies before the first damaged
     layer is taken from the forward that the pipeline does anyway. Guidance that was set before is
-    replaced.
+    replaced. Guidance acts on the denoisers, in whichever pipeline they run (`from_pipe`,
+    copies): the one that runs tells its steps and which rows of a batch hold the prompt.
 
     Args:
         pipe: A stock diffusers pipeline.
@@ -126,6 +128,7 @@ def set_guidance(
         TypeError: The perturbation is none, or the target is not a pipeline.
         ValueError: A number is out of range, or the model has no such layer or head.
         UnsupportedModelError: No binding knows the model.
+        ModelError: The pipeline does not tell which rows of a batch hold the prompt.
     """
     if not isinstance(perturbation, Perturbation | NormalizedAttention):
         raise TypeError(f"a perturbation is needed, got {type(perturbation).__name__}; {INSTEAD}")
@@ -139,6 +142,8 @@ def set_guidance(
     if not 0.0 <= start <= stop <= 1.0:
         raise ValueError(f"0 <= start <= stop <= 1 must hold, got start={start}, stop={stop}")
     models = denoisers(pipe)
+    if any(binding_of(model).batches_prompts for model in models.values()):
+        check_tells_rows(pipe)
     for name, model in models.items():
         if not isinstance(perturbation, NormalizedAttention):
             check_layers(name, model, perturbation)
@@ -154,10 +159,11 @@ def set_guidance(
 
 
 def restore_guidance(pipe: DiffusionPipeline) -> None:
-    """Takes the guidance of a pipeline off; does nothing where there is none."""
-    attachment = getattr(pipe, "_diffaccel_guidance", None)
-    if attachment is not None:
-        attachment.remove()
+    """Takes guidance off the denoisers of a pipeline, whichever pipeline it was set on."""
+    for model in denoisers(pipe).values():
+        for guide in guides_of(model):
+            guide.remove()
+    vars(pipe).pop("_diffaccel_guidance", None)
 
 
 def check_layers(name: str, model: nn.Module, perturbation: Perturbation) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from diffaccel.attach.attachment import DENOISERS
+from diffaccel.attach.running import running_pipeline
 from diffaccel.attach.step_clock import StepClock
 from diffaccel.bindings import ModelCall, binding_of
 from diffaccel.errors import ModelError
+from diffaccel.guidance.prompt_rows import PromptRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,28 +43,39 @@ class GuidanceState:
     seconds: float | None
 
     def __init__(self, pipe: DiffusionPipeline, window: tuple[float, float]) -> None:
-        self.pipe: Callable[[], Any] = weakref.ref(pipe)
+        self._owner: Callable[[], Any] = weakref.ref(pipe)
+        self._running: Callable[[], Any] = _nothing
         self.window = window
         self.clock = StepClock(pipe)
         self.run = 0
         self._forget_run()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy belongs to the pipeline that runs it.
+        return {**vars(self), "_owner": _nothing, "_running": _nothing}
+
+    def pipe(self) -> Any:
+        """Returns the pipeline that runs, or else the one that was guided; None without."""
+        return self._running() or self._owner()
 
     @property
     def step(self) -> int:
         """Index of the current denoising step."""
         return self.clock.step or 0
 
-    def begin_call(self, timestep: Tensor | float | None) -> None:
+    def begin_call(self, model: nn.Module, timestep: Tensor | float | None) -> None:
         """Moves to the step of a model call."""
-        if self.clock.tick(timestep):
+        pipe = running_pipeline(model)
+        self._running = _nothing if pipe is None else weakref.ref(pipe)
+        if self.clock.tick(timestep, pipe):
             self.run += 1
             self._forget_run()
         self.steps.add(self.step)
 
     def is_inside(self) -> bool:
-        """Whether the current step lies in the window."""
-        timesteps = getattr(self.pipe().scheduler, "timesteps", ())
-        position = self.step / max(1, len(timesteps))
+        """Whether the current step lies in the window, in shares of the steps that run."""
+        planned = self.clock.planned
+        position = self.step / planned if planned else self.clock.progress or 0.0
         return self.window[0] <= position < self.window[1]
 
     def count(self, forwards: float, seconds: float | None) -> None:
@@ -76,6 +90,10 @@ class GuidanceState:
         self.guided: set[int] = set()
         self.extra_forwards = 0.0
         self.seconds = 0.0
+
+
+def _nothing() -> None:
+    return None
 
 
 class Guide:
@@ -101,6 +119,7 @@ class Guide:
         self.scale = scale
         self._state = state
         self._model: Callable[[], Any] = weakref.ref(model)
+        self._rows = PromptRows()
         self._binding = binding_of(model)
         self._layers = self._binding.layers(model)
         self._inside = False
@@ -114,10 +133,19 @@ class Guide:
         ]
         self.forget_run()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_model": _nothing, "_call": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.forget_run()
+
     def __deepcopy__(self, memo: dict) -> Guide:
-        # A copied model belongs to no pipeline yet: the hooks that it took along do nothing.
-        copied = object.__new__(type(self))
-        copied._inside = True
+        copied = memo[id(self)] = object.__new__(type(self))
+        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        model = memo.get(id(self._model()))
+        if model is not None:
+            copied._model = weakref.ref(model)
         return copied
 
     def remove(self) -> None:
@@ -164,14 +192,10 @@ class Guide:
         return self._state.is_inside()
 
     def prompt_rows(self, count: int) -> slice:
-        """Returns which rows belong to the prompt; an empty one takes the first half."""
+        """Returns which rows belong to the prompt."""
         if not self._binding.batches_prompts:
             return slice(None)
-        pipe = self._state.pipe()
-        with_empty = getattr(pipe, "do_classifier_free_guidance", None)
-        if with_empty is None:
-            with_empty = pipe.guidance_scale > 1.0
-        return slice(count // 2, count) if with_empty and count % 2 == 0 else slice(None)
+        return self._rows.of(self._state.pipe(), count)
 
     def _finds_compiled(self) -> bool:
         model, pipe = self._model(), self._state.pipe()
@@ -190,12 +214,14 @@ class Guide:
 
     @torch.compiler.disable
     def _enter_call(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        if self._inside or self._state.pipe() is None:
+        if self._inside:
             return None
+        self._model = weakref.ref(model)
         self._call = ModelCall.of(model, args, kwargs, {})
-        self._state.begin_call(self._call.arguments.get("timestep"))
+        self._state.begin_call(model, self._call.arguments.get("timestep"))
         if self._run != self._state.run:
             self._run = self._state.run
+            self._rows.forget_run()
             self.is_compiled = self._finds_compiled()
             self.forget_run()
         if not self.acts():
@@ -207,7 +233,7 @@ class Guide:
     def _leave_call(
         self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any
     ) -> Any:
-        if self._inside or self._state.pipe() is None or not self.acts():
+        if self._inside or not self.acts():
             return None
         return self.after(model, args, kwargs, output)
 
@@ -231,3 +257,9 @@ def with_prediction(output: Any, prediction: Tensor) -> Any:
         return (prediction, *output[1:])
     (name, _), *rest = output.items()
     return type(output)(**{name: prediction, **dict(rest)})
+
+
+def guides_of(model: nn.Module) -> list[Guide]:
+    """Returns the guides of a denoiser, found at its forward pre-hooks."""
+    owners = (getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values())
+    return [owner for owner in owners if isinstance(owner, Guide)]

@@ -85,7 +85,7 @@ class PerturbationGuider(BaseGuidance):
             if self._damage is None or not self._damage.is_on(denoiser):
                 self._damage = Damage(denoiser, self.perturbation)
                 weakref.finalize(self, self._damage.remove)
-            self._damaging.enter_context(self._damage.active(self._step or 0))
+            self._damaging.enter_context(self._damage.active(denoiser, self._step or 0))
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
         """Mends it again."""

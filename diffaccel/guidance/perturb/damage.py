@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,10 @@ from diffaccel.guidance.perturb.blocks import PermuteTokens, SkipLayers
 from diffaccel.guidance.perturb.heads import HeadPerturbation
 
 Perturbation = HeadPerturbation | SkipLayers | PermuteTokens
+
+
+def _nothing() -> None:
+    return None
 
 
 class Damage:
@@ -37,19 +42,25 @@ class Damage:
             names = tuple(self._layers[index].name for index in perturbation.touched)
             add_attention_hook(model, self._hook, names)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # What holds a copy has damaged no model yet.
-        return type(None), ()
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_model": _nothing}
+
+    def __deepcopy__(self, memo: dict) -> Damage:
+        copied = memo[id(self)] = object.__new__(type(self))
+        vars(copied).update(copy.deepcopy(self.__getstate__(), memo))
+        model = memo.get(id(self._model()))
+        if model is not None:
+            copied._model = weakref.ref(model)
+        return copied
 
     def is_on(self, model: nn.Module) -> bool:
         """Whether it damages this denoiser."""
         return self._model() is model
 
     @contextmanager
-    def active(self, step: int) -> Iterator[None]:
+    def active(self, model: nn.Module, step: int) -> Iterator[None]:
         """While active, the denoiser is damaged as it is at a denoising step."""
         if self._hook is None:
-            model = self._model()
             with self._perturbation.applied(model, self._binding, self._layers, step):
                 yield
             return

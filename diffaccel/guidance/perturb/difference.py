@@ -89,7 +89,7 @@ class DifferenceGuide(Guide):
             stack.enter_context(self.calling_again())
             if hasattr(model, "cache_context"):
                 stack.enter_context(model.cache_context("perturbed"))
-            stack.enter_context(self._damage.active(self._state.step))
+            stack.enter_context(self._damage.active(model, self._state.step))
             if shares:
                 stack.enter_context(self._prefix.replayed(model, rows))
             if rows != slice(None):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class SharedPrefix:
         self._outputs: dict[str, Any] = {}
         self.recording = False
         self._handles = [
-            model.get_submodule(name).register_forward_hook(self._recorder(name))
+            model.get_submodule(name).register_forward_hook(partial(self._record, name))
             for name in stages[len(self.skipped) :]
         ]
         self._expected = stages[len(self.skipped) :]
@@ -78,12 +79,9 @@ class SharedPrefix:
                 stack.enter_context(replaced_forward(model.get_submodule(name), again))
             yield
 
-    def _recorder(self, name: str) -> Callable[..., None]:
-        def record(module: nn.Module, args: tuple, output: Any) -> None:
-            if self.recording:
-                self._outputs[name] = output
-
-        return record
+    def _record(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
+        if self.recording:
+            self._outputs[name] = output
 
 
 def _rows_of(output: Any, rows: slice) -> Any:
