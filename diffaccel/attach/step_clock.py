@@ -122,6 +122,7 @@ class _Schedule:
         self._unit = 1 if noise in self._values or not noise <= 1 < max(self._values) else 1000
         index = _told_index(scheduler, len(self._values))
         self._first = self._index = self._found(timestep, 0) if index is None else index
+        self._calls = getattr(scheduler, "counter", None)  # PNDM counts from where a run begins
         left = len(self._values) - self._first
         count = count if isinstance(count, int) and 0 < count <= left else left
         self.planned = self._steps[self._first + count - 1] - self._steps[self._first] + 1
@@ -141,8 +142,10 @@ class _Schedule:
         if scheduler.timesteps is not self.timesteps:
             return False
         index = _told_index(scheduler, len(self._values))
+        if index is None and self._calls is not None:
+            index = self._first + scheduler.counter - self._calls
         if index is not None:
-            if index < self._index:
+            if not self._index <= index < len(self._values):
                 return False
         else:
             index = self._found(timestep, self._index)
@@ -202,22 +205,22 @@ class _Noise:
 def _steps_of(scheduler: Any, values: list[float]) -> list[int]:
     """Returns the step to which each entry of a list of timesteps belongs.
 
-    Schedulers of second order have two entries for a step; where repeated entries are corrections
-    of a step (PNDM), each value counts once.
+    Schedulers of second order have two entries for a step, the Runge-Kutta steps of PNDM four;
+    where it repeats an entry to correct a step, each value counts once.
     """
     if hasattr(scheduler, "step_index"):
         return [index // scheduler.order for index in range(len(values))]
+    prepared = getattr(scheduler, "prk_timesteps", None)
+    four = 0 if prepared is None else len(prepared)
     ranks: dict[float, int] = {}
-    return [ranks.setdefault(value, len(ranks)) for value in values]
+    rest = [four // 4 + ranks.setdefault(value, len(ranks)) for value in values[four:]]
+    return [index // 4 for index in range(four)] + rest
 
 
 def _told_index(scheduler: Any, length: int) -> int | None:
     """Returns where a scheduler says that it stands in its list, None where it does not."""
-    if hasattr(scheduler, "step_index"):
-        index = scheduler.step_index
-        index = getattr(scheduler, "begin_index", None) if index is None else index
-    else:
-        index = getattr(scheduler, "counter", None)
+    index = getattr(scheduler, "step_index", None)
+    index = getattr(scheduler, "begin_index", None) if index is None else index
     # After the last step it stands behind the list: what is called then is no part of a run.
     return None if index is None or not 0 <= index < length else int(index)
 

@@ -329,13 +329,17 @@ def test_an_exception_leaves_the_model_as_it_was(tiny_pipelines, monkeypatch):
     assert torch.equal(tiny.sample(), plain)
 
 
-def test_a_copied_model_is_not_guided(tiny_pipelines):
+def test_a_copied_model_is_guided_by_itself(tiny_pipelines):
     tiny = tiny_pipelines.flux()
     plain = tiny.sample()
     set_guidance(tiny.pipe, HEADS)
+    guided = tiny.sample()
     copied = copy.deepcopy(tiny.pipe.transformer)
     restore_guidance(tiny.pipe)
+    assert torch.equal(tiny.sample(), plain)
     tiny.pipe.register_modules(transformer=copied)
+    assert torch.equal(tiny.sample(), guided)
+    restore_guidance(tiny.pipe)
     assert torch.equal(tiny.sample(), plain)
 
 
