@@ -187,6 +187,7 @@ def test_the_coarse_stage_has_files_of_its_own(embedded):
     assert {kind.pixels for kind, _ in coarse.pools} == {128}
 
 
+@pytest.mark.slow
 def test_export_loads_as_a_stock_pipeline(model, vae, vocabulary, tmp_path):
     from embedded.unet.export import export_unet, load_unet_model
     from embedded.unet.model import UNetModel

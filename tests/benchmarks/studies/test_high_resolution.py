@@ -43,6 +43,7 @@ def test_variants_differ_in_what_they_attend(rows):
         assert 0.0 <= row.repetition <= 1.0 and row.seconds > 0 and row.peak_memory_gb > 0.1
 
 
+@pytest.mark.slow
 def test_a_mere_enlargement_is_half_as_sharp(rows):
     native, _ = rows
     larger = enlarged(native.frames, 2)
