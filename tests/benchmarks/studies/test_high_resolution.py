@@ -52,6 +52,7 @@ def test_a_mere_enlargement_is_half_as_sharp(rows):
     assert larger.shape == (1, 512, 512, 3) and row.edge_sharpness < 0.75
 
 
+@pytest.mark.slow
 def test_tables_and_captions(rows, tmp_path):
     _, found = rows
     write_rows(tmp_path / "sheet.csv", found, {"seed": "0"})
