@@ -24,6 +24,7 @@ def wheel(tmp_path_factory):
     return zipfile.ZipFile(next(folder.glob("*.whl")))
 
 
+@pytest.mark.slow
 def test_every_path_is_inside_the_package(wheel):
     tops = {name.split("/")[0].split("-")[0] for name in wheel.namelist()}
     assert tops == {"diffaccel"}

@@ -125,6 +125,7 @@ def test_every_object_is_in_the_vocabulary_and_has_a_gerund(clips, embedded):
     assert {how["faces"] for how in cast.values()} <= {"", "left", "right"}
 
 
+@pytest.mark.slow
 def test_the_judges_know_the_truth(clips, cast):
     from embedded.video.evaluate import shows_motion, shows_object
 

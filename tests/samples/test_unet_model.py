@@ -144,7 +144,7 @@ def test_training_resumes_from_its_checkpoint(vocabulary, vae, tmp_path):
     draw_chunk(vocabulary[:2] * 2, vae, kind, 0, tmp_path)
     settings = {"pools": ((kind, 1),), "close_ups": None, "batch": 2, "save_every": 1, "name": "n"}
     steps = []
-    for minutes in (0.01, 0.02):
+    for minutes in (0.01, 0.1):
         weights = train_unet(vocabulary[:2] * 2, vae, UNetTraining(minutes, **settings), tmp_path)
         steps.append(torch.load(weights, weights_only=True)["step"])
         assert torch.load(tmp_path / "n-running.pt", weights_only=True)["step"] == steps[-1]
@@ -187,6 +187,7 @@ def test_the_coarse_stage_has_files_of_its_own(embedded):
     assert {kind.pixels for kind, _ in coarse.pools} == {128}
 
 
+@pytest.mark.slow
 def test_export_loads_as_a_stock_pipeline(model, vae, vocabulary, tmp_path):
     from embedded.unet.export import export_unet, load_unet_model
     from embedded.unet.model import UNetModel

@@ -119,6 +119,7 @@ def test_roofline_table_has_every_kernel_under_the_stated_ceilings():
         assert f"| {kernel} |" in table
 
 
+@pytest.mark.slow
 def test_ceilings_are_measured_within_reason():
     ceilings = measure_ceilings(torch.float32, CPU, seconds=0.01)
     assert 1e-3 < ceilings.tflops < 1e3

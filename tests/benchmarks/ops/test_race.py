@@ -105,6 +105,7 @@ def is_small(output):
     ],
     ids=["scaled", "nan", "right on the small problem only"],
 )
+@pytest.mark.slow
 def test_a_wrong_op_has_no_speed(spoil):
     ops = [spoiled("block-random", spoil), OPS["neighborhood"]]
     wrong, right = run_sparse(problem(), ops, None, CEILINGS, rules())
@@ -138,6 +139,7 @@ def test_a_wrong_dense_backend_is_no_baseline():
     assert baseline.name == "sdpa-math"
 
 
+@pytest.mark.slow
 def test_an_op_that_raises_leaves_the_others():
     def explode(_problem, _inputs):
         raise ValueError("needs a larger moon\nand more")
@@ -154,6 +156,7 @@ def test_rows_after_the_time_limit_say_so():
     assert "Not run, the time limit of 0 s was reached" in as_markdown([row], {})
 
 
+@pytest.mark.slow
 def test_rows_are_complete_and_consistent():
     baseline = Baseline("sleepy", (lambda: torch.ones(300, 300) @ torch.ones(300, 300),))
     (row,) = run_sparse(problem(), [OPS["block-rectified"]], baseline, CEILINGS, rules())
@@ -170,6 +173,7 @@ def test_rows_are_complete_and_consistent():
     assert row.speed_up_in_use == pytest.approx(dense_ms / in_use)
 
 
+@pytest.mark.slow
 def test_csv_round_trip(tmp_path):
     choice = Choice(
         shapes=(SHAPE,),

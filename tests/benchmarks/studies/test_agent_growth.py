@@ -15,6 +15,7 @@ def test_tokens_resemble_their_neighbours():
     assert 0.2 < float(value.mean(1).square().mean() / value.square().mean()) < 0.7
 
 
+@pytest.mark.slow
 def test_a_size_has_a_row_for_each_method():
     rows = agent_growth.measure(16, 1, 16, 0, 100.0, 20.0)
     assert [row.method for row in rows] == ["FullAttn()", *agent_growth.METHODS]
@@ -37,6 +38,7 @@ def test_exponents():
     assert large / small == pytest.approx(64)
 
 
+@pytest.mark.slow
 def test_the_csv_has_the_facts_beside_every_row(tmp_path, capsys):
     path = tmp_path / "growth.csv"
     arguments = ["--sides", "64", "--heads", "1", "--dim", "8", "--csv", str(path)]

@@ -27,6 +27,7 @@ def test_every_step_has_agents():
 
 
 @needs_model
+@pytest.mark.slow
 def test_agents_count_less_and_dense_steps_are_extrapolated():
     pipe = load_image_pipeline(EMBEDDED_UNET, device="cpu")
     dense, other = agent_unet.counted_gflop(pipe, None, 512)

@@ -43,6 +43,7 @@ def test_variants_differ_in_what_they_attend(rows):
         assert 0.0 <= row.repetition <= 1.0 and row.seconds > 0 and row.peak_memory_gb > 0.1
 
 
+@pytest.mark.slow
 def test_a_mere_enlargement_is_half_as_sharp(rows):
     native, _ = rows
     larger = enlarged(native.frames, 2)
@@ -51,6 +52,7 @@ def test_a_mere_enlargement_is_half_as_sharp(rows):
     assert larger.shape == (1, 512, 512, 3) and row.edge_sharpness < 0.75
 
 
+@pytest.mark.slow
 def test_tables_and_captions(rows, tmp_path):
     _, found = rows
     write_rows(tmp_path / "sheet.csv", found, {"seed": "0"})

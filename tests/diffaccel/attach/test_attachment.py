@@ -359,6 +359,7 @@ def test_sequential_offload_hooks_do_not_hide_the_layout(flux, watched):
     assert {call.layout for call in watched.calls} == flux.layouts
 
 
+@pytest.mark.slow
 def test_compiled_models_give_the_same_result(flux):
     set_attn_processor(flux.pipe, SPARSE)
     eager = flux.sample()

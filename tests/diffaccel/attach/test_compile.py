@@ -19,7 +19,6 @@ FAMILIES = (
     *("flux", "sd3", "qwen", "wan2.1", "wan2.2", "wan2.2-ti2v"),
     *("hunyuan", "cogvideox", "ltx", "sd15", "sdxl"),
 )
-QUICK = ("flux", "wan2.1", "sd15")
 GRAPHS = {"qwen": 2, "wan2.2": 2}
 """Of a stock model compiled whole, where it is not one: two lengths of text, two denoisers."""
 SPARSE = SparseAttn(keep=0.5, block=16, dense_steps=1, dense_layers=())
@@ -58,13 +57,8 @@ def calls(attachment):
     return [(layer.sparse_calls, layer.dense_calls) for layer in attachment.report().layers]
 
 
-def slow_but(quick, names):
-    return [
-        name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names
-    ]
-
-
-@pytest.mark.parametrize("name", slow_but(QUICK, FAMILIES))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_whole_graph_serves_all_steps_and_every_method(tiny_pipelines, name):
     tiny = tiny_pipelines.BUILDERS[name]()
     stock = tiny.sample(num_inference_steps=3)
@@ -103,7 +97,8 @@ def test_other_ways_of_compiling(tiny_pipelines, name, way):
     assert counter.frame_count == stock_graphs
 
 
-@pytest.mark.parametrize("name", slow_but(["flux"], ["flux", "wan2.1", "sdxl"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["flux", "wan2.1", "sdxl"])
 def test_another_size_costs_one_graph_at_most(tiny_pipelines, name):
     tiny = tiny_pipelines.BUILDERS[name]()
     set_attn_processor(tiny.pipe, OTHER, always=True)
@@ -128,6 +123,7 @@ def test_many_blocks_of_a_kind_are_one_graph(tiny_pipelines):
 
 
 @pytest.mark.parametrize("name", ["flux", "wan2.1", "sd15"])
+@pytest.mark.slow
 def test_damaged_heads_guide_compiled_models(tiny_pipelines, name):
     """A damaged forward has other rows: at most one more graph for another batch size."""
     tiny = tiny_pipelines.BUILDERS[name]()
@@ -146,6 +142,7 @@ def test_damaged_heads_guide_compiled_models(tiny_pipelines, name):
     assert not torch.equal(guided, plain)
 
 
+@pytest.mark.slow
 def test_normalised_guidance_of_joint_attention_compiles(tiny_pipelines):
     tiny = tiny_pipelines.flux()
     negative = NormalizedAttention(torch.randn(tiny.arguments["prompt_embeds"].shape))

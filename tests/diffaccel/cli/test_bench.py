@@ -21,6 +21,7 @@ def bench(*words):
     return main(["bench", "kernels", *FAST, *words])
 
 
+@pytest.mark.slow
 def test_table_and_csv(tmp_path, capsys):
     assert bench(*OPS, "--csv", str(tmp_path / "k.csv")) == 0
     printed = capsys.readouterr().out

@@ -20,6 +20,7 @@ def without_weights(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_a_plan_names_every_phase(capsys):
     assert main(["plan", "--size", "1024x512", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
@@ -33,6 +34,7 @@ def test_a_plan_names_every_phase(capsys):
         assert part in printed
 
 
+@pytest.mark.slow
 def test_no_weight_is_needed_and_nothing_is_written(
     tmp_path, capsys, monkeypatch, without_weights
 ):
@@ -47,6 +49,7 @@ def test_no_weight_is_needed_and_nothing_is_written(
     assert os.listdir(tmp_path) == ["model"]
 
 
+@pytest.mark.slow
 def test_switches_show_in_the_plan(capsys):
     words = ["--size", "512x512", "--set", "stride=8", "--jitter", "--proportional"]
     assert main(["plan", *words, "--device", "cpu"]) == 0

@@ -165,6 +165,7 @@ def test_the_pipeline_is_steered_away_from_the_damage_by_definition(tiny_pipelin
 @pytest.mark.parametrize(
     ("name", "kind"), zip(FAMILIES, itertools.cycle(PERTURBATIONS), strict=False)
 )
+@pytest.mark.slow
 def test_every_family_is_guided_and_comes_back(tiny_pipelines, name, kind):
     tiny = tiny_pipelines.BUILDERS[name]()
     plain = tiny.sample()
@@ -204,6 +205,7 @@ def test_the_formula_holds_on_every_family(tiny_pipelines, name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("index", ["first", "last"])
+@pytest.mark.slow
 def test_the_shared_prefix_changes_nothing(tiny_pipelines, monkeypatch, name, index):
     tiny = tiny_pipelines.BUILDERS[name]()
     count = next(iter(tiny.layers.values()))

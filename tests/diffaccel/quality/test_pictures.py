@@ -165,6 +165,7 @@ def test_agreement_with_the_truth():
     assert gradient_agreement(noisy, truth) == pytest.approx(1.0, abs=0.1)
 
 
+@pytest.mark.slow
 def test_structural_similarity():
     pytest.importorskip("torchmetrics", reason="torchmetrics is in the extra `bench`")
     truth = apple(128)

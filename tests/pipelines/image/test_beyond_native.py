@@ -47,6 +47,7 @@ def made(tiny, side, refinement, method, seed=0):
 
 
 @pytest.mark.parametrize("name", ["flux", "sd3", "sd15", "sdxl"])
+@pytest.mark.slow
 def test_guided_stages_run_on_every_family_and_leave_it_alone(tiny_pipelines, name):
     tiny = tiny_pipelines.BUILDERS[name]()
     scheduler = tiny.pipe.scheduler
@@ -70,6 +71,7 @@ def test_direct_sampling_is_the_stock_pipeline_with_a_method(tiny_pipelines, nam
     assert tiny.pipe.scheduler is scheduler
 
 
+@pytest.mark.slow
 def test_each_switch_changes_the_picture_of_flux(tiny_pipelines):
     tiny, windows = tiny_pipelines.flux(), NeighborhoodAttn(4, 3)
     changes = (

@@ -65,6 +65,7 @@ def counted(model, call):
 
 
 @pytest.mark.parametrize("name", ["flux", "sd3", "sd15", "sdxl", "wan2.1"])
+@pytest.mark.slow
 def test_layouts_and_work_are_those_of_a_real_call(tiny_pipelines, name):
     tiny = tiny_pipelines.BUILDERS[name]()
     ((kind, _),) = tiny.layers.items()
@@ -98,6 +99,7 @@ def test_layouts_and_work_are_those_of_a_real_call(tiny_pipelines, name):
     ids=lambda method: type(method).__name__,
 )
 @pytest.mark.parametrize("name", ["flux", "sdxl"])
+@pytest.mark.slow
 def test_planned_density_is_that_of_the_report(tiny_pipelines, tmp_path, name, method):
     tiny = tiny_pipelines.BUILDERS[name]()
     outline = read_outline(folder_of(tiny.pipe, tmp_path))
@@ -122,6 +124,7 @@ def test_planned_density_is_that_of_the_report(tiny_pipelines, tmp_path, name, m
     assert shares.ideal <= shares.visited <= 1.0
 
 
+@pytest.mark.slow
 def test_stages_and_tokens_are_those_of_the_generation(tiny_pipelines, tmp_path):
     tiny = tiny_pipelines.flux()
     tiny.pipe.vae.register_to_config(shift_factor=0.0)
@@ -143,6 +146,7 @@ def test_stages_and_tokens_are_those_of_the_generation(tiny_pipelines, tmp_path)
     )
 
 
+@pytest.mark.slow
 def test_the_embedded_model_at_4096():
     outline = read_outline(EMBEDDED_IMAGE)
     plan = plan_image(outline, ImageJob(None, (4096, 4096), EMBEDDED, NeighborhoodAttn(16)))
@@ -168,6 +172,7 @@ def test_a_size_that_the_denoiser_refuses_is_refused(tiny_pipelines):
         other_flop(model, (80, 80), 10)
 
 
+@pytest.mark.slow
 def test_videos(video_pipe, tmp_path):
     pipe, embeds = video_pipe()
     outline = read_outline(folder_of(pipe, tmp_path), is_video=True)

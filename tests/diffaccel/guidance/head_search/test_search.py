@@ -75,6 +75,7 @@ def settings(**changes):
 
 
 @pytest.mark.parametrize("head", [(0, 1), (3, 0)])
+@pytest.mark.slow
 def test_it_finds_the_planted_head(tiny, head):
     state = search_heads(tiny.pipe, drawing(tiny), planted(tiny, (head,)), settings())
     assert state.chosen == [head]
@@ -137,6 +138,7 @@ def test_more_heads_than_there_are(tiny):
         SearchSettings("x", PROMPTS, (1,))
 
 
+@pytest.mark.slow
 def test_held_out_prompts_are_scored_with_and_without(tiny):
     state = search_heads(tiny.pipe, drawing(tiny), brightness, settings())
     plain, guided = held_out_scores(

@@ -60,6 +60,7 @@ def test_the_norm_grows_to_the_limit_at_most():
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.slow
 def test_it_changes_every_family_and_leaves_nothing_behind(tiny_pipelines, name):
     tiny = tiny_pipelines.BUILDERS[name]()
     calls = without_cfg(tiny)

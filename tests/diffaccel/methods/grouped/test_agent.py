@@ -336,6 +336,7 @@ def test_cross_attention_is_refused():
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "flux", "sd3", "qwen"])
+@pytest.mark.slow
 def test_on_pipelines(tiny_pipelines, name):
     tiny = tiny_pipelines.BUILDERS[name]()
     stock = tiny.sample(num_inference_steps=5)
