@@ -10,6 +10,11 @@ from diffaccel.errors import ModelError
 from diffaccel.pipelines.embedded import EMBEDDED_IMAGE, EMBEDDED_VIDEO
 from diffaccel.pipelines.image.presets import SUPPORTED, SUPPORTED_VIDEO
 
+# ImportError: a tokenizer needs a package that is not there
+LOADING_ERRORS = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError
+)  # fmt: skip
+
 
 def load_image_pipeline(
     source: str | Path = EMBEDDED_IMAGE, *, device: str = "cpu", dtype: torch.dtype | None = None
@@ -52,7 +57,7 @@ def _load(
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
     try:
         pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except LOADING_ERRORS as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"a model must load as a diffusers pipeline, {str(source)!r} does not ({reason}); "

@@ -17,6 +17,9 @@ from diffaccel.methods.base import Method
 LEAST_GAIN = 0.98
 """Sparse attention runs where its predicted time is at most this share of the dense time."""
 
+EXPECTED_SLOWER = "expected to take"
+"""How the reason of a call begins that this prediction makes dense."""
+
 CPU_TOKENS = 4096
 """Visual tokens from which the prediction counts on a CPU; below, a call takes milliseconds."""
 
@@ -85,7 +88,7 @@ def slower_reason(
         return ""
     if cost <= LEAST_GAIN:
         return ""
-    return f"expected to take {cost:.2g} times as long as dense attention"
+    return f"{EXPECTED_SLOWER} {cost:.2g} times as long as dense attention"
 
 
 def _dense_ms(shape: tuple[int, ...], dtype: torch.dtype, device: DeviceFacts) -> float:

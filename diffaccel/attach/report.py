@@ -117,6 +117,19 @@ class Report:
         return tuple(layer for denoiser in self.denoisers for layer in denoiser.layers)
 
     @property
+    def calls(self) -> int:
+        """Attention calls of all layers, sparse and dense."""
+        return sum(layer.sparse_calls + sum(layer.dense_calls.values()) for layer in self.layers)
+
+    @property
+    def dense_calls(self) -> dict[str, int]:
+        """Reason -> calls of all layers that ran dense for it, the most frequent first."""
+        counts: Counter[str] = Counter()
+        for layer in self.layers:
+            counts.update(layer.dense_calls)
+        return dict(counts.most_common())
+
+    @property
     def density(self) -> float | None:
         """Mean density over all denoisers, weighted by their query-key pairs."""
         return _overall_density(self.layers)

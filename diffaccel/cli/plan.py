@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from diffaccel.cli.dense_calls import OVERRULE
 from diffaccel.cli.options.argument_types import model_source, usable_device
 from diffaccel.cli.options.recipe_options import check_recipe, image_job
 from diffaccel.cli.options.sample_options import SampleOptions
@@ -98,6 +99,8 @@ def _heads(model: Any) -> tuple[int, int]:
 
 
 def _described(phase: Phase, rates: Rates) -> str:
+    from diffaccel.attach.forecast import EXPECTED_SLOWER
+
     frames, rows, columns = phase.grid
     grid = f"{rows} x {columns}" if phase.frames == 1 else f"{frames} x {rows} x {columns}"
     pixels = phase.size[0] * phase.size[1] * phase.frames
@@ -110,6 +113,8 @@ def _described(phase: Phase, rates: Rates) -> str:
     ]
     if phase.note:
         lines.append(f"             {phase.note}")
+        if EXPECTED_SLOWER in phase.note:
+            lines.append(f"             {OVERRULE}")
     density = (
         f"exact {shares.exact:.2%}, visited {shares.visited:.2%}, ideal {shares.ideal:.2%}"
         if shares.exact is not None

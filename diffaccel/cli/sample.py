@@ -10,6 +10,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from diffaccel.cli.dense_calls import described, recorded
 from diffaccel.cli.options.argument_types import model_source, usable_device
 from diffaccel.cli.options.recipe_options import check_recipe, image_job
 from diffaccel.cli.options.sample_options import OUTPUT, SampleOptions
@@ -52,6 +53,7 @@ def sample_image(prompt: str, options: SampleOptions, output: Path) -> int:
 
     from diffaccel.attach.attachment import UnsupportedModelError
     from diffaccel.machine import device_name, package_versions
+    from diffaccel.methods import FullAttn
     from diffaccel.pipelines.embedded import EMBEDDED_IMAGE
     from diffaccel.pipelines.image.generate import generate_image
     from diffaccel.pipelines.image.job import check_size
@@ -89,6 +91,7 @@ def sample_image(prompt: str, options: SampleOptions, output: Path) -> int:
         "refinement": asdict(job.switches),
         "method": repr(job.method),
         "density": {stage: report.density for stage, report in result.reports.items()},
+        "attention": recorded(result.reports),
         "seconds": {"total": round(seconds, 3), **result.seconds},
         "device": device_name(device),
         "dtype": str(pipe.transformer.dtype if hasattr(pipe, "transformer") else pipe.unet.dtype),
@@ -97,5 +100,8 @@ def sample_image(prompt: str, options: SampleOptions, output: Path) -> int:
     write_sidecar(record, output)
     print(f"{output} ({job.label}, {seconds:.1f} s)")
     for stage, report in result.reports.items():
-        print(f"  {stage}: {job.method}, {report.density:.1%} of the attention computed")
+        share = "unknown" if report.density is None else f"{report.density:.1%}"
+        print(f"  {stage}: {job.method}, {share} of the attention computed")
+        if not isinstance(job.method, FullAttn) and (line := described(stage, report)):
+            print(line)
     return 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
+from diffaccel.cli.dense_calls import described, recorded
 from diffaccel.cli.options.argument_types import model_source, usable_device
 from diffaccel.cli.options.recipe_options import given_switches
 from diffaccel.errors import InputError
@@ -56,6 +57,7 @@ def sample_video(prompt: str, options: SampleOptions, output: Path) -> int:
         "steps": job.steps,
         "recipe": repr(job.recipe),
         "density": {name: report.density for name, report in result.reports.items()},
+        "attention": recorded(result.reports),
         "seconds": {"total": round(seconds, 3), **result.seconds},
         "device": device_name(device),
         "dtype": str(pipe.transformer.dtype),
@@ -63,6 +65,9 @@ def sample_video(prompt: str, options: SampleOptions, output: Path) -> int:
     }
     write_sidecar(record, output)
     print(f"{output} ({width}x{height}, {options.frames} frames, {seconds:.1f} s)")
+    for name, report in result.reports.items():
+        if line := described(name, report):
+            print(line)
     return 0
 
 

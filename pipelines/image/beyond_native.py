@@ -15,17 +15,23 @@ from diffaccel.errors import InputError
 from diffaccel.pipelines.image.job import MULTIPLE, ImageJob
 from diffaccel.pipelines.image.low_frequency import guided_scheduler
 from diffaccel.pipelines.image.recipe import Refinement
+from diffaccel.pipelines.windows import throughout
 
 
 @contextmanager
 def beyond_native(pipe: Any, job: ImageJob) -> Iterator[Attachment]:
     """Attaches the method and scales positions for one size, and undoes both afterwards.
 
+    Args:
+        pipe: The pipeline that runs: methods that follow the schedule read it from its scheduler.
+        job: What is drawn, and how.
+
     Raises:
         InputError: A switch does not suit the model.
     """
     with scaled_positions(pipe, job):
-        with set_attn_processor(pipe, job.attention) as attachment:
+        method = throughout(job.attention)
+        with set_attn_processor(pipe, method, always=not job.is_for_speed) as attachment:
             yield attachment
 
 

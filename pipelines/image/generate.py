@@ -90,7 +90,7 @@ def refine_image(
     refiner = AutoPipelineForImage2Image.from_pipe(pipe)
     refiner.set_progress_bar_config(disable=True)
     refiner.scheduler = scheduler_for(pipe, job)
-    with beyond_native(pipe, job) as attachment:
+    with beyond_native(refiner, job) as attachment:
         return _refine(refiner, job, image, timing or Timing()), attachment.report()
 
 

@@ -10,6 +10,7 @@ from diffaccel.methods import FullAttn, JitteredAttn, Method, NeighborhoodAttn, 
 from diffaccel.methods.windows.sliding import SlidingWindowAttn
 from diffaccel.pipelines.image.presets import Preset
 from diffaccel.pipelines.image.recipe import Refinement
+from diffaccel.pipelines.windows import has_windows
 
 MULTIPLE = 16  # pixels per token and axis in the latent models
 Size = tuple[int, int]
@@ -29,6 +30,8 @@ class ImageJob:
         refinement: Stages and switches above native size, the preset's by default.
         steps: Denoising steps at native size, the preset's by default.
         seed: Of all noise; equal seeds give equal bits on one machine.
+        always: Whether the method runs even where dense attention is expected to be faster.
+            Windows always do.
 
     Raises:
         InputError: The size breaks the rule of `check_size`, or the method has no borders to
@@ -42,6 +45,7 @@ class ImageJob:
     refinement: Refinement | None = None
     steps: int | None = None
     seed: int = 0
+    always: bool = True
 
     def __post_init__(self) -> None:
         check_size(*self.size)
@@ -82,6 +86,11 @@ class ImageJob:
                 trained = (self.preset.native // MULTIPLE) ** 2 + self.preset.text
             method = ProportionalAttn(method, trained)
         return method
+
+    @property
+    def is_for_speed(self) -> bool:
+        """Whether the method gives way where dense attention is expected to be faster."""
+        return not self.always and not has_windows(self.method)
 
     def _jittered(self) -> Method:
         if not self.switches.jitter:

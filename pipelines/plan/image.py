@@ -12,7 +12,7 @@ from torch import nn
 
 from diffaccel.attach.forecast import device_facts, slower_reason
 from diffaccel.bindings import binding_of
-from diffaccel.methods import Method
+from diffaccel.methods import FullAttn, Method
 from diffaccel.methods.inputs import Position
 from diffaccel.pipelines.image.job import ImageJob
 from diffaccel.pipelines.image.tiling import tiles
@@ -24,6 +24,7 @@ from diffaccel.pipelines.plan.operations import (
     served_layers,
 )
 from diffaccel.pipelines.plan.skeleton import Outline
+from diffaccel.pipelines.windows import throughout
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +157,14 @@ def shares_of(
     layers: tuple[ServedLayer, ...],
     model: nn.Module,
     outline: Outline,
-    steps: int,
+    steps: range,
     device: str,
     always: bool = False,
 ) -> tuple[Shares, str]:
     """What a method leaves of the attention of a denoiser, its schedule followed.
 
-    With `always`, it also runs where dense attention is expected to be faster.
+    Of the `steps.stop` steps of the noise schedule those from `steps.start` run. With `always`,
+    the method also runs where dense attention is expected to be faster.
 
     Returns:
         The shares, weighted by operations, and a remark on layers or steps that stay dense.
@@ -182,23 +184,27 @@ def shares_of(
         query = torch.empty((), device=device, dtype=dtype_on(device)).expand(
             1, served.layout.length, served.heads, served.dim
         )
-        reason = ""
-        if not always:
+        reason = scheduled.shape_reason(served.layout)
+        if not reason and not always:
             facts = device_facts(query.device)
             reason = slower_reason(resolved, served.layout, query.shape, query.dtype, facts)
         shares = Shares() if reason else _layer_shares(resolved, served, query)
-        calls = [
-            bool(scheduled.schedule_reason(Position(served.layer.index, step)))
-            for step in range(steps)
+        why_dense = [
+            scheduled.schedule_reason(
+                Position(served.layer.index, step - steps.start, step / steps.stop)
+            )
+            for step in steps
         ]
-        dense = sum(calls) / max(steps, 1)
+        dense = sum(map(bool, why_dense)) / max(len(steps), 1)
         dense_share += weight * (1.0 if reason else dense)
-        reasons |= {reason} if reason else set()
+        reasons |= {reason, *why_dense} - {""}
         is_known &= shares.exact is not None
         for name in sums:
             sums[name] += weight * (dense + (1.0 - dense) * (getattr(shares, name) or 0.0))
     if not is_known:
         sums |= {"exact": None, "visited": None, "ideal": None}
+    if isinstance(scheduled, FullAttn):  # dense attention was asked for
+        return Shares(**sums), ""
     note = f"{dense_share:.0%} of it stays dense" if dense_share else ""
     return Shares(**sums), "; ".join([note, *sorted(reasons)]).strip("; ")
 
@@ -225,8 +231,14 @@ def _image_phase(
     text = preset.text or binding_of(model).text_length
     layers = served_layers(model, latents, text)
     largest = max((served.layout for served in layers), key=lambda layout: layout.length)
-    steps = job.switches.executed_steps if is_refined else job.native_steps
-    shares, note = shares_of(method, layers, model, outline, steps, device)
+    schedule = job.switches.schedule if is_refined else job.native_steps
+    steps = job.switches.executed_steps if is_refined else schedule
+    if method is not None:
+        method = throughout(method)
+    shares, note = shares_of(
+        method, layers, model, outline, range(schedule - steps, schedule), device,
+        always=not job.is_for_speed,
+    )  # fmt: skip
     rows = steps * (preset.refine_passes if is_refined else preset.passes)
     vae = outline.modules["vae"]
     pieces = Counter([job.size]) if method is None else tiles(*job.size)

@@ -21,6 +21,7 @@ from diffaccel.pipelines.video.freeswim import FreeSwim
 from diffaccel.pipelines.video.generate import check_video_size, native_size
 from diffaccel.pipelines.video.job import VideoJob
 from diffaccel.pipelines.video.long_video import TimeWindows
+from diffaccel.pipelines.windows import throughout
 
 NOTE = "the video autoencoder is not counted"
 
@@ -88,13 +89,8 @@ def _refined_phase(outline: Outline, job: VideoJob, recipe: FreeSwim, device: st
     stock = _phase(outline, job, "refine to", steps, steps * prompts, device)
     model, dtype = outline.transformer, dtype_on(device)
     layers = served_layers(model, _latents(outline, stock), 0)
-    # the published schedule of block-sparse methods is not that of FreeSwim
-    method = replace(
-        recipe.method,
-        dense_steps=recipe.method.dense_steps or 0,
-        dense_layers=recipe.method.dense_layers or 0,
-    )
-    windows, _ = shares_of(method, layers, model, outline, steps, device, always=True)
+    method, ran = throughout(recipe.method), range(recipe.steps - steps, recipe.steps)
+    windows, _ = shares_of(method, layers, model, outline, ran, device, always=True)
     every = recipe.guide_every
     guided = 0 if every is None else len(range(0, steps, every))
     full = guided * (2 if recipe.guide_negative and prompts == 2 else 1)

@@ -26,6 +26,7 @@ from diffaccel.attach.call import AttentionCall, AttentionHook, Compute
 from diffaccel.attach.report import Report
 from diffaccel.bindings import UnsupportedModelError, binding_of
 from diffaccel.methods.windows.base import WindowMethod
+from diffaccel.pipelines.windows import throughout
 
 Cache = Literal["keep", "offload", "int8"]
 Mode = Literal["guide", "reuse", "alone"]
@@ -55,10 +56,7 @@ class DualPath(AttentionHook):
         if cache not in get_args(Cache):
             raise ValueError(f"cache must be one of {', '.join(get_args(Cache))}, got {cache=}")
         self._model = model
-        # The published schedules are for models at their native size.
-        self._method = replace(
-            method, dense_steps=method.dense_steps or 0, dense_layers=method.dense_layers or 0
-        )
+        self._method = throughout(method)
         self.mode: Mode = "alone"
         self.prompt = ""
         self.store = CrossStore(cache)

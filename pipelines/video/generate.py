@@ -19,7 +19,7 @@ from torch import Tensor
 from diffaccel.attach.report import Report
 from diffaccel.bindings import binding_of
 from diffaccel.bindings.rope import scaled_rope
-from diffaccel.errors import InputError
+from diffaccel.errors import InputError, ModelError
 from diffaccel.pipelines.video.freeswim import FreeSwim, refine_latents
 from diffaccel.pipelines.video.job import VideoJob
 from diffaccel.pipelines.video.long_video import TimeWindows, denoise_windows
@@ -97,9 +97,11 @@ def generate_video(pipe: Any, job: VideoJob, *, timing: Timing | None = None) ->
         InputError: A size breaks the rule of `check_video_size`, or windows along time are asked
             of a model that starts from an image.
         UnsupportedModelError: The denoiser is not of Wan.
+        ModelError: The pipeline cleans its prompts with a package that is not installed.
     """
     width, height = job.size
     check_video_size(pipe, width, height, job.frames)
+    _check_cleaning(pipe, job)
     timing = timing or Timing()
     if isinstance(job.recipe, TimeWindows):
         return _denoise_in_windows(pipe, job, job.recipe, timing)
@@ -112,6 +114,20 @@ def generate_video(pipe: Any, job: VideoJob, *, timing: Timing | None = None) ->
             return GeneratedVideo(video, native, timing.seconds)
         large, reports = _enlarge(pipe, job, job.recipe, video, timing)
         return GeneratedVideo(large, native, timing.seconds, reports)
+
+
+def _check_cleaning(pipe: Any, job: VideoJob) -> None:
+    """Refuses prompts that diffusers cleans with ftfy, where that is not there: a NameError."""
+    names = pipe.encode_prompt.__func__.__globals__
+    clean = names.get("basic_clean")
+    if clean is None or "ftfy" in names or "prompt" not in job.told:
+        return
+    used = clean.__code__.co_names
+    if "ftfy" in used and "is_ftfy_available" not in used:
+        raise ModelError(
+            f"{type(pipe).__name__} needs the package ftfy to clean its prompts, and it is not "
+            "installed; run pip install ftfy, or pass prompt_embeds"
+        )
 
 
 def _enlarge(

@@ -145,4 +145,5 @@ def image_job(prompt: str | None, options: SampleOptions, preset: Preset) -> Ima
         replace(recipe.refinement, **given_switches(options.switches)),
         options.steps,
         options.seed,
+        always=options.always or options.method is not None,
     )

@@ -38,6 +38,8 @@ class SampleOptions:
         method: How to attend (default: what suits the model).
         knobs: A knob of the method, repeatable, such as `--set drop=0.9`; `diffaccel info` lists
             them all.
+        always: Run the method even where dense attention is expected to be faster. Windows, and
+            what --method names, always run.
         recipe: How to get beyond what the model knows.
         switches: Changes to the recipe.
         output: A .png, .jpg or .webp; of a video an .mp4, or a new folder for its frames as .png
@@ -61,6 +63,7 @@ class SampleOptions:
     knobs: Annotated[
         tuple[str, ...], ATTENTION, Parameter(name="--set", metavar="KNOB=VALUE")
     ] = ()
+    always: Annotated[bool, ATTENTION] = False
     recipe: Annotated[
         str | None,
         Parameter(

@@ -108,7 +108,7 @@ def test_planned_density_is_that_of_the_report(tiny_pipelines, tmp_path, name, m
     height, width = tiny.arguments["height"], tiny.arguments["width"]
     latents = tuple(side // outline.vae_scale_factor_spatial for side in (height, width))
     layers = served_layers(model, latents, 12 if name == "flux" else 0)
-    shares, _ = shares_of(method, layers, model, outline, 2, "cpu")
+    shares, _ = shares_of(method, layers, model, outline, range(2), "cpu")
     with set_attn_processor(tiny.pipe, method) as attachment:
         tiny.sample()
         report = attachment.report()
