@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffaccel.attach.attachment import DENOISERS
+from diffaccel.attach.caches import caches_bypassed
 from diffaccel.attach.step_clock import StepClock
 from diffaccel.bindings import ModelCall, binding_of
 from diffaccel.errors import ModelError
@@ -150,10 +151,11 @@ class Guide:
 
     @contextmanager
     def calling_again(self) -> Iterator[None]:
-        """While active, calls of the model are the guide's own."""
+        """While active, calls of the model are the guide's own, which no cache knows of."""
         self._inside = True
         try:
-            yield
+            with caches_bypassed(self._model()):
+                yield
         finally:
             self._inside = False
 
@@ -222,6 +224,15 @@ def on_batch(value: Any, count: int, change: Callable[[Tensor], Tensor], name: s
         return {key: on_batch(part, count, change, key) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(on_batch(part, count, change) for part in value)
+    return value
+
+
+def unconsumed(value: Any) -> Any:
+    """Returns arguments in lists and dictionaries of their own: models pop some off theirs."""
+    if isinstance(value, dict):
+        return {name: unconsumed(part) for name, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(unconsumed, value))
     return value
 
 
