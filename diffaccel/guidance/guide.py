@@ -110,7 +110,8 @@ class Guide:
         self.is_compiled = self._finds_compiled()
         self._refuse_compiled()
         self._handles = [
-            model.register_forward_pre_hook(self._enter_call, with_kwargs=True),
+            # First of all, so that layouts are read from the arguments that the model will get.
+            model.register_forward_pre_hook(self._enter_call, prepend=True, with_kwargs=True),
             model.register_forward_hook(self._leave_call, with_kwargs=True, always_call=True),
         ]
         self.forget_run()
