@@ -89,7 +89,7 @@ class JointGuide(NormalizedGuide):
         if own != present and all(arguments.get(name) is None for name in MASKS):
             lengths = torch.tensor([present] * rows + [own] * rows, device=self.latents.device)
             self._keys = torch.arange(length, device=lengths.device) < lengths[:, None]
-        self._masks = {}
+        self._masks: dict[TokenLayout, Tensor] = {}
         arguments |= lengthened(arguments, length)
         negative = self._negative.replaced_in(arguments, rows, length)
         doubled = on_batch(arguments, rows, lambda t: torch.cat([t, t]))

@@ -61,7 +61,7 @@ class DifferenceGuide(Guide):
         self._prefix.forget()
         self._delta = self._remembered()
         if self._delta is None:
-            self._again = unconsumed((args, kwargs))
+            self._again = unconsumed(args), unconsumed(kwargs)
             if not caches_of(model):  # what they return in place of a block is no output of it
                 self._prefix.start()
 

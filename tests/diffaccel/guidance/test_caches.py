@@ -38,11 +38,11 @@ def pyramid(pipe):
 def faster(pipe):
     return diffusers.FasterCacheConfig(
         spatial_attention_block_skip_range=2,
-        spatial_attention_timestep_skip_range=(-1, 1001),
+        spatial_attention_timestep_skip_range=(-1, 900),
         spatial_attention_block_identifiers=IDENTIFIERS,
         unconditional_batch_skip_range=2,
-        unconditional_batch_timestep_skip_range=(-1, 1001),
-        current_timestep_callback=lambda: 500,
+        unconditional_batch_timestep_skip_range=(-1, 900),
+        current_timestep_callback=lambda: pipe.current_timestep,
         attention_weight_callback=lambda module: 0.3,
         is_guidance_distilled=True,
         tensor_format="BCFHW",
