@@ -139,6 +139,9 @@ class Binding:
     text_length: int = 0
     """Tokens to which pipelines pad a prompt that is cross-attended; 0 where text is joint."""
 
+    fills_text_up: bool = False
+    """Whether pipelines fill a prompt up with zeros that are attended to like its tokens."""
+
     scales_rope: bool = False
     """Whether `scaled_rope` is defined."""
 
@@ -172,6 +175,10 @@ class Binding:
             batch: B.
         """
         raise NotImplementedError
+
+    def longest_text(self, model: Any) -> int | None:
+        """Returns how many text tokens a denoiser takes at most, None where any number."""
+        return None
 
     def native(self, model: Any, layer: AttentionLayer) -> Grid | None:
         """Returns (frames, height, width) in tokens of what the model was trained on, if known."""

@@ -19,6 +19,13 @@ class CogVideoXBinding(Binding):
     def family(self, model: Any, pipe: Any) -> str:
         return "cogvideox"
 
+    def longest_text(self, model: Any) -> int | None:
+        # A table of positions has one length; rotary ones pass the text over.
+        config = model.config
+        has_table = not config.use_rotary_positional_embeddings
+        is_fixed = has_table or config.use_learned_positional_embeddings
+        return config.max_text_seq_length if is_fixed else None
+
     def native(self, model: Any, layer: AttentionLayer) -> Grid | None:
         config = model.config
         frames = (config.sample_frames - 1) // config.temporal_compression_ratio + 1

@@ -29,6 +29,7 @@ class WanBinding(Binding):
 
     patterns = ((r"blocks\.\d+\.attn1", "self"), (r"blocks\.\d+\.attn2", "cross"))
     text_length = 512
+    fills_text_up = True
     scales_rope = True
 
     def family(self, model: Any, pipe: Any) -> str:
@@ -41,6 +42,10 @@ class WanBinding(Binding):
         # Image to video: the first frame comes as further input channels or as image tokens.
         is_i2v = config.image_dim is not None or config.in_channels > config.out_channels
         return f"{version}-{'i2v' if is_i2v else 't2v'}"
+
+    def longest_text(self, model: Any) -> int | None:
+        # What precedes the last 512 tokens counts as a picture's.
+        return None if model.config.image_dim is None else self.text_length
 
     def native(self, model: Any, layer: AttentionLayer) -> Grid | None:
         told = told_native(model)

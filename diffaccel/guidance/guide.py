@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffaccel.attach.attachment import DENOISERS
+from diffaccel.attach.caches import caches_bypassed
 from diffaccel.attach.running import running_pipeline
 from diffaccel.attach.step_clock import StepClock
 from diffaccel.bindings import ModelCall, binding_of
@@ -128,7 +129,8 @@ class Guide:
         self.is_compiled = self._finds_compiled()
         self._refuse_compiled()
         self._handles = [
-            model.register_forward_pre_hook(self._enter_call, with_kwargs=True),
+            # First of all, so that layouts are read from the arguments that the model will get.
+            model.register_forward_pre_hook(self._enter_call, prepend=True, with_kwargs=True),
             model.register_forward_hook(self._leave_call, with_kwargs=True, always_call=True),
         ]
         self.forget_run()
@@ -178,10 +180,11 @@ class Guide:
 
     @contextmanager
     def calling_again(self) -> Iterator[None]:
-        """While active, calls of the model are the guide's own."""
+        """While active, calls of the model are the guide's own, which no cache knows of."""
         self._inside = True
         try:
-            yield
+            with caches_bypassed(self._model()):
+                yield
         finally:
             self._inside = False
 
@@ -248,6 +251,15 @@ def on_batch(value: Any, count: int, change: Callable[[Tensor], Tensor], name: s
         return {key: on_batch(part, count, change, key) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(on_batch(part, count, change) for part in value)
+    return value
+
+
+def unconsumed(value: Any) -> Any:
+    """Returns arguments in lists and dictionaries of their own: models pop some off theirs."""
+    if isinstance(value, dict):
+        return {name: unconsumed(part) for name, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(unconsumed, value))
     return value
 
 

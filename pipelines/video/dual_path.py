@@ -22,9 +22,11 @@ from diffaccel.attach.attachment import (
     remove_attention_hook,
     set_attn_processor,
 )
+from diffaccel.attach.caches import caches_of
 from diffaccel.attach.call import AttentionCall, AttentionHook, Compute
 from diffaccel.attach.report import Report
 from diffaccel.bindings import UnsupportedModelError, binding_of
+from diffaccel.errors import ModelError
 from diffaccel.methods.windows.base import WindowMethod
 from diffaccel.pipelines.windows import throughout
 
@@ -67,6 +69,11 @@ class DualPath(AttentionHook):
             raise UnsupportedModelError(
                 "two paths need separate text cross-attention, which "
                 f"{type(self._model).__name__} does not have; use a Wan pipeline"
+            )
+        if caches := caches_of(self._model):
+            raise ModelError(
+                f"two paths call {type(self._model).__name__} with changing batches, which "
+                f"{' and '.join(sorted(caches))} cannot follow; call disable_cache()"
             )
         self._attachment = set_attn_processor(self._model, self._method, always=True)
         own = [layer.name for layer in self._attachment.report().layers]

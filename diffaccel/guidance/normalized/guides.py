@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -10,13 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from diffaccel.attach.attachment import add_attention_hook, remove_attention_hook
+from diffaccel.attach.caches import caches_of
 from diffaccel.attach.call import AttentionCall, AttentionHook, Compute
 from diffaccel.attach.seam import AttachedLayer
 from diffaccel.bindings import binding_of
 from diffaccel.bindings.base import forward_signature
-from diffaccel.guidance.guide import GuidanceState, Guide, on_batch, with_prediction
+from diffaccel.errors import ModelError
+from diffaccel.guidance.guide import (
+    GuidanceState,
+    Guide,
+    on_batch,
+    unconsumed,
+    with_prediction,
+)
 from diffaccel.guidance.normalized.config import NormalizedAttention
-from diffaccel.guidance.normalized.negative_prompt import negative_prompt_of
+from diffaccel.guidance.normalized.negative_prompt import MASKS, lengthened, negative_prompt_of
+from diffaccel.layout import TokenLayout
+
+READS_ROWS = frozenset({"faster_cache", "first_block_cache", "sea_cache"})
+"""Caches that decide by the values of a whole batch, or take a half of it for the empty prompt."""
 
 
 class NormalizedGuide(Guide, AttentionHook):
@@ -38,8 +51,10 @@ class NormalizedGuide(Guide, AttentionHook):
         scale: float,
         names: tuple[str, ...],
     ) -> None:
-        super().__init__(state, model, perturbation, scale)
+        # Whatever is refused is refused before anything is put on the model.
         self._negative = negative_prompt_of(state.pipe(), perturbation)
+        _refuse_longer(model, self._negative.length)
+        super().__init__(state, model, perturbation, scale)
         self._names = names
         add_attention_hook(model, self, names)
 
@@ -54,18 +69,34 @@ class NormalizedGuide(Guide, AttentionHook):
 class JointGuide(NormalizedGuide):
     """For joint attention: each call gets a second set of rows, with the negative text.
 
-    The guided image tokens are written into both sets, so that only their texts differ.
+    The guided image tokens are written into both sets, so that only their texts differ. Where the
+    texts differ in length, the shorter one is filled up, and no token attends to what fills it.
     """
 
     _started = 0.0
 
+    def forget_run(self) -> None:
+        """Begins a new run."""
+        if self.scale > 0 and self.perturbation.strength > 0:
+            _refuse_caches(self._model(), self._state.window == (0.0, 1.0))
+
     def before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Doubles the batch and lets the attention layers be guided."""
         arguments, rows = self.arguments, len(self.latents)
-        negative = self._negative.replaced_in(arguments, rows)
+        own, present = self._negative.length, arguments["encoder_hidden_states"].shape[1]
+        length = max(own, present)
+        self._keys = None
+        if own != present and all(arguments.get(name) is None for name in MASKS):
+            lengths = torch.tensor([present] * rows + [own] * rows, device=self.latents.device)
+            self._keys = torch.arange(length, device=lengths.device) < lengths[:, None]
+        self._masks: dict[TokenLayout, Tensor] = {}
+        arguments |= lengthened(arguments, length)
+        negative = self._negative.replaced_in(arguments, rows, length)
         doubled = on_batch(arguments, rows, lambda t: torch.cat([t, t]))
         for name, tensor in negative.items():
             doubled[name] = torch.cat([arguments[name], tensor])
+        if isinstance(arguments.get("img_shapes"), list):
+            doubled["img_shapes"] = arguments["img_shapes"] * 2
         self.is_active = True
         self._started = perf_counter()
         return (), doubled
@@ -83,14 +114,27 @@ class JointGuide(NormalizedGuide):
 
     def attend(self, call: AttentionCall, compute: Compute) -> Tensor:
         """Guides the image tokens of an attention output (2 B, N, H, D)."""
-        output = compute(call)
         if call.is_cross_attention:
-            return output
-        half, image = len(output) // 2, call.inputs().layout.visual_slice
+            return compute(call)
+        layout = call.inputs().layout
+        if self._keys is not None and layout.text_length:
+            call = replace(call, mask=self._mask(layout, call.query.shape[1]))
+        output = compute(call)
+        half, image = len(output) // 2, layout.visual_slice
         guided = self.perturbation.combined(output[:half, image], output[half:, image], self.scale)
         output = output.clone()
         output[:half, image] = output[half:, image] = guided
         return output
+
+    def _mask(self, layout: TokenLayout, tokens: int) -> Tensor:
+        """Returns which tokens are attended to, (2 B, 1, 1, N); one tensor for each layout."""
+        if layout not in self._masks:
+            keys: Any = self._keys
+            mask = keys.new_ones(len(keys), tokens)
+            text = layout.visual_slice.stop if layout.visual_slice.start == 0 else 0
+            mask[:, text : text + keys.shape[1]] = keys
+            self._masks[layout] = mask[:, None, None]
+        return self._masks[layout]
 
 
 class CrossGuide(NormalizedGuide):
@@ -128,7 +172,9 @@ class CrossGuide(NormalizedGuide):
         owner: Any = type(attached.stock)
         signature = forward_signature(owner, "__call__")
         negative = signature.bind_partial(attached.stock, *args, **kwargs)
-        negative.arguments.update(self._context)
+        hidden = negative.arguments["hidden_states"]
+        for name, tensor in self._context.items():  # caches may leave out rows of a batch
+            negative.arguments[name] = tensor if tensor is None else tensor[: len(hidden)]
         self._outputs: list[Tensor] = []
         self._is_negative = True
         try:
@@ -147,8 +193,10 @@ class CrossGuide(NormalizedGuide):
 
     def _read_context(self, model: nn.Module, rows: int) -> dict[str, Tensor | None]:
         """Runs the model with the negative text as far as its first cross-attention."""
-        arguments = self.arguments
-        arguments.update(self._negative.replaced_in(arguments, rows))
+        arguments, length = unconsumed(self.arguments), self._negative.length
+        if self._binding.fills_text_up:
+            length = max(length, arguments["encoder_hidden_states"].shape[1])
+        arguments |= self._negative.replaced_in(arguments, rows, length)
         first = model.get_submodule(self._names[0])
         handle = first.register_forward_pre_hook(_stop_here, with_kwargs=True)
         try:
@@ -168,9 +216,39 @@ def normalized_guide(
     binding = binding_of(model)
     layers = binding.layers(model)
     if any(layer.kind == "joint" for layer in layers):
+        if scale > 0 and perturbation.strength > 0:
+            _refuse_caches(model, state.window == (0.0, 1.0))
         names = tuple(layer.name for layer in layers)
         return JointGuide(state, model, perturbation, scale, names)
     return CrossGuide(state, model, perturbation, scale, binding.text_layers(model))
+
+
+def _refuse_longer(model: nn.Module, length: int) -> None:
+    longest = binding_of(model).longest_text(model)
+    if longest is not None and length > longest:
+        raise ModelError(
+            f"{type(model).__name__} takes {longest} text tokens at most, and the negative "
+            f"prompt has {length}; shorten it"
+        )
+
+
+def _refuse_caches(model: nn.Module, whole: bool) -> None:
+    """Raises ModelError where rows added to the batch would disturb a cache of diffusers.
+
+    Args:
+        model: The denoiser.
+        whole: Whether all steps are guided, so that the batch has one size.
+    """
+    caches = caches_of(model)
+    if whole:
+        caches &= READS_ROWS
+    if caches:
+        advice = "" if caches & READS_ROWS else " or guide all steps"
+        raise ModelError(
+            f"NormalizedAttention adds rows to the batch of {type(model).__name__}, which "
+            f"{' and '.join(sorted(caches))} cannot tell from the prompt's; call "
+            f"disable_cache(){advice}"
+        )
 
 
 class _ReachedError(Exception):

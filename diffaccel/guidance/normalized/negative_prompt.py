@@ -17,38 +17,56 @@ MASKS = ("encoder_attention_mask", "encoder_hidden_states_mask")
 
 @dataclass(frozen=True, slots=True)
 class NegativePrompt:
-    """Embeddings (1, T, C) and, where the pipeline has one, their mask (1, T).
+    """Embeddings (1, T, C) of the tokens that count, without padding.
 
     Args:
         embeddings: Of the text.
-        mask: Which of them are words.
     """
 
     embeddings: Tensor
-    mask: Tensor | None = None
 
-    def replaced_in(self, arguments: dict[str, Any], rows: int) -> dict[str, Any]:
+    @property
+    def length(self) -> int:
+        """T."""
+        return self.embeddings.shape[1]
+
+    def replaced_in(self, arguments: dict[str, Any], rows: int, length: int) -> dict[str, Any]:
         """Returns the text arguments of a model call with this prompt instead.
 
         Args:
             arguments: Of the call, by name.
             rows: Size of the batch.
+            length: To which the text is filled up with zeros, at least T.
 
         Returns:
-            `encoder_hidden_states` and the mask, in the length of those of the call: missing
-            tokens are zeros, which pipelines pad with.
+            `encoder_hidden_states` and, where the call has one, its mask.
         """
         present = arguments["encoder_hidden_states"]
-        length = present.shape[1]
-        text = _fitted(self.embeddings, length).to(present.device, present.dtype)
+        text = filled_up(self.embeddings.to(present.device, present.dtype), length)
         replaced = {"encoder_hidden_states": text.expand(rows, -1, -1)}
         for name in MASKS:
             mask = arguments.get(name)
             if mask is not None:
-                own = torch.ones(self.embeddings.shape[:2]) if self.mask is None else self.mask
-                fitted = _fitted(own[..., None].float(), length)[..., 0]
-                replaced[name] = fitted.to(mask.device, mask.dtype).expand(rows, -1)
+                own = (torch.arange(length, device=mask.device) < self.length).to(mask.dtype)
+                replaced[name] = own.expand(rows, -1)
         return replaced
+
+
+def lengthened(arguments: dict[str, Any], length: int) -> dict[str, Any]:
+    """Returns the text arguments of a model call, filled up with masked zeros to a length."""
+    longer = {"encoder_hidden_states": filled_up(arguments["encoder_hidden_states"], length)}
+    if arguments.get("txt_ids") is not None:
+        longer["txt_ids"] = filled_up(arguments["txt_ids"], length)
+    for name in MASKS:
+        if arguments.get(name) is not None:
+            longer[name] = filled_up(arguments[name][..., None], length)[..., 0]
+    return longer
+
+
+def filled_up(tokens: Tensor, length: int) -> Tensor:
+    """Appends zeros to (..., T, C) up to a length."""
+    missing = length - tokens.shape[-2]
+    return F.pad(tokens, (0, 0, 0, missing)) if missing else tokens
 
 
 @torch.no_grad()
@@ -56,7 +74,7 @@ def negative_prompt_of(pipe: Any, method: NormalizedAttention) -> NegativePrompt
     """Encodes the negative prompt with the pipeline's own encoders, or takes what was given."""
     given = method.negative_prompt
     if isinstance(given, Tensor):
-        return NegativePrompt(given, method.negative_mask)
+        return _without_padding(given, method.negative_mask)
     known = {
         "prompt": given,
         "prompt_2": None,
@@ -67,6 +85,9 @@ def negative_prompt_of(pipe: Any, method: NormalizedAttention) -> NegativePrompt
         "do_classifier_free_guidance": False,
     }
     accepted = inspect.signature(pipe.encode_prompt).parameters
+    called = inspect.signature(type(pipe).__call__).parameters
+    if "max_sequence_length" in called:  # encode_prompt has another default in some pipelines
+        known["max_sequence_length"] = called["max_sequence_length"].default
     results = pipe.encode_prompt(**{k: v for k, v in known.items() if k in accepted})
     embeddings, *others = results
     masks = [
@@ -74,9 +95,15 @@ def negative_prompt_of(pipe: Any, method: NormalizedAttention) -> NegativePrompt
         for x in others
         if isinstance(x, Tensor) and not x.is_floating_point() and x.shape == embeddings.shape[:2]
     ]
-    return NegativePrompt(embeddings, masks[0] if masks else None)
+    return _without_padding(embeddings, masks[0] if masks else None)
 
 
-def _fitted(tokens: Tensor, length: int) -> Tensor:
-    """Cuts or zero-pads (1, T, C) to a length."""
-    return F.pad(tokens[:, :length], (0, 0, 0, max(0, length - tokens.shape[1])))
+def _without_padding(embeddings: Tensor, mask: Tensor | None) -> NegativePrompt:
+    if mask is None:
+        return NegativePrompt(embeddings)
+    if mask.shape != (1, embeddings.shape[1]) or not mask.any():
+        raise ValueError(
+            "negative_mask must be (1, T) with at least one token that counts, got "
+            f"{tuple(mask.shape)} for embeddings {tuple(embeddings.shape)}"
+        )
+    return NegativePrompt(embeddings[:, mask[0].bool().to(embeddings.device)])

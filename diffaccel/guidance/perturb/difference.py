@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffaccel.guidance.guide import GuidanceState, Guide, on_batch, with_prediction
+from diffaccel.attach.caches import caches_of
+from diffaccel.guidance.guide import (
+    GuidanceState,
+    Guide,
+    on_batch,
+    unconsumed,
+    with_prediction,
+)
 from diffaccel.guidance.perturb.damage import Damage, Perturbation
 from diffaccel.guidance.perturb.heads import HeadPerturbation
 from diffaccel.guidance.perturb.shared_prefix import SharedPrefix
@@ -54,7 +61,9 @@ class DifferenceGuide(Guide):
         self._prefix.forget()
         self._delta = self._remembered()
         if self._delta is None:
-            self._prefix.start()
+            self._again = unconsumed(args), unconsumed(kwargs)
+            if not caches_of(model):  # what they return in place of a block is no output of it
+                self._prefix.start()
 
     def after(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """Adds the difference, computed at the first call of a step."""
@@ -64,9 +73,10 @@ class DifferenceGuide(Guide):
         prediction, delta = output[0], self._delta
         if delta is None:
             rows = self.prompt_rows(len(self.latents))
-            delta = self.scale * (prediction[rows] - self._damaged(args, kwargs, rows))
+            delta = self.scale * (prediction[rows] - self._damaged(*self._again, rows))
             self._known = (self._state.step, self.latents[rows].clone(), delta)
             self._prefix.forget()
+            del self._again
         repeats = len(prediction) // len(delta)
         delta = delta.repeat(repeats, *[1] * (delta.ndim - 1))
         return with_prediction(output, prediction + delta)
@@ -87,8 +97,6 @@ class DifferenceGuide(Guide):
         shares = self._prefix.complete
         with ExitStack() as stack:
             stack.enter_context(self.calling_again())
-            if hasattr(model, "cache_context"):
-                stack.enter_context(model.cache_context("perturbed"))
             stack.enter_context(self._damage.active(model, self._state.step))
             if shares:
                 stack.enter_context(self._prefix.replayed(model, rows))

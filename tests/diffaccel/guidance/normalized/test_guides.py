@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from diffaccel import FullAttn, NormalizedAttention, SparseAttn, restore_guidance, set_guidance
-from diffaccel.guidance.normalized.negative_prompt import NegativePrompt, negative_prompt_of
+from diffaccel.errors import ModelError
+from diffaccel.guidance.normalized.negative_prompt import negative_prompt_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FAMILIES = (
@@ -130,18 +131,117 @@ def test_a_shorter_window_guides_less(tiny_pipelines):
     restore_guidance(tiny.pipe)
 
 
-def test_texts_of_another_length_are_fitted():
-    text = torch.ones(1, 3, 4)
-    call = {
-        "encoder_hidden_states": torch.zeros(2, 5, 4),
-        "encoder_attention_mask": torch.ones(2, 5),
-    }
-    replaced = NegativePrompt(text).replaced_in(call, 2)
-    assert replaced["encoder_hidden_states"].shape == (2, 5, 4)
-    assert replaced["encoder_hidden_states"][:, 3:].abs().max() == 0
-    assert replaced["encoder_attention_mask"].tolist() == [[1, 1, 1, 0, 0]] * 2
-    call["encoder_hidden_states"] = torch.zeros(2, 2, 4)
-    assert NegativePrompt(text).replaced_in(call, 2)["encoder_hidden_states"].shape == (2, 2, 4)
+PADDED = ("wan2.1", "wan2.2")  # their pipelines fill up with zeros that are attended to
+MASKS = {
+    "qwen": ("prompt_embeds_mask", "negative_prompt_embeds_mask"),
+    "hunyuan": ("prompt_attention_mask",),
+    "ltx": ("prompt_attention_mask", "negative_prompt_attention_mask"),
+}
+
+
+def texts(tiny, *shape, seed):
+    width = tiny.arguments["prompt_embeds"].shape[-1]
+    return torch.randn(*shape, width, generator=torch.Generator().manual_seed(seed))
+
+
+def guided(tiny, negative, mask=None, **calls):
+    with set_guidance(tiny.pipe, nag(negative, mask), scale=4.0):
+        return tiny.sample(**{**without_cfg(tiny), **calls})
+
+
+@pytest.mark.parametrize("longer", [-3, 5])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_token_of_a_negative_of_any_length_counts(tiny_pipelines, name, longer):
+    tiny = tiny_pipelines.BUILDERS[name]()
+    count = tiny.arguments["prompt_embeds"].shape[1] + longer
+    negative = texts(tiny, 1, count, seed=5)
+    first = guided(tiny, negative)
+    for token in (0, count // 2, count - 1):
+        other = negative.clone()
+        other[:, token] = -other[:, token]
+        assert (guided(tiny, other) - first).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("longer", [-3, 0, 5])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_padding_of_a_negative_never_counts(tiny_pipelines, name, longer):
+    tiny = tiny_pipelines.BUILDERS[name]()
+    count = tiny.arguments["prompt_embeds"].shape[1] + longer
+    negative = texts(tiny, 1, count, seed=5)
+    expected = guided(tiny, negative)
+    padded = torch.cat([negative, texts(tiny, 1, 4, seed=6)], 1)
+    got = guided(tiny, padded, torch.tensor([[1] * count + [0] * 4]))
+    assert (got - expected).abs().max() <= 2e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("count", [6, 21])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_negative_branch_is_the_negative_in_the_place_of_the_prompt(
+    tiny_pipelines, name, count
+):
+    """With w = -1 and without limits Z is Z-, so the run must be that of the negative alone."""
+    tiny = tiny_pipelines.BUILDERS[name]()
+    negative = texts(tiny, 1, count, seed=7)
+    whole = negative
+    if name in PADDED:
+        missing = tiny.arguments["prompt_embeds"].shape[1] - count
+        whole = torch.nn.functional.pad(negative, (0, 0, 0, max(0, missing)))
+    alone = {"prompt_embeds": whole}
+    if "negative_prompt_embeds" in tiny.arguments:
+        alone["negative_prompt_embeds"] = torch.zeros_like(whole)
+    for key in MASKS.get(name, ()):
+        alone[key] = torch.ones(whole.shape[:2], dtype=torch.long)
+    expected = tiny.sample(**without_cfg(tiny), **alone)
+    with set_guidance(tiny.pipe, nag(negative, limit=1e6, blend=1.0)) as guidance:
+        for guide in guidance._guides:
+            guide.scale = -1.0
+        got = tiny.sample(**without_cfg(tiny))
+    assert (got - expected).abs().max() <= 2e-5 * expected.abs().max()
+    assert (got - tiny.sample(**without_cfg(tiny))).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("longer", [-3, 5])
+def test_each_of_two_prompts_is_guided_as_alone(tiny_pipelines, name, longer):
+    tiny = tiny_pipelines.BUILDERS[name]()
+    first = tiny.arguments["prompt_embeds"]
+    both = torch.cat([first, texts(tiny, *first.shape[:2], seed=8)])
+    negative = texts(tiny, 1, first.shape[1] + longer, seed=5)
+    names = [key for key in tiny.arguments if key.endswith(("embeds", "mask"))]
+    batch = {key: tiny.arguments[key].repeat(2, *[1] * (tiny.arguments[key].ndim - 1))
+             for key in names} | {"prompt_embeds": both}  # fmt: skip
+    if name in MASKS:  # lengths differ within the batch
+        mask = batch[MASKS[name][0]].clone()
+        mask[1, 5:] = 0
+        batch[MASKS[name][0]] = mask
+    together = guided(tiny, negative, **batch)
+    changed = guided(tiny, negative, **{**batch, "prompt_embeds": both[:1].repeat(2, 1, 1)})
+    assert (together[0] - changed[0]).abs().max() <= 2e-5 * changed.abs().max()
+    assert (together[1] - changed[1]).abs().max() > 1e-6
+
+
+def test_what_a_family_cannot_take_is_refused(tiny_pipelines):
+    tiny = tiny_pipelines.cogvideox()
+    tiny.pipe.transformer.register_to_config(use_rotary_positional_embeddings=False)
+    with pytest.raises(ModelError, match="takes 16 text tokens at most"):
+        set_guidance(tiny.pipe, nag(texts(tiny, 1, 17, seed=5)), scale=4.0)
+    assert not tiny.pipe.transformer._forward_hooks
+    with pytest.raises(ValueError, match="negative_mask must be"):
+        set_guidance(tiny.pipe, nag(texts(tiny, 1, 3, seed=5), torch.zeros(1, 3)), scale=4.0)
+
+
+def test_a_method_sees_the_longer_sequence(tiny_pipelines):
+    for order in (False, True):
+        tiny = tiny_pipelines.flux()
+        negative = nag(texts(tiny, 1, 20, seed=5))
+        if order:
+            tiny.pipe.set_attn_processor(FullAttn(), always=True)
+        with set_guidance(tiny.pipe, negative, scale=4.0):
+            if not order:
+                tiny.pipe.set_attn_processor(FullAttn(), always=True)
+            report = tiny.pipe.set_attn_processor(FullAttn(), always=True)
+            tiny.sample()
+            assert {layer.layout.text_length for layer in report.report().layers} == {20}
 
 
 def test_a_text_is_encoded_by_the_pipeline():
