@@ -283,7 +283,9 @@ def _attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Computes the gradients of query, key and value: what was computed is dense attention."""
     mask, handle = rest
-    with torch.enable_grad():
+    # An operation runs below autograd, which is switched on again for the recomputation.
+    autograd = torch._C.DispatchKey.AutogradFunctionality
+    with torch.enable_grad(), torch._C._SetExcludeDispatchKeyGuard(autograd, False):
         tokens = [x.detach().requires_grad_() for x in (query, key, value)]
         output = _call(*tokens, mask, scale, handle, place).dense()
         query, key, value = torch.autograd.grad(output, tokens, gradient)
