@@ -256,7 +256,10 @@ def _attend(
     handle: Tensor,
     place: int,
 ) -> Tensor:
-    """Answers an attention call of a compiled graph; place is 4 * index + 2 * needs_gradients + is_dispatched."""
+    """Answers an attention call of a compiled graph.
+
+    `place` is 4 * index + 2 * needs_gradients + is_dispatched.
+    """
     call = _call(query, key, value, mask, scale, handle, place)
     if call.needs_gradients and call.attached.active_hooks():
         raise ModelError(

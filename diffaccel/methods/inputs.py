@@ -171,9 +171,7 @@ def as_autocast(*tensors: Any) -> tuple[Any, ...]:
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(
-        x.to(dtype)
-        if x is not None and x.is_floating_point() and x.dtype != torch.float64
-        else x
+        x.to(dtype) if x is not None and x.is_floating_point() and x.dtype != torch.float64 else x
         for x in tensors
     )
 

@@ -3,8 +3,9 @@
 Rows of about equal length are computed together, in chunks that a byte budget bounds, so that
 memory stays proportional to the kept blocks of one chunk. A softmax between two batched products
 serves masks, centroids and the lse too, at the speed of SDPA on the gathered blocks (0.63 to 0.77
-of the dense rate, SDPA 0.54 to 0.74). All arithmetic is fp32, fp64 for fp64, but for bf16 on processors
-with AMX units: those multiply bf16 several times faster, and SDPA keeps their sums in fp32.
+of the dense rate, SDPA 0.54 to 0.74). All arithmetic is fp32 (fp64 for fp64), but for bf16 on
+processors with AMX units: those multiply bf16 several times faster, and SDPA keeps their sums in
+fp32.
 """
 
 import functools
@@ -70,7 +71,7 @@ def has_bf16_units() -> bool:
 
 
 def _attend(slab: Slab, scratch: Scratch, with_lse: bool) -> tuple[Tensor, Tensor | None]:
-    """Computes every row of a slab: output (R, block_q, D) and lse (R, block_q) in fp32 at least."""
+    """Computes every row of a slab: output (R, block_q, D), lse (R, block_q), fp32 at least."""
     output = scratch.result.resize_(slab.query.shape).zero_()
     lse = output.new_full(slab.query.shape[:2], -torch.inf) if with_lse else None
     for rows in _chunks(slab):

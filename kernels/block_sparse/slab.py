@@ -97,9 +97,7 @@ def build_slab(call: BlockSparseCall, sample: int, some: slice, is_fused: bool) 
         if centroids.variance is not None:
             slab.moments = torch.cat([slab.moments, centroids.variance[sample, some].to(dtype)], 2)
         slab.centroid_value = centroids.value[sample, some].to(dtype)
-        slab.centroid_bias = _centroid_bias(
-            centroids.log_count[sample].to(dtype), indices, counts
-        )
+        slab.centroid_bias = _centroid_bias(centroids.log_count[sample].to(dtype), indices, counts)
     return slab
 
 

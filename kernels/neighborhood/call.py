@@ -81,8 +81,8 @@ def check(call: NeighborhoodCall) -> None:
     check_backend(call.backend, tensors, plain="gather")
     if call.backend == "triton" and not call.suits_triton:
         raise ValueError(
-            "backend 'triton' takes no key_padding_mask, no fp64, and one head dim for key and value; "
-            "pass backend=None"
+            "backend 'triton' takes no key_padding_mask, no fp64, and one head dim for key and "
+            "value; pass backend=None"
         )
 
 

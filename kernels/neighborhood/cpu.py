@@ -37,7 +37,7 @@ class Tiles(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """One sample with its heads first, fp32 at least: scaled query (H, N, D), key and value (H, M, .).
+    """One sample, heads first, fp32 at least: scaled query (H, N, D), key and value (H, M, .).
 
     Keys that every query sees (`extras`) follow those of the grid; `valid` (N,) bool tells real
     keys of the grid from padding, None if all are.

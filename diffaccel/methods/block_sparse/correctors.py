@@ -170,7 +170,9 @@ def calibrated_damping(statistics: BlockStatistics, selected: Selected) -> Tenso
     visual, exact_tokens, block = selected.visual, selected.exact, selected.block
     length, device = visual.query.shape[1], visual.query.device
     count = min(CALIBRATION_ROWS, length)
-    rows = ((torch.arange(count, dtype=torch.float32, device=device) + 0.5) * length / count).long()
+    rows = (
+        (torch.arange(count, dtype=torch.float32, device=device) + 0.5) * length / count
+    ).long()
     query = visual.query[:, rows].transpose(1, 2).float() * visual.scale
     lists = selected.indices[:, :, rows // block], selected.counts[:, :, rows // block]
     left_out = ~listed_blocks(*lists, statistics.blocks)
