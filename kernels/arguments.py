@@ -1,6 +1,8 @@
 """What the arguments of ops look like: types that `torch.library` reads, and shared checks."""
 
 import typing
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ Numbers = typing.Sequence[int]  # noqa: UP006
 Flags = typing.Sequence[bool]  # noqa: UP006
 
 MASK = "one row per sample, True = attended"
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_tokens(
@@ -21,7 +23,7 @@ def check_tokens(
 
     Args:
         op: Name of the op, for the message.
-        query: The tokens; none may be empty, and all share one dtype of fp16, bf16 and fp32.
+        query: The tokens; none may be empty, and all share one dtype of fp16, bf16, fp32 and fp64.
         key: As query.
         value: As query.
         fits: Whether the shapes follow the rule of the op.
@@ -42,9 +44,26 @@ def check_tokens(
         )
     if query.dtype not in _DTYPES or not query.dtype == key.dtype == value.dtype:
         raise TypeError(
-            f"{op}: query, key and value must share one dtype of fp16, bf16 and fp32, got "
+            f"{op}: query, key and value must share one dtype of fp16, bf16, fp32 and fp64, got "
             f"{query.dtype}, {key.dtype}, {value.dtype}; cast them to one dtype"
         )
+
+
+def refuse_backward(op: str) -> Callable[..., Any]:
+    """Returns the backward of an op that has none, for `register_autograd`."""
+
+    def backward(*_: Any) -> Any:
+        raise RuntimeError(
+            f"{op} is for inference and has no backward; call it under torch.no_grad(), or use "
+            "diffaccel.kernels.dense_attention where gradients are needed"
+        )
+
+    return backward
+
+
+def compute_dtype(tokens: Tensor) -> torch.dtype:
+    """The dtype in which a CPU computes with tokens: fp64 for fp64, else fp32."""
+    return torch.float64 if tokens.dtype == torch.float64 else torch.float32
 
 
 def check_tensor(

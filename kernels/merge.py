@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from diffaccel.kernels.arguments import compute_dtype
+
 
 def merge_attention(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Combines attention over disjoint key sets into attention over their union.
@@ -29,12 +31,13 @@ def merge_attention(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[
     pivot = peak.masked_fill(peak == -torch.inf, 0.0)
 
     total = torch.zeros_like(pivot)
-    merged = torch.zeros_like(outputs[0], dtype=torch.float32)
+    wide = compute_dtype(outputs[0])
+    merged = torch.zeros_like(outputs[0], dtype=wide)
     for output, lse in zip(outputs, lses, strict=True):
         weight = torch.exp(lse.float() - pivot)
-        part = output.float() * weight.unsqueeze(-1)
+        part = output.to(wide) * weight.unsqueeze(-1)
         # an empty part may hold anything, and 0 * NaN is NaN
-        merged += part.masked_fill((weight == 0).unsqueeze(-1), 0.0)
+        merged += part.masked_fill((lse == -torch.inf).unsqueeze(-1), 0.0)
         total += weight
     merged = merged / total.masked_fill(total == 0, 1.0).unsqueeze(-1)
     return merged.to(outputs[0].dtype), pivot + torch.log(total)

@@ -24,10 +24,9 @@ class Scratch:
     result: Tensor
 
     @classmethod
-    def on(cls, device: torch.device, dtype: torch.dtype = torch.float32) -> Scratch:
-        """Returns empty buffers: tokens in `dtype`, all that is computed in fp32."""
-        tokens = torch.empty(0, dtype=dtype, device=device)
-        wide = torch.empty(0, dtype=torch.float32, device=device)
+    def on(cls, device: torch.device, tokens: torch.dtype, wide: torch.dtype) -> Scratch:
+        """Returns empty buffers in the dtype of tokens, and in the one that computes."""
+        tokens, wide = (torch.empty(0, dtype=x, device=device) for x in (tokens, wide))
         key, value = torch.empty_like(tokens), torch.empty_like(tokens)
         output, result = torch.empty_like(wide), torch.empty_like(wide)
         return cls(tokens, key, value, wide, output, result)

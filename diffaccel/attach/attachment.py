@@ -87,13 +87,16 @@ class Attachment:
         self.remove()
 
 
-def set_attn_processor(target: Any, method: Method, *, always: bool = False) -> Attachment:
+def set_attn_processor(
+    target: Any, method: Method, *, always: bool = False, check: bool = False
+) -> Attachment:
     """Makes the denoisers of a pipeline compute their visual self-attention with a method.
 
     The models keep their own attention processors; only the attention kernel is replaced.
     Cross-attention, VAE, text encoders and controlnets stay as they are. A method that was set
     before is replaced. Under torch.compile the attention of attached layers is one opaque
-    operation, so that whole graphs (fullgraph=True) stay whole.
+    operation, so that whole graphs (fullgraph=True) stay whole. Where gradients are needed, as in
+    training, layers run dense, and the report says so.
 
     Args:
         target: A diffusers pipeline, or a denoiser itself. A denoiser alone does not tell
@@ -101,6 +104,9 @@ def set_attn_processor(target: Any, method: Method, *, always: bool = False) -> 
         method: What to compute, such as `RectifiedSpaAttn(drop=0.8)`.
         always: Whether the method runs even where `diffaccel.attach.forecast` expects dense
             attention to be faster. Otherwise such calls run dense, and the report says so.
+        check: Whether each attention call of an attached layer raises a `ModelError` that names
+            step and layer where its output has NaN or infinity, and says whether its inputs had
+            them. To find where a picture turns black; waits for the device in each call.
 
     Returns:
         The attachment: reports, removes, works as a context manager.
@@ -119,6 +125,8 @@ def set_attn_processor(target: Any, method: Method, *, always: bool = False) -> 
     methods = {
         name: _method_state(name, model, pipe, method, always) for name, model in models.items()
     }
+    for state in methods.values():
+        state.check = check
     for name, model in models.items():
         # Processors that are attached already stay: compiled graphs hold for the new method too.
         state = attach(model, tuple(layer.name for layer in methods[name].layers))

@@ -38,6 +38,7 @@ class AttentionCall:
         options: `dropout_p`, `is_causal`, `enable_gqa` where they are not the defaults.
         dispatch: Further arguments of `dispatch_attention_fn` (backend, parallel_config,
             attention_kwargs); None where the layer calls SDPA itself.
+        needs_gradients: Whether a backward pass may follow; methods have none.
     """
 
     attached: AttachedLayer
@@ -49,6 +50,7 @@ class AttentionCall:
     scale: float | None
     options: dict[str, Any]
     dispatch: dict[str, Any] | None
+    needs_gradients: bool = False
 
     @property
     def layer(self) -> AttentionLayer:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from diffaccel.attach.forecast import device_facts, slower_reason
 from diffaccel.attach.obstacles import planned_obstacle, unplanned_obstacle
 from diffaccel.attach.report import DenoiserReport, LayerReport
-from diffaccel.methods.inputs import Position
+from diffaccel.methods.inputs import GRADIENTS_NEEDED, Position
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,6 +113,9 @@ class MethodState:
         clock: Step position.
         family: The model family, for the report.
         always: Whether the method runs even where dense attention is expected to be faster.
+
+    Attributes:
+        check: Whether outputs that are not finite are errors; waits for the device.
     """
 
     def __init__(
@@ -128,6 +131,7 @@ class MethodState:
         self.clock = clock
         self.family = family
         self.always = always
+        self.check = False
         self._plans: dict[tuple[Any, ...], Plan] = {}
         self.reset()
 
@@ -154,6 +158,9 @@ class MethodState:
             if reason:
                 state.warn_once(layer, reason)
             reason = reason or plan.why_dense
+            if not reason and call.needs_gradients:
+                reason = GRADIENTS_NEEDED
+                state.warn_once(layer, reason)
         if reason:
             self.record(layer, layout, reason)
             return call.dense()
@@ -209,7 +216,7 @@ class MethodState:
     def _plan(self, call: AttentionCall, layout: TokenLayout | None) -> Plan:
         """Returns what holds for a layer and a shape; asked once for each."""
         layer, query = call.attached.layer, call.query
-        key = (layer.name, layout, query.shape, call.key.shape, bool(call.options))
+        key = layer.name, layout, query.shape, query.dtype, call.key.shape, bool(call.options)
         known = self._plans.get(key)
         if known is None:
             if len(self._plans) >= MOST_PLANS:

@@ -21,8 +21,12 @@ import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor
 
-from diffaccel.attach.call import AttentionCall, Compute
+from diffaccel.attach.call import AttentionCall, AttentionHook, Compute
+from diffaccel.attach.finite import check_finite
 from diffaccel.attach.obstacles import parallelism
+from diffaccel.errors import ModelError
+from diffaccel.kernels.arguments import Tensors
+from diffaccel.methods.inputs import as_autocast, need_gradients
 
 if TYPE_CHECKING:
     from diffaccel.attach.state import DenoiserState
@@ -54,7 +58,7 @@ class AttachedLayer:
         # A copied model gets handles of its own.
         self.stock, self.layer, self.state = parts
         number = next(_NUMBERS)
-        self.handle = torch.tensor(number)
+        self.handle = torch.tensor(number, device="cpu")
         _LAYERS[number] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -62,8 +66,8 @@ class AttachedLayer:
 
     def process(self, run: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         """Runs the layer: `run(*args, **kwargs)` is its stock body with attention exchanged."""
-        for hook in self.state.hooks.get(self.layer.name, ()):
-            if hook.is_active and hook.wraps_processor:
+        for hook in self.active_hooks():
+            if hook.wraps_processor:
 
                 def whole(*args: Any, **kwargs: Any) -> Any:
                     return self._run(run, args, kwargs)
@@ -74,13 +78,20 @@ class AttachedLayer:
     def attend(self, call: AttentionCall) -> Tensor:
         """Answers one attention call, (B, N, H, D)."""
         compute: Compute = self.state.attend
-        for hook in self.state.hooks.get(self.layer.name, ()):
-            if hook.is_active:
-                compute = partial(hook.attend, compute=compute)
+        for hook in self.active_hooks():
+            compute = partial(hook.attend, compute=compute)
         dispatch = call.dispatch
         if dispatch and dispatch.get("parallel_config") and self._gathers(call):
-            return call.gathered(compute)
-        return compute(call)
+            compute = partial(AttentionCall.gathered, compute=compute)
+        output = compute(call)
+        method = self.state.method
+        if method is not None and method.check:
+            check_finite(call, output, method.clock.step)
+        return output
+
+    def active_hooks(self) -> list[AttentionHook]:
+        """Returns what acts at the layer beside the method at present, outermost last."""
+        return [hook for hook in self.state.hooks.get(self.layer.name, ()) if hook.is_active]
 
     def _gathers(self, call: AttentionCall) -> bool:
         """Whether the tokens of all devices come here, in exchange for heads (Ulysses)."""
@@ -138,7 +149,8 @@ def dispatched(
     """Stands for diffusers' `dispatch_attention_fn` in the bodies of attached processors."""
     enable_gqa = arguments.pop("enable_gqa", False)
     if torch.compiler.is_compiling():
-        if dropout_p or is_causal or enable_gqa or query.shape[1] != key.shape[1]:
+        is_plain = not (dropout_p or is_causal or enable_gqa or _is_learned(attn_mask))
+        if not is_plain or query.shape[1] != key.shape[1]:
             return dispatch_attention_fn(
                 query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, **arguments
             )
@@ -160,7 +172,8 @@ def sdpa(
     """Stands for `F.scaled_dot_product_attention` in the bodies of attached processors."""
     enable_gqa = arguments.pop("enable_gqa", False)
     tracing = torch.compiler.is_compiling()
-    if tracing and (dropout_p or is_causal or enable_gqa or query.shape[2] != key.shape[2]):
+    is_plain = not (dropout_p or is_causal or enable_gqa or (tracing and _is_learned(attn_mask)))
+    if tracing and (not is_plain or query.shape[2] != key.shape[2]):
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
@@ -196,9 +209,21 @@ def _run(
 ) -> Tensor:
     attached, index = _RUNNING.layer, _RUNNING.index
     _RUNNING.index = index + 1
-    return attached.attend(
-        AttentionCall(attached, index, query, key, value, mask, scale, options, dispatch)
+    gradients = need_gradients(query, key, value)
+    device = query.device.type
+    is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if not is_cast:
+        return attached.attend(
+            AttentionCall(
+                attached, index, query, key, value, mask, scale, options, dispatch, gradients
+            )
+        )
+    query, key, value, mask = as_autocast(query, key, value, mask)
+    call = AttentionCall(
+        attached, index, query, key, value, mask, scale, options, dispatch, gradients
     )
+    with torch.autocast(device, enabled=False):  # no product of a method is cast again
+        return attached.attend(call)
 
 
 def _traced(
@@ -209,8 +234,9 @@ def _traced(
     scale: float | None,
     is_dispatched: bool,
 ) -> Tensor:
-    place = 2 * _TRACED.index + is_dispatched
+    place = 4 * _TRACED.index + 2 * need_gradients(query, key, value) + is_dispatched
     _TRACED.index += 1
+    query, key, value, mask = as_autocast(query, key, value, mask)
     return torch.ops.diffaccel.attend(query, key, value, mask, scale, _TRACED.handle, place)
 
 
@@ -230,18 +256,89 @@ def _attend(
     handle: Tensor,
     place: int,
 ) -> Tensor:
-    """Answers an attention call of a compiled graph; place is 2 * index + is_dispatched."""
-    attached = _LAYERS[int(handle)]
-    dispatch = None
-    if place % 2:
-        dispatch = {
-            "backend": getattr(attached.stock, "_attention_backend", None),
-            "parallel_config": getattr(attached.stock, "_parallel_config", None),
-        }
-    call = AttentionCall(attached, place // 2, query, key, value, mask, scale, {}, dispatch)
-    return attached.attend(call).contiguous()
+    """Answers an attention call of a compiled graph.
+
+    `place` is 4 * index + 2 * needs_gradients + is_dispatched.
+    """
+    call = _call(query, key, value, mask, scale, handle, place)
+    if call.needs_gradients and call.attached.active_hooks():
+        raise ModelError(
+            f"attention of {call.layer.name} is guided, which has no gradients in a compiled "
+            "model; end the guidance, or do not compile"
+        )
+    return call.attached.attend(call).contiguous()
 
 
 @_attend.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
     return query.new_empty((*query.shape[:3], value.shape[3]))
+
+
+@torch.library.custom_op("diffaccel::attend_backward", mutates_args=(), **_TAGS)
+def _attend_backward(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rest: Tensors,
+    scale: Optional[float],  # noqa: UP045
+    place: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes the gradients of query, key and value: what was computed is dense attention."""
+    mask, handle = rest
+    # An operation runs below autograd, which is switched on again for the recomputation.
+    autograd = torch._C.DispatchKey.AutogradFunctionality
+    with torch.enable_grad(), torch._C._SetExcludeDispatchKeyGuard(autograd, False):
+        tokens = [x.detach().requires_grad_() for x in (query, key, value)]
+        output = _call(*tokens, mask, scale, handle, place).dense()
+        query, key, value = torch.autograd.grad(output, tokens, gradient)
+    return query.contiguous(), key.contiguous(), value.contiguous()
+
+
+@_attend_backward.register_fake
+def _(gradient: Tensor, *tokens: Any) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = (x.new_empty(x.shape) for x in tokens[:3])
+    return query, key, value
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    query, key, value, mask, ctx.scale, handle, ctx.place = inputs
+    ctx.save_for_backward(query, key, value, mask, handle)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    if not ctx.place & 2:
+        raise RuntimeError(
+            "attention of an attached layer was computed without gradients; compute it with "
+            "gradients enabled and a query, key or value that requires them"
+        )
+    query, key, value, *rest = ctx.saved_tensors
+    gradients = torch.ops.diffaccel.attend_backward(
+        gradient, query, key, value, rest, ctx.scale, ctx.place
+    )
+    return (*gradients, None, None, None, None)
+
+
+_attend.register_autograd(_backward, setup_context=_save)
+
+
+def _call(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None,
+    handle: Any, place: int,
+) -> AttentionCall:  # fmt: skip
+    """Makes the call of a compiled graph."""
+    attached = _LAYERS[int(handle)]
+    dispatch = None
+    if place & 1:
+        dispatch = {
+            "backend": getattr(attached.stock, "_attention_backend", None),
+            "parallel_config": getattr(attached.stock, "_parallel_config", None),
+        }
+    return AttentionCall(
+        attached, place // 4, query, key, value, mask, scale, {}, dispatch, bool(place & 2)
+    )
+
+
+def _is_learned(mask: Tensor | None) -> bool:
+    """Whether a mask has gradients, which the opaque operation does not compute."""
+    return mask is not None and torch.is_grad_enabled() and mask.requires_grad

@@ -60,6 +60,10 @@ class Method:
     ) -> Tensor:
         """Computes self-attention over one sequence.
 
+        Where gradients are needed (they are enabled, and query, key or value requires them),
+        methods that are not exact run dense, whose backward is PyTorch's; `attend_with_density`
+        says so. Under `torch.autocast` the inputs are cast as those of PyTorch's SDPA are.
+
         Args:
             query: (B, N, H, D), any float dtype, position embedding already applied.
             key: (B, N, H, D).
@@ -74,7 +78,9 @@ class Method:
                 it; None means unscheduled.
 
         Returns:
-            (B, N, H, D) in the dtype of query.
+            (B, N, H, D) in the dtype of query, or in that of autocast. fp64 is computed in fp64 on
+            a CPU, apart from estimates of what is left out; on a GPU block-sparse methods compute
+            it in fp32.
         """
         inputs = AttentionInputs.checked(query, key, value, layout, scale, key_padding_mask)
         return self.run(inputs, Position(layer, step, progress)).output

@@ -121,6 +121,7 @@ class AttentionInputs:
             ValueError: If shapes, layout or scale do not fit together.
             TypeError: If a dtype does not fit.
         """
+        query, key, value = as_autocast(query, key, value)
         _check_tokens(query, key, value, layout)
         if scale is not None and not scale > 0:
             raise ValueError(f"scale must be positive, got {scale=}; None means D ** -0.5")
@@ -158,6 +159,31 @@ class AttentionInputs:
         parts = self.layout.exact_slices
         valid = None if self.mask is None else _collected(self.mask, parts)
         return ExactTokens(_collected(self.key, parts), _collected(self.value, parts), valid)
+
+
+def as_autocast(*tensors: Any) -> tuple[Any, ...]:
+    """Casts tensors as SDPA's arguments are under `torch.autocast`; else returns them as they are.
+
+    fp64 stays, as do tensors that are no floats, and None.
+    """
+    device = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        x.to(dtype) if x is not None and x.is_floating_point() and x.dtype != torch.float64 else x
+        for x in tensors
+    )
+
+
+GRADIENTS_NEEDED = "gradients are needed, and methods are for inference"
+
+
+def need_gradients(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether a backward pass may follow."""
+    if not torch.is_grad_enabled():
+        return False
+    return query.requires_grad or key.requires_grad or value.requires_grad
 
 
 def _collected(tokens: Tensor, parts: tuple[slice, ...]) -> Tensor:

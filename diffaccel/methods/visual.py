@@ -10,7 +10,13 @@ from torch import Tensor
 
 from diffaccel.layout import TokenLayout
 from diffaccel.methods.base import ScheduledMethod
-from diffaccel.methods.inputs import Attended, AttentionInputs, Position
+from diffaccel.methods.inputs import (
+    GRADIENTS_NEEDED,
+    Attended,
+    AttentionInputs,
+    Position,
+    need_gradients,
+)
 
 COMPUTED_DENSELY = "the method computes this shape densely"
 
@@ -21,6 +27,8 @@ class VisualMethod(ScheduledMethod):
 
     def compute(self, inputs: AttentionInputs, position: Position) -> Attended:
         query, layout = inputs.query, inputs.layout
+        if need_gradients(query, inputs.key, inputs.value):
+            return Attended(inputs.dense(), 1.0, GRADIENTS_NEEDED)
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         for rows in layout.exact_slices:
             output[:, rows] = inputs.dense_rows(rows)

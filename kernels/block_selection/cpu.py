@@ -50,7 +50,7 @@ def block_lists(kept: Tensor, max_count: int) -> tuple[Tensor, Tensor]:
 
 def _kept_blocks(call: SelectionCall) -> Tensor:
     """The choice as a mask (B, H, R, NB) bool."""
-    scores, top_k = call.scores, call.top_k
+    scores, top_k = call.scores.nan_to_num(nan=torch.inf, posinf=torch.inf), call.top_k
     if call.budgets is None:
         least = torch.full((1, 1, 1, 1), top_k, device=scores.device)
     else:

@@ -50,6 +50,7 @@ def select_blocks_kernel(
     is_block = off_m < blocks
     scores_ptr += off_b * stride_sb + off_h * stride_sh + off_r * stride_sr
     score = tl.load(scores_ptr + off_m, mask=is_block, other=0.0)
+    score = tl.where(score == score, score, float("inf"))  # NaN comes first
     bits = tl.maximum(score.to(tl.int32, bitcast=True), 0)
     bits = tl.where(is_block, bits, -1)
 

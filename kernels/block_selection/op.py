@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffaccel.kernels.arguments import Numbers, Tensors
+from diffaccel.kernels.arguments import Numbers, Tensors, refuse_backward
 from diffaccel.kernels.block_selection.call import SelectionCall, check
 from diffaccel.kernels.block_selection.cpu import select_blocks_cpu
 
@@ -30,8 +30,8 @@ def select_blocks(
 
     Args:
         scores: (B, H, R, NB) fp32, non-negative, any strides: for `p_remain`, probabilities that
-            sum to at most 1 with `text`. NaN counts as no score, and leaves what else its row
-            keeps open.
+            sum to at most 1 with `text`. NaN counts as the largest score, so that it stays visible
+            in what attends the lists.
         top_k: Blocks per row, 1 to NB.
         p_remain: Mass to exceed, 0 to 1; 0 leaves `top_k` alone in charge.
         text: (B, H, R) fp32, mass that is computed anyway; None for 0. Only `p_remain` uses it.
@@ -91,3 +91,6 @@ def _(scores: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         scores.new_empty(rows, dtype=torch.int32),
         scores.new_empty(scores.shape if return_kept else (0,), dtype=torch.bool),
     )
+
+
+_select_blocks.register_autograd(refuse_backward("select_blocks"))

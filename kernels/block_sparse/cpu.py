@@ -3,8 +3,9 @@
 Rows of about equal length are computed together, in chunks that a byte budget bounds, so that
 memory stays proportional to the kept blocks of one chunk. A softmax between two batched products
 serves masks, centroids and the lse too, at the speed of SDPA on the gathered blocks (0.63 to 0.77
-of the dense rate, SDPA 0.54 to 0.74). All arithmetic is fp32, but for bf16 on processors with AMX
-units: those multiply bf16 several times faster, and SDPA keeps their sums in fp32.
+of the dense rate, SDPA 0.54 to 0.74). All arithmetic is fp32 (fp64 for fp64), but for bf16 on
+processors with AMX units: those multiply bf16 several times faster, and SDPA keeps their sums in
+fp32.
 """
 
 import functools
@@ -12,6 +13,7 @@ import functools
 import torch
 from torch import Tensor
 
+from diffaccel.kernels.arguments import compute_dtype
 from diffaccel.kernels.block_sparse.call import BlockSparseCall
 from diffaccel.kernels.block_sparse.slab import Slab, build_slab
 from diffaccel.kernels.scratch import Scratch
@@ -42,7 +44,8 @@ def block_sparse_cpu(
     lse = torch.empty(query.shape[:3] if call.return_lse else (0,), dtype=torch.float32)
     is_fused = query.dtype == torch.bfloat16 and call.centroids is None and not call.return_lse
     is_fused = is_fused and (has_bf16_units() if has_units is None else has_units)
-    scratch = Scratch.on(query.device, query.dtype if is_fused else torch.float32)
+    wide = compute_dtype(query)
+    scratch = Scratch.on(query.device, query.dtype if is_fused else wide, wide)
     slab_heads = max(1, _SLAB_ROWS // blocks)
     for sample in range(batch):
         for head in range(0, heads, slab_heads):
@@ -68,9 +71,9 @@ def has_bf16_units() -> bool:
 
 
 def _attend(slab: Slab, scratch: Scratch, with_lse: bool) -> tuple[Tensor, Tensor | None]:
-    """Computes every row of a slab: output (R, block_q, D) and lse (R, block_q), fp32."""
+    """Computes every row of a slab: output (R, block_q, D), lse (R, block_q), fp32 at least."""
     output = scratch.result.resize_(slab.query.shape).zero_()
-    lse = torch.full(slab.query.shape[:2], -torch.inf) if with_lse else None
+    lse = output.new_full(slab.query.shape[:2], -torch.inf) if with_lse else None
     for rows in _chunks(slab):
         if slab.query.dtype == torch.bfloat16:
             part, part_lse = _attend_fused(slab, scratch, rows), None
@@ -163,7 +166,7 @@ def _attend_fused(slab: Slab, scratch: Scratch, rows: list[int]) -> Tensor:
     extra_key, extra_value = slab.per_row(rows, slab.extra_key, slab.extra_value)
     if extra_key is not None and extra_value is not None:
         key, value = torch.cat([extra_key, key], 1), torch.cat([extra_value, value], 1)
-    bias = torch.zeros(len(rows), 1, key.shape[1])
+    bias = torch.zeros(len(rows), 1, key.shape[1], dtype=torch.float32)
     is_dead = _hide(slab, bias, rows, blocks)
     output = torch.nn.functional.scaled_dot_product_attention(
         slab.query[rows].unsqueeze(1),

@@ -107,7 +107,9 @@ def block_sparse_fwd_kernel(
 
     acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
     peak = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
-    total = tl.zeros([BLOCK_M], dtype=tl.float32)
+    has_keys = (count > 0) | HAS_EXTRA | HAS_CENTROIDS
+    # 0, or NaN where a query is not finite: scores of -inf alone would look like no key
+    total = tl.where(has_keys, tl.sum(q.to(tl.float32) * 0.0, 1), 0.0)
 
     # lists ascend, so only the last block of a row can be the short one
     is_ragged = (BLOCK_K % BLOCK_N != 0) or HAS_KEY_MASK
@@ -193,7 +195,7 @@ def block_sparse_fwd_kernel(
                 scores += second * 1.4426950408889634
             acc, peak, total = add_scores(acc, peak, total, scores + bias[None, :], v)
 
-    divisor = tl.where(total > 0, total, 1.0)
+    divisor = tl.where(total == 0, 1.0, total)
     acc = acc / divisor[:, None]
     off_row = pid_head.to(tl.int64) * q_blocks + block_q
     if HAS_ROW_SCALE:
@@ -205,7 +207,7 @@ def block_sparse_fwd_kernel(
     o_ptrs = o_ptr + off_token[:, None] * HEAD_DIM + off_d[None, :]
     tl.store(o_ptrs, acc.to(o_ptr.dtype.element_ty), mask=mask_nd)
     if HAS_LSE:
-        lse = tl.where(total > 0, (peak + tl.log2(divisor)) * 0.6931471805599453, float("-inf"))
+        lse = tl.where(total == 0, float("-inf"), (peak + tl.log2(divisor)) * 0.6931471805599453)
         tl.store(lse_ptr + off_token, lse, mask=mask_n)
 
 

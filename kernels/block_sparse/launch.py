@@ -1,5 +1,8 @@
 """Block-sparse attention in Triton: the launcher."""
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
@@ -28,6 +31,9 @@ def block_sparse_triton(
     Returns:
         The output (B, N, H, D), and the lse (B, N, H), which has size 0 unless it was asked for.
     """
+    if call.query.dtype == torch.float64:
+        output, lse = block_sparse_triton(_narrowed(call), config)
+        return output.double(), lse
     query, key, value, indices = map(
         _with_unit_stride, (call.query, call.key, call.value, call.indices)
     )
@@ -113,6 +119,13 @@ def block_sparse_triton(
             problem = (query.device, query.dtype, dim, blocks, size, tuple(flags.values()))
             config = fastest(problem, configs, launch)
         return launch(config)
+
+
+def _narrowed(call: BlockSparseCall) -> BlockSparseCall:
+    """Returns a call with its tokens in fp32."""
+    names = ("query", "key", "value", "extra_key", "extra_value")
+    tokens: Any = {name: getattr(call, name) for name in names}
+    return replace(call, **{k: None if x is None else x.float() for k, x in tokens.items()})
 
 
 def _configs(

@@ -5,7 +5,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from diffaccel.kernels.arguments import Flags, Numbers, Tensors
+from diffaccel.kernels.arguments import Flags, Numbers, Tensors, refuse_backward
 from diffaccel.kernels.block_sparse.call import BlockSparseCall, check, check_entries
 from diffaccel.kernels.block_sparse.cpu import block_sparse_cpu
 from diffaccel.kernels.centroids import Centroids
@@ -42,7 +42,8 @@ def block_sparse_attention(
         output = row_scale * o + row_bias
 
     Args:
-        query: (B, N, H, D), fp16, bf16 or fp32, any strides.
+        query: (B, N, H, D), fp16, bf16, fp32 or fp64, any strides. Of fp64, the products are fp64
+            on a CPU; Triton computes them in fp32.
         key: (B, M, H, D), dtype of `query`.
         value: (B, M, H, D), dtype of `query`.
         indices: (B, H, NQ, max_count) int32 with 0 <= index < NK, strictly ascending in each
@@ -137,3 +138,6 @@ def _(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     lse_shape = query.shape[:3] if has_lse else (0,)
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
     return output, query.new_empty(lse_shape, dtype=torch.float32)
+
+
+_block_sparse_attention.register_autograd(refuse_backward("block_sparse_attention"))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffaccel.kernels.arguments import compute_dtype
 from diffaccel.kernels.block_sparse.call import BlockSparseCall
 from diffaccel.kernels.centroids import listed_blocks
 
@@ -59,7 +60,8 @@ class Slab:
 def build_slab(call: BlockSparseCall, sample: int, some: slice, is_fused: bool) -> Slab:
     """Lays out the heads `some` of one sample.
 
-    In fp32 with scaled queries, or, for a fused softmax, in the dtype of the query as they are.
+    In fp32 at least with scaled queries, or, for a fused softmax, in the dtype of the query as
+    they are.
     """
     mask, extra_mask = call.key_padding_mask, call.extra_padding_mask
     if mask is not None:  # one that hides nothing is dropped
@@ -67,7 +69,7 @@ def build_slab(call: BlockSparseCall, sample: int, some: slice, is_fused: bool) 
     if extra_mask is not None:
         extra_mask = None if bool(extra_mask[sample].all()) else extra_mask[sample]
     indices, counts = call.indices[sample, some], call.counts[sample, some]
-    keys, block_k, dtype = call.key.shape[1], call.block_k, torch.float32
+    keys, block_k, dtype = call.key.shape[1], call.block_k, compute_dtype(call.query)
     if is_fused:
         dtype = call.query.dtype
     table, widths = _block_table(indices, counts, keys, block_k)
@@ -91,11 +93,11 @@ def build_slab(call: BlockSparseCall, sample: int, some: slice, is_fused: bool) 
         slab.extra_mask = extra_mask
     if centroids is not None:
         slab.front_width += centroids.key.shape[2]
-        slab.moments = centroids.key[sample, some]
+        slab.moments = centroids.key[sample, some].to(dtype)
         if centroids.variance is not None:
-            slab.moments = torch.cat([slab.moments, centroids.variance[sample, some]], 2)
-        slab.centroid_value = centroids.value[sample, some]
-        slab.centroid_bias = _centroid_bias(centroids.log_count[sample], indices, counts)
+            slab.moments = torch.cat([slab.moments, centroids.variance[sample, some].to(dtype)], 2)
+        slab.centroid_value = centroids.value[sample, some].to(dtype)
+        slab.centroid_bias = _centroid_bias(centroids.log_count[sample].to(dtype), indices, counts)
     return slab
 
 

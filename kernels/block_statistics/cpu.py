@@ -33,7 +33,9 @@ def _token_counts(call: StatisticsCall, valid: Tensor | None) -> Tensor:
     tokens, block = call.query.shape[1], call.block
     blocks = -(-tokens // block)
     if valid is None:
-        counts = torch.full((1, blocks), float(block), device=call.query.device)
+        counts = torch.full(
+            (1, blocks), float(block), dtype=torch.float32, device=call.query.device
+        )
         counts[:, -1] = tokens - (blocks - 1) * block
         return counts
     padded = torch.nn.functional.pad(valid, (0, blocks * block - tokens))

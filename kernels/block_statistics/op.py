@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
-from diffaccel.kernels.arguments import Flags, Numbers, Tensors
+from diffaccel.kernels.arguments import Flags, Numbers, Tensors, refuse_backward
 from diffaccel.kernels.block_statistics.call import (
     BlockStatistics,
     Parts,
@@ -42,7 +42,7 @@ def block_statistics(
     only: there is no backward.
 
     Args:
-        query: (B, N, H, D), fp16, bf16 or fp32, any strides.
+        query: (B, N, H, D), fp16, bf16, fp32 or fp64 (summed in fp32), any strides.
         key: (B, N, H, D), dtype of `query`.
         value: (B, N, H, D), dtype of `query`.
         block: Tokens per block, at least 1. Powers of two up to 256 are fastest.
@@ -141,3 +141,6 @@ def _(query: Tensor, *arguments: Any) -> Parts:
         part(needs_variance),
         counts,
     )
+
+
+_block_statistics.register_autograd(refuse_backward("block_statistics"))

@@ -39,8 +39,10 @@ class NeighborhoodCall:
 
     @property
     def suits_triton(self) -> bool:
-        """Whether the Triton kernel computes it, which is all but padded keys."""
-        return self.key_padding_mask is None and self.value.shape[-1] == self.key.shape[-1]
+        """Whether the Triton kernel computes it, which is all but padded keys and fp64."""
+        if self.key_padding_mask is not None or self.query.dtype == torch.float64:
+            return False
+        return self.value.shape[-1] == self.key.shape[-1]
 
     @property
     def is_plain_dense(self) -> bool:
@@ -79,8 +81,8 @@ def check(call: NeighborhoodCall) -> None:
     check_backend(call.backend, tensors, plain="gather")
     if call.backend == "triton" and not call.suits_triton:
         raise ValueError(
-            "backend 'triton' takes no key_padding_mask and one head dim for key and value; "
-            "pass backend=None"
+            "backend 'triton' takes no key_padding_mask, no fp64, and one head dim for key and "
+            "value; pass backend=None"
         )
 
 

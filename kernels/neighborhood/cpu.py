@@ -2,7 +2,7 @@
 
 Tiles whose windows look alike from their union (all those away from the borders do) are computed
 in few batched matrix products under one small mask. Runs on any device in plain PyTorch; memory
-stays proportional to one chunk of gathered windows. All arithmetic is fp32.
+stays proportional to one chunk of gathered windows. All arithmetic is fp32, fp64 for fp64.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diffaccel.kernels.arguments import compute_dtype
 from diffaccel.kernels.neighborhood.call import NeighborhoodCall
 from diffaccel.kernels.neighborhood.windows import Axis, AxisTiles, axis_tiles, tile_sizes
 from diffaccel.kernels.scratch import Scratch
@@ -36,7 +37,7 @@ class Tiles(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """One sample with its heads first, fp32: scaled query (H, N, D), key and value (H, M, .).
+    """One sample, heads first, fp32 at least: scaled query (H, N, D), key and value (H, M, .).
 
     Keys that every query sees (`extras`) follow those of the grid; `valid` (N,) bool tells real
     keys of the grid from padding, None if all are.
@@ -60,7 +61,8 @@ def neighborhood_gather(call: NeighborhoodCall) -> tuple[Tensor, Tensor]:
     output = query.new_empty(len(query), prod(grid), heads, call.value.shape[-1])
     lse_shape = output.shape[:-1] if call.return_lse else (0,)
     lse = torch.empty(lse_shape, dtype=torch.float32, device=query.device)
-    groups, scratch = list(tile_groups(call.axes, query.device)), Scratch.on(query.device)
+    groups, wide = list(tile_groups(call.axes, query.device)), compute_dtype(query)
+    scratch = Scratch.on(query.device, wide, wide)
     for number in range(len(query)):
         sample = _sample(call, number)
         for tiles in groups:
@@ -69,7 +71,7 @@ def neighborhood_gather(call: NeighborhoodCall) -> tuple[Tensor, Tensor]:
                 result, normaliser = _attend(sample, part, call.return_lse, scratch)
                 output[number, rows] = result.transpose(0, 1).to(output.dtype)
                 if normaliser is not None:
-                    lse[number, rows] = normaliser.transpose(0, 1)
+                    lse[number, rows] = normaliser.transpose(0, 1).float()
     return output.unflatten(1, grid), lse.unflatten(1, grid) if call.return_lse else lse
 
 
@@ -176,13 +178,17 @@ def _attend(
     inside = scores[..., : tiles.keys.shape[1]]
     if tiles.mask is not None:
         inside.masked_fill_(~tiles.mask, -torch.inf)
+    is_empty = None
     if valid is not None:
-        is_real = valid[tiles.keys].repeat(heads, 1)[:, None]
-        inside.masked_fill_(~is_real, -torch.inf)
+        is_real = valid[tiles.keys][:, None]
+        inside.masked_fill_(~is_real.repeat(heads, 1, 1), -torch.inf)
+        if not extras:  # only padding can leave a row without any key
+            seen = is_real if tiles.mask is None else is_real & tiles.mask
+            is_empty = ~seen.any(-1, keepdim=True).expand(count, most, 1).repeat(heads, 1, 1)
     peak = scores.amax(-1) if with_lse else None
     torch.softmax(scores, -1, out=scores)
-    if valid is not None:  # only padding can leave a row without any key
-        scores.nan_to_num_(nan=0.0)
+    if is_empty is not None:
+        scores.masked_fill_(is_empty, 0.0)
     v = _gather(scratch.value, sample.value, numbers)
     output = scratch.output.resize_(heads * count, most, v.shape[2])
     torch.bmm(scores, v, out=output)
@@ -190,7 +196,9 @@ def _attend(
     if peak is None:
         return output, None
     # the largest weight of a row is 1 / sum(exp(score - peak))
-    lse = (peak - scores.amax(-1).log_()).masked_fill_(peak == -torch.inf, -torch.inf)
+    lse = peak - scores.amax(-1).log_()
+    if is_empty is not None:
+        lse.masked_fill_(is_empty.squeeze(-1), -torch.inf)
     return output, lse.view(heads, count * most)
 
 
@@ -203,7 +211,7 @@ def _gather(buffer: Tensor, tokens: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _heads_first(heads: int, *parts: Tensor) -> Tensor:
-    """Copies parts (1, n, G, D) one after another to fp32 (heads, N, D), key heads repeated."""
-    tokens = torch.cat([part[0].transpose(0, 1) for part in parts], 1).float()
+    """Copies parts (1, n, G, D) one after another to (heads, N, D), in fp32 at least."""
+    tokens = torch.cat([part[0].transpose(0, 1) for part in parts], 1).to(compute_dtype(parts[0]))
     groups = heads // tokens.shape[0]
     return tokens if groups == 1 else tokens.repeat_interleave(groups, 0)

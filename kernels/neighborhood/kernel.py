@@ -135,7 +135,8 @@ def neighborhood_fwd_kernel(
 
     acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
     peak = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
-    total = tl.zeros([BLOCK_M], dtype=tl.float32)
+    # 0, or NaN where a query is not finite: scores of -inf alone would look like no key
+    total = tl.sum(q.to(tl.float32) * 0.0, 1)
     in_k = tl.arange(0, BLOCK_N)
     in_k0, in_k1, in_k2 = in_k // (K2 * K1), in_k // K2 % K1, in_k % K2
 
@@ -202,13 +203,13 @@ def neighborhood_fwd_kernel(
             scores = tl.where(is_key[None, :], scores, float("-inf"))
             acc, peak, total = add_scores(acc, peak, total, scores, v)
 
-    divisor = tl.where(total > 0, total, 1.0)
+    divisor = tl.where(total == 0, 1.0, total)
     token = ((off_b * length0 + x0) * length1 + x1) * length2 + x2
     row = token * heads + off_h
     o_ptrs = o_ptr + row[:, None] * HEAD_DIM + off_d[None, :]
     tl.store(o_ptrs, (acc / divisor[:, None]).to(o_ptr.dtype.element_ty), mask=mask_q)
     if HAS_LSE:
-        lse = tl.where(total > 0, (peak + tl.log2(divisor)) * 0.6931471805599453, float("-inf"))
+        lse = tl.where(total == 0, float("-inf"), (peak + tl.log2(divisor)) * 0.6931471805599453)
         tl.store(lse_ptr + row, lse, mask=is_query)
 
 

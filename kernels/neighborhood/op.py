@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from diffaccel.kernels.arguments import Numbers, Tensors
+from diffaccel.kernels.arguments import Numbers, Tensors, refuse_backward
 from diffaccel.kernels.dense import dense_attention
 from diffaccel.kernels.neighborhood.call import (
     NeighborhoodCall,
@@ -50,8 +50,8 @@ def neighborhood_attention(
     truncation, windows are those of a shifted Swin layer.
 
     Args:
-        query: (B, X, H, D), (B, X, Y, H, D) or (B, T, Y, X, H, D), fp16, bf16 or fp32, any
-            strides.
+        query: (B, X, H, D), (B, X, Y, H, D) or (B, T, Y, X, H, D), fp16, bf16, fp32 or
+            fp64, any strides. fp64 is computed in fp64, by gathering.
         key: The same grid with G heads; H must be a multiple of G, and query head h attends
             key head h // (H / G).
         value: The same grid with G heads and any head dim E.
@@ -125,7 +125,7 @@ def visited_share(axes: Sequence[Axis], query: Tensor) -> tuple[float, float]:
         Share of all pairs that the backend for the device visits, and that which it would visit
         if its tiles fitted the windows.
     """
-    if not query.is_cuda:
+    if not query.is_cuda or query.dtype == torch.float64:
         sizes = tile_sizes(tuple(axes))
         visited = prod(
             visited_along(axis, size, 1) for axis, size in zip(axes, sizes, strict=True)
@@ -168,3 +168,6 @@ def _(query: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     output = query.new_empty((*query.shape[:-1], value.shape[-1]))
     lse_shape = query.shape[:-1] if return_lse else (0,)
     return output, query.new_empty(lse_shape, dtype=torch.float32)
+
+
+_neighborhood_attention.register_autograd(refuse_backward("neighborhood_attention"))

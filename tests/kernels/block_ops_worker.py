@@ -56,6 +56,9 @@ def check_rows_with_nan_are_valid():
         indices, counts = by_triton(scores, 3, p_remain=p_remain)
         assert ((indices >= 0) & (indices < 9)).all()
         assert 0 <= int(counts.min()) <= int(counts.max()) <= indices.shape[-1]
+        expected, expected_counts = select_blocks(scores, 3, p_remain=p_remain)
+        assert torch.equal(counts, expected_counts) and torch.equal(indices, expected)
+        assert 4 in indices[0, 0, 0, : int(counts[0, 0, 0])]  # NaN is the largest score
 
 
 def check_junk_order_stays_inside():

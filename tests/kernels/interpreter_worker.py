@@ -4,6 +4,8 @@ Runs in its own process: the variable is read when `@triton.jit` runs. bf16 is l
 the interpreter computes on its bit patterns.
 """
 
+import warnings
+
 import torch
 from kernel_problems import masked_sdpa, random_lists, random_tokens
 
@@ -97,6 +99,33 @@ def check_centroids(dtype, with_variance):
     torch.testing.assert_close(lse.double(), expected_lse, atol=tolerance, rtol=tolerance)
 
 
+def check_non_finite_tokens(dtype, wrong):
+    """NaN and infinity come out as NaN, where the CPU has it too; never as zeros."""
+    lists = random_lists(1, 2, 2, 4, 2, least=1)
+    lists[1][0, 0, 1] = 0  # a row without any key, which gives zeros
+    blocks = {"block_q": 32, "block_k": 16}
+    for part, token in (("query", 3), ("query", 35), ("key", 20), ("value", 20)):
+        tokens = dict(
+            zip(("query", "key", "value"), random_tokens(1, 40, 50, 2, 24, dtype), strict=True)
+        )
+        tokens[part][0, token] = wrong
+        output, lse = block_sparse_attention(
+            **tokens, indices=lists[0], counts=lists[1], **blocks, return_lse=True,
+            backend="triton",
+        )  # fmt: skip
+        expected, expected_lse = block_sparse_attention(
+            **tokens, indices=lists[0], counts=lists[1], **blocks, return_lse=True
+        )
+        if part == "query":
+            assert output[0, token, 1].isnan().all()
+        if part != "value":
+            assert torch.equal(lse.isnan(), expected_lse.isnan()), (part, wrong)
+            assert torch.equal(output.isnan(), expected.isnan()), (part, wrong)
+        else:
+            assert torch.equal(output.isfinite(), expected.isfinite()), (part, wrong)
+        assert (output[0, 32:, 0] == 0).all()
+
+
 def check_junk_lists_stay_inside():
     """Behind the checks, as on CUDA: indices and counts that nobody checked are clamped."""
     tokens = random_tokens(1, 16, 40, 1, 16)
@@ -132,6 +161,9 @@ if __name__ == "__main__":
         check_centroids(dtype, with_variance=True)
     check_lists(torch.float32, 130, 150, 72, 128, 64)
     check_lists(torch.float32, 33, 48, 256, 16, 16)
+    warnings.simplefilter("ignore")  # numpy, which interprets, warns of NaN
+    for wrong in (torch.nan, torch.inf, -torch.inf):
+        check_non_finite_tokens(torch.float32, wrong)
     check_junk_lists_stay_inside()
     check_descriptors(64)
     check_descriptors(32)

@@ -4,6 +4,8 @@ Runs in its own process: the variable is read when `@triton.jit` runs. bf16 is l
 the interpreter computes on its bit patterns.
 """
 
+import warnings
+
 import torch
 from kernel_problems import random_tokens
 
@@ -62,9 +64,24 @@ def check(case, dtype, seed):
         torch.testing.assert_close(lse[one].double(), expected_lse, atol=tolerance, rtol=1e-3)
 
 
+def check_non_finite_tokens(dtype, wrong):
+    """NaN and infinity come out as NaN, where the CPU has it too; never as zeros."""
+    for place in range(3):
+        tokens = [x.unflatten(1, (6, 7)) for x in random_tokens(1, 42, 42, 1, 16, dtype)]
+        tokens[place][0, 2, 3] = wrong
+        output, lse = neighborhood_attention(*tokens, 3, return_lse=True, backend="triton")
+        expected, expected_lse = neighborhood_attention(*tokens, 3, return_lse=True)
+        assert torch.equal(lse.isnan(), expected_lse.isnan()), (place, wrong)
+        assert torch.equal(output.isfinite(), expected.isfinite()), (place, wrong)
+        assert not output[0, 2, 3].isfinite().any()
+
+
 if __name__ == "__main__":
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True, warn_only=True)
     for number, case in enumerate(CASES):
         for dtype in (torch.float32, torch.float16):
             check(case, dtype, number)
+    warnings.simplefilter("ignore")  # numpy, which interprets, warns of NaN
+    for wrong in (torch.nan, torch.inf, -torch.inf):
+        check_non_finite_tokens(torch.float32, wrong)

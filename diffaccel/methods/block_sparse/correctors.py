@@ -170,7 +170,9 @@ def calibrated_damping(statistics: BlockStatistics, selected: Selected) -> Tenso
     visual, exact_tokens, block = selected.visual, selected.exact, selected.block
     length, device = visual.query.shape[1], visual.query.device
     count = min(CALIBRATION_ROWS, length)
-    rows = ((torch.arange(count, device=device) + 0.5) * length / count).long()
+    rows = (
+        (torch.arange(count, dtype=torch.float32, device=device) + 0.5) * length / count
+    ).long()
     query = visual.query[:, rows].transpose(1, 2).float() * visual.scale
     lists = selected.indices[:, :, rows // block], selected.counts[:, :, rows // block]
     left_out = ~listed_blocks(*lists, statistics.blocks)
@@ -185,15 +187,16 @@ def calibrated_damping(statistics: BlockStatistics, selected: Selected) -> Tenso
     first = query @ statistics.key_mean.mT + statistics.counts.log()[:, None, None]
     first = first.masked_fill(~left_out, -torch.inf)
     second = (query.square() * 0.5) @ statistics.key_variance.mT
-    low = torch.zeros(query.shape[:2], device=query.device)
+    low = query.new_zeros(query.shape[:2])
     high = torch.full_like(low, LARGEST_DAMPING)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         estimate = (first + middle[..., None, None] * second).logsumexp(-1)
         excess = torch.logaddexp(kept, estimate) - exact
+        is_row = excess.isfinite()
         if visual.valid is not None:  # padded rows, and rows without any key, mean nothing
-            is_row = visual.valid[:, None, rows] & excess.isfinite()
-            excess = excess.masked_fill(~is_row, 0.0)
+            is_row &= visual.valid[:, None, rows]
+        excess = excess.masked_fill(~is_row, 0.0)
         is_high = excess.mean(-1) > 0
         low, high = torch.where(is_high, low, middle), torch.where(is_high, middle, high)
     return (low + high) / 2

@@ -15,6 +15,7 @@ from diffaccel.kernels import BlockStatistics
 from diffaccel.methods.inputs import ExactTokens
 
 _STEP_ELEMENTS = 1 << 26  # that one step of the block attention holds in fp32: it fills a device
+_PEAK = 1e38  # above all logits, and finite with a count added
 
 
 def block_attention(
@@ -34,17 +35,25 @@ def block_attention(
     Returns:
         (B, H, rows, NB + 1) fp32. Each row sums to 1, its last entry is all text together; a
         fully padded block has 0, and a sample without any valid key has zeros everywhere.
+        Blocks with scores that are not finite share all of a row, so that they are computed
+        and show in the output.
     """
     query = statistics.query_mean[:, :, rows] * scale
     logits = query @ statistics.key_mean.transpose(-1, -2)
+    logits = _with_peaks(logits)
     logits += statistics.counts.log()[:, None, None, :]
-    text_logits = query @ exact.key.float().permute(0, 2, 3, 1)
+    text_logits = _with_peaks(query @ exact.key.float().permute(0, 2, 3, 1))
     if exact.valid is not None:
         text_logits.masked_fill_(~exact.valid[:, None, None, :], -torch.inf)
     text_logit = text_logits.logsumexp(-1, keepdim=True)
     weights = torch.cat([logits, text_logit], dim=-1).softmax(-1)
     # Only padding can leave a row without any key.
     return weights if exact.valid is None else weights.nan_to_num_(nan=0.0)
+
+
+def _with_peaks(logits: Tensor) -> Tensor:
+    """Gives logits that are not finite the largest value, in place."""
+    return logits.nan_to_num_(nan=_PEAK, posinf=_PEAK, neginf=_PEAK)
 
 
 def row_steps(statistics: BlockStatistics, text_length: int) -> list[slice]:

@@ -27,8 +27,8 @@ LIST = torch.zeros(2, 2, 3, 2, dtype=torch.int32)
 BAD = {
     "rank": ({"query": torch.zeros(40, 2, 16)}, ValueError, r"query must be \(B, N, H, D\)"),
     "dtype mix": ({"key": torch.zeros(2, 40, 2, 16).half()}, TypeError, "one dtype"),
-    "double": ({n: torch.zeros(2, 40, 2, 16).double() for n in ("query", "key", "value")},
-               TypeError, "fp16, bf16 and fp32"),
+    "int": ({n: torch.zeros(2, 40, 2, 16).int() for n in ("query", "key", "value")},
+            TypeError, "fp16, bf16, fp32 and fp64"),
     "head dim": ({n: torch.zeros(2, 40, 2, 8) for n in ("key", "value")}, ValueError, "head dim"),
     "value shape": ({"value": torch.zeros(2, 39, 2, 16)}, ValueError, "key and value"),
     "no keys": ({n: torch.zeros(2, 0, 2, 16) for n in ("key", "value")}, ValueError, "empty"),

@@ -53,7 +53,7 @@ BAD = {
     "key length": ({"key": TOKENS[:, :39]}, ValueError, "one shape"),
     "empty": (dict.fromkeys(("query", "key", "value"), TOKENS[:, :0]), ValueError, "empty"),
     "dtype mix": ({"key": TOKENS.half()}, TypeError, "one dtype"),
-    "double": (dict.fromkeys(("query", "key", "value"), TOKENS.double()), TypeError, "fp32"),
+    "int": (dict.fromkeys(("query", "key", "value"), TOKENS.int()), TypeError, "fp32 and fp64"),
     "block": ({"block": 0}, ValueError, "at least 1"),
     "step": ({"step_elements": 0}, ValueError, "at least 1"),
     "float mask": ({"valid": torch.ones(2, 40)}, TypeError, "must be bool"),
