@@ -26,7 +26,6 @@ class Scratch:
     @classmethod
     def on(cls, device: torch.device, tokens: torch.dtype, wide: torch.dtype) -> Scratch:
         """Returns empty buffers in the dtype of tokens, and in the one that computes."""
-        tokens, wide = (torch.empty(0, dtype=x, device=device) for x in (tokens, wide))
-        key, value = torch.empty_like(tokens), torch.empty_like(tokens)
-        output, result = torch.empty_like(wide), torch.empty_like(wide)
-        return cls(tokens, key, value, wide, output, result)
+        query, key, value = (torch.empty(0, dtype=tokens, device=device) for _ in range(3))
+        scores, output, result = (torch.empty(0, dtype=wide, device=device) for _ in range(3))
+        return cls(query, key, value, scores, output, result)

@@ -125,8 +125,8 @@ def set_attn_processor(
     methods = {
         name: _method_state(name, model, pipe, method, always) for name, model in models.items()
     }
-    for state in methods.values():
-        state.check = check
+    for method_state in methods.values():
+        method_state.check = check
     for name, model in models.items():
         # Processors that are attached already stay: compiled graphs hold for the new method too.
         state = attach(model, tuple(layer.name for layer in methods[name].layers))

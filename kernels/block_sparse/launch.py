@@ -125,7 +125,8 @@ def _narrowed(call: BlockSparseCall) -> BlockSparseCall:
     """Returns a call with its tokens in fp32."""
     names = ("query", "key", "value", "extra_key", "extra_value")
     tokens: Any = {name: getattr(call, name) for name in names}
-    return replace(call, **{k: None if x is None else x.float() for k, x in tokens.items()})
+    narrow: Any = {name: None if x is None else x.float() for name, x in tokens.items()}
+    return replace(call, **narrow)
 
 
 def _configs(
