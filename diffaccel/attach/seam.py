@@ -289,9 +289,9 @@ def _attend_backward(
     # An operation runs below autograd, which is switched on again for the recomputation.
     autograd = torch._C.DispatchKey.AutogradFunctionality
     with torch.enable_grad(), torch._C._SetExcludeDispatchKeyGuard(autograd, False):
-        tokens: Any = [x.detach().requires_grad_() for x in (query, key, value)]
-        output = _call(*tokens, mask, scale, handle, place).dense()
-        query, key, value = torch.autograd.grad(output, tokens, gradient)
+        query, key, value = (x.detach().requires_grad_() for x in (query, key, value))
+        output = _call(query, key, value, mask, scale, handle, place).dense()
+        query, key, value = torch.autograd.grad(output, (query, key, value), gradient)
     return query.contiguous(), key.contiguous(), value.contiguous()
 
 
