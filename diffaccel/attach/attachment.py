@@ -74,11 +74,7 @@ class Attachment:
         if state is None or state.method is not self._methods[name]:
             return skipped
         reason = "its processor was replaced after the method was attached"
-        return skipped | {
-            layer.name: reason
-            for layer in state.layers
-            if attached_layer(model.get_submodule(layer.name).processor) is None
-        }
+        return skipped | dict.fromkeys(state.lost(model), reason)
 
     def __enter__(self) -> Attachment:
         return self
@@ -177,7 +173,11 @@ def attach(model: nn.Module, names: tuple[str, ...]) -> DenoiserState:
     if state is None:
         binding = binding_of(model)
         state = DenoiserState(binding, binding.layers(model))
-        state.root_hook = model.register_forward_pre_hook(state.begin_call, with_kwargs=True)
+        state.root_hooks = (
+            model.register_forward_pre_hook(state.begin_call, with_kwargs=True),
+            model.register_forward_hook(state.end_call, always_call=True),
+        )
+    state.check_thread(model)
     layers = {layer.name: layer for layer in state.layers}
     for name in names:
         module: Any = model.get_submodule(name)
@@ -204,8 +204,9 @@ def detach_idle(model: nn.Module) -> None:
             stock = unattached(module.processor) if layer is None else layer.stock
             if stock is not module.processor:
                 module.set_processor(stock)
-    if not busy and state.root_hook is not None:
-        state.root_hook.remove()
+    if not busy:
+        for handle in state.root_hooks:
+            handle.remove()
 
 
 def remove_method(model: nn.Module) -> None:

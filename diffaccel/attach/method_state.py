@@ -132,6 +132,7 @@ class MethodState:
         self.family = family
         self.always = always
         self.check = False
+        self.warned: set[str] = set()
         self._plans: dict[tuple[Any, ...], Plan] = {}
         self.reset()
 
@@ -140,11 +141,18 @@ class MethodState:
         self.clock.reset()
         self._forget_run()
 
-    def begin_call(self, timestep: Tensor | float | None, pipe: Any) -> None:
-        """Moves to the step of a model call, which a pipeline makes where `pipe` is not None."""
-        if self.clock.tick(timestep, pipe):
+    def begin_call(self, timestep: Tensor | float | None, pipe: Any) -> bool:
+        """Moves to the step of a model call, and returns whether it begins a run.
+
+        Args:
+            timestep: As the model gets it.
+            pipe: The pipeline that makes the call, None where the model is called by hand.
+        """
+        is_new = self.clock.tick(timestep, pipe)
+        if is_new:
             self._forget_run()
         self._positions: dict[int, tuple[Position, str]] = {}
+        return is_new
 
     def attend(self, call: AttentionCall) -> Tensor:
         """Answers an attention call over a layer's whole sequence, and notes how."""

@@ -88,6 +88,8 @@ def attached_class(stock_class: Any) -> type:
         "__setattr__": set_attribute,
         "__reduce__": _reduce,
         "__module__": __name__,
+        # diffusers asks processors for their class: to copy them, to look up what they are.
+        "__class__": property(lambda _: stock_class),
         "_diffaccel_stock_class": stock_class,
         ATTACHED: None,
     }

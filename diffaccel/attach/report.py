@@ -86,7 +86,12 @@ class DenoiserReport:
         if self.density is not None:
             lines.append(f"  density {self.density:.3f}, steps {self.steps}")
         lines += [f"  dense steps {span}: {reason}" for span, reason in self._dense_spans()]
-        lines += [f"  {layer}" for layer in self.layers]
+        lines += [
+            f"  {layer.name} ({layer.kind}): {self.skipped[layer.name]}"
+            if layer.name in self.skipped
+            else f"  {layer}"
+            for layer in self.layers
+        ]
         skipped = Counter(self.skipped.values())
         lines += [f"  not attached: {count} ({reason})" for reason, count in skipped.items()]
         return "\n".join(lines)

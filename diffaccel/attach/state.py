@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from diffaccel.attach.processor import attached_layer
 from diffaccel.attach.running import running_pipeline
 from diffaccel.bindings import LayoutUnknown, ModelCall
 from diffaccel.errors import ModelError
@@ -37,7 +39,7 @@ class DenoiserState:
     Attributes:
         method: What computes the self-attention, None where the stock processors do.
         hooks: Path of a layer -> what else acts at its attention, outermost last.
-        root_hook: Handle of the forward pre-hook.
+        root_hooks: Handles of the denoiser's hooks.
     """
 
     def __init__(self, binding: Binding, layers: tuple[AttentionLayer, ...]) -> None:
@@ -45,28 +47,64 @@ class DenoiserState:
         self.layers = layers
         self.method: MethodState | None = None
         self.hooks: dict[str, tuple[AttentionHook, ...]] = {}
-        self.root_hook: RemovableHandle | None = None
+        self.root_hooks: tuple[RemovableHandle, ...] = ()
         self._readings: dict[int, tuple[Tensor, Any]] = {}
-        self._warned: set[str] = set()
+        # Thread and depth of the call that runs; setdefault and pop are atomic, and are copied.
+        self._caller: dict[str, int] = {}
+        self._depth = 0
         self._forget_call()
 
     @torch.compiler.disable
     def begin_call(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Reads step and layouts of one model call; runs before the model does."""
+        """Reads step and layouts of one model call; runs before the model does.
+
+        Raises:
+            ModelError: The model runs in another thread.
+        """
+        self._caller.setdefault("thread", get_ident())
+        self.check_thread(model)
+        self._depth += 1
         self._forget_call()
         call = ModelCall.of(model, args, kwargs, self._readings)
         if self.method is not None:
-            self.method.begin_call(call.arguments.get("timestep"), running_pipeline(model))
+            pipe = running_pipeline(model)
+            if self.method.begin_call(call.arguments.get("timestep"), pipe):
+                self._warn_of_lost(model)
         streams: dict[tuple[str, int], TokenLayout | str] = {}
         for layer in self.layers:
             if layer.stream not in streams:
                 streams[layer.stream] = self._read_layout(model, call, layer)
             self._layouts[layer.name] = streams[layer.stream]
 
+    @torch.compiler.disable
+    def end_call(self, *_: Any) -> None:
+        """Lets other threads call the model; runs after it, also where it failed."""
+        if self._caller.get("thread") == get_ident():
+            self._depth -= 1
+            if self._depth == 0:
+                self._caller.pop("thread")
+
+    def check_thread(self, model: nn.Module) -> None:
+        """Refuses while the model runs in another thread: steps and layouts are of one call.
+
+        Raises:
+            ModelError: It does.
+        """
+        if self._caller.get("thread", get_ident()) != get_ident():
+            raise ModelError(
+                f"an attached model runs in one thread at a time, and {type(model).__name__} runs "
+                "in another one; wait for it, or give each thread a copy of the model"
+            )
+
     def attend(self, call: AttentionCall) -> Tensor:
         """Answers an attention call (B, N, H, D) by the method, or as the stock layer would."""
-        is_own = call.attached.layer.kind != "cross" and call.query.shape[1] == call.key.shape[1]
-        if self.method is None or not is_own:
+        layer = call.attached.layer
+        if self.method is None or layer.kind == "cross":
+            return call.dense()
+        if call.is_cross_attention:
+            if call.index == 0:
+                reason = "its keys come from another sequence"
+                self.method.record(layer, self.layout(layer), reason)
             return call.dense()
         return self.method.attend(call)
 
@@ -114,10 +152,29 @@ class DenoiserState:
 
     def warn_once(self, layer: AttentionLayer, reason: str) -> None:
         """Warns that a layer ran dense unexpectedly, once for each reason."""
-        if reason not in self._warned and self.method is not None:
-            self._warned.add(reason)
+        if self.method is not None and reason not in self.method.warned:
+            self.method.warned.add(reason)
             name = type(self.method.method).__name__
             warnings.warn(f"{name} ran dense in {layer.name}: {reason}", stacklevel=2)
+
+    def lost(self, model: nn.Module) -> tuple[str, ...]:
+        """Returns the layers of the method whose processors were replaced since."""
+        return tuple(
+            layer.name
+            for layer in (() if self.method is None else self.method.layers)
+            if attached_layer(model.get_submodule(layer.name).processor) is None
+        )
+
+    def _warn_of_lost(self, model: nn.Module) -> None:
+        lost = self.lost(model)
+        if lost and self.method is not None and "lost" not in self.method.warned:
+            self.method.warned.add("lost")
+            name = type(self.method.method).__name__
+            warnings.warn(
+                f"{name} no longer serves {len(lost)} layers, {lost[0]} first: their processors "
+                "were replaced after it was attached; call set_attn_processor again",
+                stacklevel=1,
+            )
 
     def add_hook(self, hook: AttentionHook, names: tuple[str, ...]) -> None:
         """Lets a hook act at some layers, around the hooks that they have."""
