@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers.hooks._helpers import AttentionProcessorRegistry
+from torch._guards import TracingContext
 
 from diffaccel.attach import seam
 from diffaccel.attach.seam import AttachedLayer
@@ -89,7 +90,7 @@ def attached_class(stock_class: Any) -> type:
         "__reduce__": _reduce,
         "__module__": __name__,
         # diffusers asks processors for their class: to copy them, to look up what they are.
-        "__class__": property(lambda _: stock_class),
+        "__class__": property(_stock_class),
         "_diffaccel_stock_class": stock_class,
         ATTACHED: None,
     }
@@ -150,3 +151,9 @@ def _register_for_guiders(stock_class: type, subclass: type) -> None:
     except ValueError:
         return
     AttentionProcessorRegistry.register(subclass, metadata)
+
+
+def _stock_class(processor: Any) -> type:
+    # Dynamo looks for methods in the class that an object names: it gets the real one.
+    own = type(processor)
+    return own._diffaccel_stock_class if TracingContext.try_get() is None else own
