@@ -107,9 +107,7 @@ def block_sparse_fwd_kernel(
 
     acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
     peak = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
-    has_keys = (count > 0) | HAS_EXTRA | HAS_CENTROIDS
-    # 0, or NaN where a query is not finite: scores of -inf alone would look like no key
-    total = tl.where(has_keys, tl.sum(q.to(tl.float32) * 0.0, 1), 0.0)
+    total = tl.zeros([BLOCK_M], dtype=tl.float32)
 
     # lists ascend, so only the last block of a row can be the short one
     is_ragged = (BLOCK_K % BLOCK_N != 0) or HAS_KEY_MASK
@@ -195,6 +193,11 @@ def block_sparse_fwd_kernel(
                 scores += second * 1.4426950408889634
             acc, peak, total = add_scores(acc, peak, total, scores + bias[None, :], v)
 
+    # NaN where a query is not finite: scores of -inf alone would look like no key. Read again, so
+    # that nothing more is kept in registers over the loops.
+    if (count > 0) | HAS_EXTRA | HAS_CENTROIDS:
+        q = tl.load(q_ptrs + off_d[None, :], mask=mask_nd, other=0.0)
+        total += tl.sum(q.to(tl.float32) * 0.0, 1)
     divisor = tl.where(total == 0, 1.0, total)
     acc = acc / divisor[:, None]
     off_row = pid_head.to(tl.int64) * q_blocks + block_q
