@@ -193,12 +193,15 @@ def block_sparse_fwd_kernel(
                 scores += second * 1.4426950408889634
             acc, peak, total = add_scores(acc, peak, total, scores + bias[None, :], v)
 
-    # NaN where a query is not finite: scores of -inf alone would look like no key. Read again, so
-    # that nothing more is kept in registers over the loops.
-    if (count > 0) | HAS_EXTRA | HAS_CENTROIDS:
-        q = tl.load(q_ptrs + off_d[None, :], mask=mask_nd, other=0.0)
-        total += tl.sum(q.to(tl.float32) * 0.0, 1)
-    divisor = tl.where(total == 0, 1.0, total)
+    # A row that has keys and no weight saw scores of -inf alone: its query is not finite, unless
+    # all its keys are masked, which only the query tells.
+    has_keys = (count > 0) | HAS_EXTRA
+    empty = tl.where(has_keys, float("nan"), 1.0)
+    if HAS_KEY_MASK or HAS_EXTRA_MASK:
+        again = tl.load(q_ptrs + off_d[None, :], mask=mask_nd, other=0.0).to(tl.float32)
+        empty = 1.0 + tl.where(has_keys, tl.sum(again * 0.0, 1), 0.0)
+    is_empty = total == 0
+    divisor = tl.where(is_empty, empty, total)
     acc = acc / divisor[:, None]
     off_row = pid_head.to(tl.int64) * q_blocks + block_q
     if HAS_ROW_SCALE:
@@ -210,7 +213,9 @@ def block_sparse_fwd_kernel(
     o_ptrs = o_ptr + off_token[:, None] * HEAD_DIM + off_d[None, :]
     tl.store(o_ptrs, acc.to(o_ptr.dtype.element_ty), mask=mask_nd)
     if HAS_LSE:
-        lse = tl.where(total == 0, float("-inf"), (peak + tl.log2(divisor)) * 0.6931471805599453)
+        # -inf for an empty row; the logarithm of NaN for one that is not finite
+        peak = tl.where(is_empty, tl.where(empty == 1.0, float("-inf"), 0.0), peak)
+        lse = (peak + tl.log2(divisor)) * 0.6931471805599453
         tl.store(lse_ptr + off_token, lse, mask=mask_n)
 
 
