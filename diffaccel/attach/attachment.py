@@ -20,6 +20,7 @@ from diffaccel.bindings import (
     UnsupportedModelError,
     binding_of,
     processor_modules,
+    set_processor,
 )
 from diffaccel.methods.base import Method
 
@@ -183,9 +184,8 @@ def attach(model: nn.Module, names: tuple[str, ...]) -> DenoiserState:
         module: Any = model.get_submodule(name)
         if attached_layer(module.processor) is None:
             layer = layers.get(name) or AttentionLayer(name, "cross", len(layers))
-            module.set_processor(
-                attached(AttachedLayer(unattached(module.processor), layer, state))
-            )
+            stock = unattached(module.processor)
+            set_processor(module, attached(AttachedLayer(stock, layer, state)))
     return state
 
 
@@ -203,7 +203,7 @@ def detach_idle(model: nn.Module) -> None:
             layer = attached_layer(module.processor)
             stock = unattached(module.processor) if layer is None else layer.stock
             if stock is not module.processor:
-                module.set_processor(stock)
+                set_processor(module, stock)
     if not busy:
         for handle in state.root_hooks:
             handle.remove()

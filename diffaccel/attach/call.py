@@ -58,9 +58,45 @@ class AttentionCall:
         return self.attached.layer
 
     @property
+    def is_visual_part(self) -> bool:
+        """Whether the queries are the visual tokens alone, and the keys those of all tokens."""
+        layout = self.layout
+        return (
+            layout is not None
+            and layout.visual is not None
+            and self.key.shape[1] == layout.length
+            and self.query.shape[1] == layout.visual.length != layout.length
+        )
+
+    @property
+    def is_text_part(self) -> bool:
+        """Whether the text attends to itself, in models that do this in a call of its own."""
+        layout = self.layout
+        return (
+            self.attached.state.binding.attends_text_apart
+            and layout is not None
+            and layout.visual is not None
+            and self.query.shape[1] == self.key.shape[1] == layout.length - layout.visual.length
+        )
+
+    @property
     def is_cross_attention(self) -> bool:
         """Whether queries attend to another sequence, as in the image part of an IP-Adapter."""
-        return self.query.shape[1] != self.key.shape[1]
+        return self.query.shape[1] != self.key.shape[1] and not self.is_visual_part
+
+    def completed(self, rows: Tensor) -> Tensor:
+        """Returns rows as the queries are, (B, N, H, D), with zeros for tokens that do not ask."""
+        if not self.is_visual_part:
+            return rows
+        layout: Any = self.layout
+        whole = rows.new_zeros(len(rows), layout.length, *rows.shape[2:])
+        whole[:, layout.visual_slice] = rows
+        return whole
+
+    def asked(self, rows: Tensor) -> Tensor:
+        """Returns those of the rows (B, N, ...) that the call asks for."""
+        layout: Any = self.layout
+        return rows[:, layout.visual_slice] if self.is_visual_part else rows
 
     @property
     def layout(self) -> TokenLayout | None:

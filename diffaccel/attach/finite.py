@@ -23,11 +23,12 @@ def check_finite(call: AttentionCall, output: Tensor, step: int | None) -> None:
         step: Of the run, None where unknown.
     """
     tokens = {"query": call.query, "key": call.key, "value": call.value}
-    if call.mask is not None and not call.is_cross_attention:
+    if call.mask is not None and not (call.is_cross_attention or call.is_text_part):
         valid = call.attached.state.padding_mask(call)
         if valid is not None:
-            tokens = {name: x[valid] for name, x in tokens.items()}
-            output = output[valid]
+            asked = call.asked(valid)
+            tokens = {name: x[asked if name == "query" else valid] for name, x in tokens.items()}
+            output = output[asked]
     if output.isfinite().all():
         return
     wrong = [name for name, x in tokens.items() if not x.isfinite().all()]

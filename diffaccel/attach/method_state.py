@@ -172,7 +172,7 @@ class MethodState:
         if reason:
             self.record(layer, layout, reason)
             return call.dense()
-        attended = self.method.compute(state.inputs(call, layout), position)
+        attended = state.compute(call, layout, position)
         self.record(layer, layout, attended.why_dense, attended.density, plan.visited)
         return attended.output
 

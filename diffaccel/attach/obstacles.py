@@ -42,7 +42,7 @@ def parallelism(call: AttentionCall) -> str:
 
 def unknown_layout(call: AttentionCall) -> str:
     """The model call has to tell what the tokens are, and all of them."""
-    layout, length = call.layout, call.query.shape[1]
+    layout, length = call.layout, call.key.shape[1]
     if layout is None:
         return call.attached.state.why_no_layout(call.layer)
     if layout.length != length:
@@ -55,8 +55,8 @@ def unknown_layout(call: AttentionCall) -> str:
 
 def unsupported_arguments(call: AttentionCall) -> str:
     """Methods compute softmax attention over key padding, head by head."""
-    if call.options or call.query.shape[2] != call.key.shape[2]:
-        return "dropout, causal masks and grouped heads are not supported"
+    if call.options.get("dropout_p") or call.options.get("is_causal"):
+        return "dropout and causal masks are not supported"
     return ""
 
 

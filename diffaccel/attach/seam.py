@@ -149,8 +149,7 @@ def dispatched(
     """Stands for diffusers' `dispatch_attention_fn` in the bodies of attached processors."""
     enable_gqa = arguments.pop("enable_gqa", False)
     if torch.compiler.is_compiling():
-        is_plain = not (dropout_p or is_causal or enable_gqa or _is_learned(attn_mask))
-        if not is_plain or query.shape[1] != key.shape[1]:
+        if dropout_p or is_causal or _is_learned(attn_mask):
             return dispatch_attention_fn(
                 query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, **arguments
             )
@@ -172,8 +171,7 @@ def sdpa(
     """Stands for `F.scaled_dot_product_attention` in the bodies of attached processors."""
     enable_gqa = arguments.pop("enable_gqa", False)
     tracing = torch.compiler.is_compiling()
-    is_plain = not (dropout_p or is_causal or enable_gqa or (tracing and _is_learned(attn_mask)))
-    if tracing and (not is_plain or query.shape[2] != key.shape[2]):
+    if tracing and (dropout_p or is_causal or _is_learned(attn_mask)):
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
@@ -234,7 +232,8 @@ def _traced(
     scale: float | None,
     is_dispatched: bool,
 ) -> Tensor:
-    place = 4 * _TRACED.index + 2 * need_gradients(query, key, value) + is_dispatched
+    place = 8 * _TRACED.index + 2 * need_gradients(query, key, value) + is_dispatched
+    place += 4 * (query.shape[2] != key.shape[2])
     _TRACED.index += 1
     query, key, value, mask = as_autocast(query, key, value, mask)
     return torch.ops.diffaccel.attend(query, key, value, mask, scale, _TRACED.handle, place)
@@ -258,7 +257,7 @@ def _attend(
 ) -> Tensor:
     """Answers an attention call of a compiled graph.
 
-    `place` is 4 * index + 2 * needs_gradients + is_dispatched.
+    `place` is 8 * index + 4 * enable_gqa + 2 * needs_gradients + is_dispatched.
     """
     call = _call(query, key, value, mask, scale, handle, place)
     if call.needs_gradients and call.attached.active_hooks():
@@ -334,8 +333,9 @@ def _call(
             "backend": getattr(attached.stock, "_attention_backend", None),
             "parallel_config": getattr(attached.stock, "_parallel_config", None),
         }
+    options = _options(0.0, False, bool(place & 4))
     return AttentionCall(
-        attached, place // 4, query, key, value, mask, scale, {}, dispatch, bool(place & 2)
+        attached, place // 8, query, key, value, mask, scale, options, dispatch, bool(place & 2)
     )
 
 

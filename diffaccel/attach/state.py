@@ -15,7 +15,7 @@ from diffaccel.attach.running import running_pipeline
 from diffaccel.bindings import LayoutUnknown, ModelCall
 from diffaccel.errors import ModelError
 from diffaccel.layout import TokenLayout
-from diffaccel.methods.inputs import AttentionInputs
+from diffaccel.methods.inputs import Attended, AttentionInputs, Position
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -99,7 +99,7 @@ class DenoiserState:
     def attend(self, call: AttentionCall) -> Tensor:
         """Answers an attention call (B, N, H, D) by the method, or as the stock layer would."""
         layer = call.attached.layer
-        if self.method is None or layer.kind == "cross":
+        if self.method is None or layer.kind == "cross" or call.is_text_part:
             return call.dense()
         if call.is_cross_attention:
             if call.index == 0:
@@ -122,22 +122,42 @@ class DenoiserState:
         """Returns a call that has no obstacle as methods take it."""
         scale = call.query.shape[-1] ** -0.5 if call.scale is None else call.scale
         mask = None if call.mask is None else self.padding_mask(call)
-        return AttentionInputs(call.query, call.key, call.value, layout, scale, mask)
+        key, value = call.key, call.value
+        groups = call.query.shape[2] // key.shape[2]
+        if groups > 1:
+            key, value = (x.repeat_interleave(groups, 2) for x in (key, value))
+        return AttentionInputs(call.completed(call.query), key, value, layout, scale, mask)
+
+    def compute(self, call: AttentionCall, layout: TokenLayout, position: Position) -> Attended:
+        """Answers a call that has no obstacle by the method."""
+        method: Any = self.method
+        attended = method.method.compute(self.inputs(call, layout), position)
+        output = call.asked(attended.output)
+        mask = call.mask
+        if mask is not None and mask.ndim > 1 and mask.shape[-2] == layout.length > 1:
+            # Methods know the mask of the visual rows; text may have another one, as a causal one.
+            for rows in () if call.is_visual_part else layout.exact_slices:
+                output[:, rows] = replace(
+                    call, query=call.query[:, rows], mask=mask[..., rows, :]
+                ).dense()
+        return attended._replace(output=output)
 
     def padding_mask(self, call: AttentionCall) -> Tensor | None:
         """Returns the mask of a call as a (B, N) bool key-padding mask, True = may be attended.
 
-        None where there is none, or where it is anything else. Converted once per mask and model
-        call: all layers get the same one.
+        None where there is none, or where it is anything else for the visual rows. Converted once
+        per mask and model call: all layers get the same one.
         """
         mask = call.mask
         if mask is None:
             return None
         known = self._masks.get(id(mask))
         if known is None:
-            batch, length = call.query.shape[:2]
+            batch, length = call.key.shape[:2]
+            layout = None if call.is_visual_part else call.layout
+            rows = slice(None) if layout is None else layout.visual_slice
             # Keeping the mask keeps its id from being given to another one.
-            known = self._masks[id(mask)] = (mask, as_padding_mask(mask, batch, length))
+            known = self._masks[id(mask)] = (mask, as_padding_mask(mask, batch, length, rows))
         return known[1]
 
     def never_called(self, attached: AttachedLayer) -> None:
@@ -212,20 +232,31 @@ def state_of(model: nn.Module) -> DenoiserState | None:
     return None
 
 
-def as_padding_mask(mask: Tensor, batch: int, length: int) -> Tensor | None:
+def as_padding_mask(
+    mask: Tensor, batch: int, length: int, rows: slice = slice(None)
+) -> Tensor | None:
     """Returns an attention mask as (B, N) key padding, None where it is anything else.
+
+    Key padding that is written out for every query or head is recognised, which waits for the
+    device.
 
     Args:
         mask: As for SDPA: bool, or floats added to the logits.
         batch: B.
         length: N.
+        rows: The queries that count, where the mask has a row for each.
     """
-    *others, keys = mask.shape
-    rows = others[0] if len(others) == 3 else 1
-    per_query_or_head = others[1:] if len(others) == 3 else others
-    if keys != length or rows not in (1, batch) or any(size != 1 for size in per_query_or_head):
+    mask = mask[(None,) * (4 - mask.ndim)]
+    if mask.shape[3] != length or mask.shape[0] not in (1, batch):
         return None
-    mask = mask.reshape(rows, length).expand(batch, length)
+    if mask.shape[2] > 1:
+        mask = mask[:, :, rows]
+    for axis in (1, 2):
+        first = mask[:, :1] if axis == 1 else mask[:, :, :1]
+        if mask.shape[axis] > 1 and not (mask == first).all():
+            return None
+        mask = first
+    mask = mask.reshape(-1, length).expand(batch, length)
     if mask.dtype == torch.bool:
         return mask
     # Additive: padding is written as 0 and some large negative number; anything else is a bias.

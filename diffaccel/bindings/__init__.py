@@ -11,6 +11,7 @@ from diffaccel.bindings.base import (
     ModelCall,
     UnsupportedModelError,
     processor_modules,
+    set_processor,
 )
 from diffaccel.bindings.cogvideox import CogVideoXBinding
 from diffaccel.bindings.flux import FluxBinding
@@ -30,6 +31,7 @@ __all__ = [
     "UnsupportedModelError",
     "binding_of",
     "processor_modules",
+    "set_processor",
 ]
 
 BINDINGS: dict[str, Binding] = {

@@ -142,6 +142,9 @@ class Binding:
     fills_text_up: bool = False
     """Whether pipelines fill a prompt up with zeros that are attended to like its tokens."""
 
+    attends_text_apart: bool = False
+    """Whether text attends to itself in a call of its own, before visual queries see all."""
+
     scales_rope: bool = False
     """Whether `scaled_rope` is defined."""
 
@@ -239,8 +242,16 @@ class Binding:
 def processor_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yields the path and the module of every attention layer that has a processor."""
     for name, module in model.named_modules():
-        if hasattr(module, "processor") and hasattr(module, "set_processor"):
+        if callable(getattr(module, "processor", None)):
             yield name, module
+
+
+def set_processor(module: Any, processor: Any) -> None:
+    """Gives an attention layer a processor; Mochi's have no method for it."""
+    if hasattr(module, "set_processor"):
+        module.set_processor(processor)
+    else:
+        module.processor = processor
 
 
 def told_native(model: Any) -> Grid | None:

@@ -85,6 +85,9 @@ class DamagedHeads(AttentionHook):
 
     def attend(self, call: AttentionCall, compute: Compute) -> Tensor:
         output = compute(call)
-        if call.is_cross_attention:
+        if call.is_cross_attention or call.is_text_part:
             return output
-        return self._perturbation.perturb(call.inputs(), output, call.layer.index)
+        damaged = self._perturbation.perturb(
+            call.inputs(), call.completed(output), call.layer.index
+        )
+        return call.asked(damaged)

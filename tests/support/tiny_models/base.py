@@ -1,0 +1,223 @@
+"""A tiny denoiser, one call of it, and what its attention should be: written down, not derived."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffaccel.layout import Grid, TokenLayout
+
+WINDOW = (1, 3, 3)
+"""Frames, rows and columns of the windows of the tests."""
+
+
+@dataclass
+class TinyModel:
+    """A denoiser with random weights, one whole call of it, and the truth about its attention.
+
+    Args:
+        model: The denoiser, at least two layers where it allows.
+        arguments: Arguments of one call: batch 2, not square, odd frames, texts of two lengths
+            behind a mask where the model takes one.
+        layouts: Regular expression over paths of layers that a method serves -> their tokens.
+        grid: (frames, height, width) of the tokens to denoise, at least 4 high and so wide that
+            some tokens lie further apart than all layers together reach by `WINDOW`.
+        latents: Name of the argument that is denoised.
+        axes: Its axes by letter: b, c, f, h, w, or n for packed tokens; axes that are missing
+            have one token. A list of samples has axes without b.
+        predicted: The axes of the prediction, where they are others.
+        start: Number of packed tokens before those to denoise.
+        others: Regular expression over paths of layers over visual tokens that no method serves
+            -> their tokens.
+        skipped: Number of attention layers that no method serves.
+        is_local: Whether nothing but attention mixes tokens; not so in U-Nets.
+        origin: Index of the token whose rotary position is zero along each axis.
+        latent_size: Size of the latents in elements, (h, w) or (f, h, w), as
+            `Binding.example_call` takes it.
+        text: Text tokens of that example call.
+    """
+
+    model: nn.Module
+    arguments: dict[str, Any]
+    layouts: dict[str, TokenLayout]
+    grid: Grid
+    latents: str = "hidden_states"
+    axes: str = "bnc"
+    predicted: str = ""
+    start: int = 0
+    others: dict[str, TokenLayout] = field(default_factory=dict)
+    skipped: int = 0
+    is_local: bool = True
+    origin: Grid = (0, 0, 0)
+    latent_size: tuple[int, ...] = ()
+    text: int = 0
+
+    @torch.no_grad()
+    def predict(self, arguments: dict[str, Any] | None = None) -> Tensor:
+        """Calls the model and returns its prediction, samples of a list stacked."""
+        given = self.arguments if arguments is None else arguments
+        output = self.model(**given, return_dict=False)[0]
+        return torch.stack(list(output)) if isinstance(output, list) else output
+
+    def layer_names(self) -> set[str]:
+        """Returns the paths of the layers that a method should serve."""
+        return {name for name in self._modules() if self._layout(name, self.layouts)}
+
+    def changed(self, place: Grid) -> dict[str, Any]:
+        """Returns the arguments, one visual token of the first sample changed."""
+        given = self.arguments[self.latents]
+        if isinstance(given, list):
+            first = given[0].clone()
+            view = tokens(first[None], "b" + self.axes, self.grid, self.start)
+            latents: Any = [first, *given[1:]]
+        else:
+            latents = given.clone()
+            view = tokens(latents, self.axes, self.grid, self.start)
+        view[0][place] += 1.0
+        return {**self.arguments, self.latents: latents}
+
+    def uniform(self) -> dict[str, Any]:
+        """Returns the arguments, all visual tokens with the same content."""
+        given = self.arguments[self.latents]
+        ones = [torch.ones_like(x) for x in given] if isinstance(given, list) else given * 0 + 1
+        return {**self.arguments, self.latents: ones}
+
+    def moved(self, before: Tensor, after: Tensor) -> Tensor:
+        """Returns by how much each token of the first sample moved, (frames, height, width)."""
+        axes = self.predicted or self.axes
+        axes = axes if "b" in axes else "b" + axes
+        start = self.start if "n" in axes else 0
+        return tokens(after - before, axes, self.grid, start)[0].abs().flatten(3).amax(-1)
+
+    @contextmanager
+    def windowed(self, *, blind_text: bool = False) -> Iterator[None]:
+        """Within it, visual tokens see only their window of visual tokens, and all others.
+
+        Args:
+            blind_text: Whether text and condition tokens see no visual ones, so that nothing
+                moves further than the windows do.
+        """
+        running: list[str] = []
+        plain = F.scaled_dot_product_attention
+
+        def masked(
+            query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any
+        ) -> Tensor:
+            layout = self._layout(running[-1], self.layouts | self.others) if running else None
+            if layout is not None and key.shape[-2] == layout.length:
+                window = window_mask(layout, blind_text)
+                if query.shape[-2] != layout.length:
+                    window = window[layout.visual_slice]
+                given = args[0] if args else options.get("attn_mask")
+                assert not any(args[1:]) and not options.get("is_causal")
+                options["attn_mask"] = both(window, given)
+                args = ()
+            return plain(query, key, value, *args, **options)
+
+        handles = []
+        for name, module in self._modules().items():
+            enter, leave = partial(_enter, running, name), partial(_leave, running)
+            handles.append(module.register_forward_pre_hook(enter))
+            handles.append(module.register_forward_hook(leave, always_call=True))
+        F.scaled_dot_product_attention = masked
+        try:
+            yield
+        finally:
+            F.scaled_dot_product_attention = plain
+            for handle in handles:
+                handle.remove()
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return {
+            name: module
+            for name, module in self.model.named_modules()
+            if callable(getattr(module, "processor", None))
+        }
+
+    @staticmethod
+    def _layout(name: str, layouts: dict[str, TokenLayout]) -> TokenLayout | None:
+        for pattern, layout in layouts.items():
+            if re.fullmatch(pattern, name):
+                return layout
+        return None
+
+
+def _enter(running: list[str], name: str, *_: Any) -> None:
+    running.append(name)
+
+
+def _leave(running: list[str], *_: Any) -> None:
+    running.pop()
+
+
+def tokens(tensor: Tensor, axes: str, grid: Grid, start: int = 0) -> Tensor:
+    """Views a tensor as (B, frames, height, width, ...), what follows being one token."""
+    if "n" in axes:
+        count = grid[0] * grid[1] * grid[2]
+        return tensor[:, start : start + count].unflatten(1, grid)
+    for axis in "fhw":
+        if axis not in axes:
+            axes, tensor = axes + axis, tensor.unsqueeze(-1)
+    moved = tensor.permute([axes.index(axis) for axis in "bfhwc"])
+    for number, side in zip((3, 2, 1), reversed(grid), strict=True):
+        moved = moved.unflatten(number, (side, -1))
+    return moved.permute(0, 1, 3, 5, 2, 4, 6, 7)
+
+
+def window_mask(layout: TokenLayout, blind_text: bool) -> Tensor:
+    """Returns who sees whom, (N, N) bool: neighbourhoods as NATTEN defines them, moved inside."""
+    seen = torch.ones(layout.length, layout.length, dtype=torch.bool)
+    frames, height, width = layout.grid
+    visual = torch.ones(1, 1, dtype=torch.bool)
+    for side, reach in zip((frames, height, width), WINDOW, strict=True):
+        place = torch.arange(side)
+        first = (place - reach // 2).clamp(0, max(side - reach, 0))
+        near = (place >= first[:, None]) & (place < first[:, None] + reach)
+        visual = torch.kron(visual.int(), near.int()).bool()
+    part = layout.visual_slice
+    if blind_text:
+        seen[:, part] = False
+    seen[part, part] = visual
+    return seen
+
+
+def both(window: Tensor, given: Tensor | None) -> Tensor:
+    """Joins a bool mask and one as SDPA takes it."""
+    if given is None:
+        return window
+    if given.dtype == torch.bool:
+        return given & window
+    return given.masked_fill(~window, -torch.inf)
+
+
+def built(model_class: type, **config: Any) -> Any:
+    """Returns a denoiser with random weights; what starts at zero is opened."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: Any = model_class(**config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if not parameter.any():
+                    parameter.normal_(0.0, 0.1)
+    return model
+
+
+def noise(*shape: int, seed: int = 1) -> Tensor:
+    """Returns normal random numbers."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def lengths(count: int, *valid: int) -> Tensor:
+    """Returns a bool mask (B, count), one row for each number of valid tokens."""
+    return torch.arange(count) < torch.tensor(valid)[:, None]
+
+
+Builder = Callable[[], TinyModel]

@@ -1,0 +1,57 @@
+"""Stable Diffusion: the U-Nets and the transformer of version 3."""
+
+from __future__ import annotations
+
+import diffusers
+
+from diffaccel.layout import TokenLayout
+from tiny_models.base import TinyModel, built, noise
+
+
+def sd3() -> TinyModel:
+    """SD 3.5: image first, then text; the first block has a second, image-only attention."""
+    model = built(
+        diffusers.SD3Transformer2DModel, in_channels=4, out_channels=4, num_layers=2,
+        attention_head_dim=16, num_attention_heads=2, sample_size=32, pos_embed_max_size=32,
+        joint_attention_dim=32, caption_projection_dim=32, pooled_projection_dim=64,
+        patch_size=2, dual_attention_layers=(0,), qk_norm="rms_norm",
+    )  # fmt: skip
+    return TinyModel(
+        model,
+        {
+            "hidden_states": noise(2, 4, 10, 26), "encoder_hidden_states": noise(2, 6, 32, seed=2),
+            "pooled_projections": noise(2, 64, seed=3), "timestep": noise(2, seed=4),
+        },
+        layouts={
+            r"transformer_blocks\.\d\.attn": TokenLayout.image(5, 13, text_after=6),
+            r"transformer_blocks\.0\.attn2": TokenLayout.image(5, 13),
+        },
+        grid=(1, 5, 13), axes="bchw", latent_size=(10, 26), text=6,
+    )  # fmt: skip
+
+
+def unet() -> TinyModel:
+    """SD 1.5: two levels of attention, an odd height."""
+    model = built(
+        diffusers.UNet2DConditionModel, in_channels=4, out_channels=4, sample_size=16,
+        block_out_channels=(8, 16), down_block_types=("CrossAttnDownBlock2D",) * 2,
+        layers_per_block=1, up_block_types=("CrossAttnUpBlock2D",) * 2, attention_head_dim=2,
+        cross_attention_dim=16, norm_num_groups=2,
+    )  # fmt: skip
+    top, deep = (TokenLayout.image(*size) for size in ((9, 14), (5, 7)))
+    return TinyModel(
+        model,
+        {
+            "sample": noise(2, 4, 9, 14), "timestep": noise(2, seed=4),
+            "encoder_hidden_states": noise(2, 6, 16, seed=2),
+        },
+        layouts={
+            r"(down_blocks\.0|up_blocks\.1)\..+\.attn1": top,
+            r"(down_blocks\.1|mid_block|up_blocks\.0)\..+\.attn1": deep,
+        },
+        grid=(1, 9, 14), latents="sample", axes="bchw", skipped=7, is_local=False,
+        latent_size=(9, 14), text=6,
+    )  # fmt: skip
+
+
+MODELS = {"SD3Transformer2DModel": sd3, "UNet2DConditionModel": unet}
