@@ -15,16 +15,26 @@ from diffaccel.attach.seam import AttachedLayer
 from diffaccel.attach.state import DenoiserState, state_of
 from diffaccel.attach.step_clock import StepClock
 from diffaccel.bindings import (
-    BINDINGS,
     AttentionLayer,
     UnsupportedModelError,
     binding_of,
+    is_bound,
     processor_modules,
     set_processor,
 )
 from diffaccel.methods.base import Method
 
-DENOISERS = ("transformer", "transformer_2", "unet")
+DENOISERS = (
+    "transformer",
+    "transformer_2",
+    "unconditional_transformer",
+    "unet",
+    "image_unet",
+    "prior",
+    "decoder",
+    "diffusion_decoder",
+    "prior_prior",
+)
 """Pipeline components that a method is attached to: never the VAE, text encoders, controlnets."""
 
 
@@ -153,12 +163,15 @@ def denoisers(target: Any) -> dict[str, nn.Module]:
         for name, model in components.items()
         if isinstance(model, nn.Module)
     }
+    # Beside a denoiser that can be served there may be one that cannot, as a prior of embeddings.
+    served = {name: model for name, model in found.items() if is_bound(model)}
     if not found:
         raise UnsupportedModelError(
             f"{type(target).__name__} has no denoiser to attach to (looked for "
-            f"{', '.join(DENOISERS)}); supported denoisers are {', '.join(BINDINGS)}"
+            f"{', '.join(DENOISERS)}); `diffaccel info --models` lists the classes that methods "
+            "serve"
         )
-    return found
+    return served or found
 
 
 def attach(model: nn.Module, names: tuple[str, ...]) -> DenoiserState:

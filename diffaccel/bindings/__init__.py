@@ -18,18 +18,21 @@ from diffaccel.bindings.flux import FluxBinding
 from diffaccel.bindings.hunyuan_video import HunyuanVideoBinding
 from diffaccel.bindings.ltx import LTXVideoBinding
 from diffaccel.bindings.qwen_image import QwenImageBinding
+from diffaccel.bindings.refused import REFUSED
 from diffaccel.bindings.sd3 import SD3Binding
 from diffaccel.bindings.unet import UNetBinding
 from diffaccel.bindings.wan import WanBinding
 
 __all__ = [
     "BINDINGS",
+    "REFUSED",
     "AttentionLayer",
     "Binding",
     "LayoutUnknown",
     "ModelCall",
     "UnsupportedModelError",
     "binding_of",
+    "is_bound",
     "processor_modules",
     "set_processor",
 ]
@@ -47,12 +50,27 @@ BINDINGS: dict[str, Binding] = {
 """Denoiser class name -> binding. Names, so that no model code is imported."""
 
 
+def is_bound(model: nn.Module) -> bool:
+    """Whether a denoiser's class, or one that it inherits from, has a binding."""
+    return any(kind.__name__ in BINDINGS for kind in type(model).__mro__)
+
+
 def binding_of(model: nn.Module) -> Binding:
     """Returns the binding of a denoiser or of the first class it inherits from that has one."""
     for model_class in type(model).__mro__:
         if model_class.__name__ in BINDINGS:
             return BINDINGS[model_class.__name__]
+    name = type(model).__name__
+    refused = next(
+        (REFUSED[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in REFUSED), ""
+    )
+    if refused:
+        raise UnsupportedModelError(
+            f"no method serves {name}: {refused}; `diffaccel info --models` lists the classes "
+            "that have one"
+        )
     raise UnsupportedModelError(
-        f"no binding knows the attention of {type(model).__name__}; "
-        f"supported denoisers are {', '.join(BINDINGS)}"
+        f"no binding knows the attention of {name}; `diffaccel info --models` lists the classes "
+        "that have one, and samples/own_model.py shows how to write one in a dozen lines: "
+        f'diffaccel.bindings.BINDINGS["{name}"] = YourBinding()'
     )

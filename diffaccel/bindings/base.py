@@ -148,6 +148,12 @@ class Binding:
     scales_rope: bool = False
     """Whether `scaled_rope` is defined."""
 
+    @property
+    def text_kind(self) -> str:
+        """How text comes in: "joint", "cross", or "" where there is none."""
+        kinds = {kind for _, kind in self.patterns}
+        return next((kind for kind in ("joint", "cross") if kind in kinds), "")
+
     def family(self, model: Any, pipe: Any) -> str:
         """Returns the model family's name in `diffaccel.methods.published`.
 

@@ -14,9 +14,17 @@ from diffaccel.machine import likely_device, package_versions
 from diffaccel.methods.names import METHODS
 
 
-def info() -> None:
-    """Show versions, device, methods with their knobs, and supported models."""
+def info(*, models: bool = False) -> None:
+    """Show versions, device, methods with their knobs, and supported models.
+
+    Args:
+        models: List every denoiser class of the installed diffusers instead: what works with it,
+            or why nothing does.
+    """
     console = Console()
+    if models:
+        _list_models(console)
+        return
     versions = Table("package", "version", title="Environment", title_justify="left")
     for name, number in package_versions().items():
         versions.add_row(name, number)
@@ -35,12 +43,49 @@ def info() -> None:
         methods.add_row(name, path.partition(":")[2], ", ".join(knobs) or "none")
     console.print(methods)
 
-    models = Table("used by", "models", title="Supported models", title_justify="left")
+    used = Table("used by", "models", title="Supported models", title_justify="left")
     presets = "diffaccel.pipelines.image.presets"
     for user, module, table in (
         ("pipe.set_attn_processor", "diffaccel.bindings", "BINDINGS"),
         ("diffaccel sample", presets, "BY_PIPELINE"),
         ("diffaccel sample --frames", presets, "SUPPORTED_VIDEO"),
     ):
-        models.add_row(user, ", ".join(table_keys(module, table)))
-    console.print(models)
+        used.add_row(user, ", ".join(table_keys(module, table)))
+    console.print(used)
+
+
+def _list_models(console: Console) -> None:
+    from diffaccel.bindings import BINDINGS, REFUSED
+    from diffaccel.bindings.catalogue import catalogue
+
+    entries = catalogue()
+    served = Table(
+        "denoiser", "text", "rope", "blocks", "parallel", "pipelines",
+        title="Denoisers that methods serve", title_justify="left",
+    )  # fmt: skip
+    for name in sorted(entries.keys() & BINDINGS.keys()):
+        binding, entry = BINDINGS[name], entries[name]
+        served.add_row(
+            name,
+            binding.text_kind,
+            _mark(binding.scales_rope),
+            _mark(entry.is_compiled_by_blocks),
+            _mark(entry.is_context_parallel),
+            ", ".join(entry.pipelines),
+        )
+    console.print(served)
+    console.print(
+        "text: joint with the picture in one attention, or cross-attended. rope: rotary positions "
+        "can be scaled to other sizes. blocks: compile_repeated_blocks() works. parallel: comes "
+        "with a plan for context parallelism."
+    )
+    refused = Table("denoiser", "why not", "pipelines", title="Denoisers that no method serves",
+                    title_justify="left")  # fmt: skip
+    for name in sorted(entries.keys() - BINDINGS.keys()):
+        reason = REFUSED.get(name, "newer than this version of diffaccel")
+        refused.add_row(name, reason, ", ".join(entries[name].pipelines))
+    console.print(refused)
+
+
+def _mark(is_so: bool) -> str:
+    return "yes" if is_so else ""
