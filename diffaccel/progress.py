@@ -1,11 +1,13 @@
 """Progress of a long job: one bar a phase, with the time left."""
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -70,6 +72,13 @@ def step_callback(advance: Callable[[], None]) -> Callable[..., dict[str, object
         return tensors
 
     return on_step_end
+
+
+def counting_steps(pipe: Any, advance: Callable[[], None]) -> dict[str, Any]:
+    """Returns the argument by which a pipeline says that a step is done; some have none."""
+    name = "callback_on_step_end"
+    known = name in inspect.signature(type(pipe).__call__).parameters
+    return {name: step_callback(advance)} if known else {}
 
 
 class ProgressBars:

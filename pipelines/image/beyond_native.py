@@ -12,9 +12,9 @@ from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from diffaccel.attach.attachment import Attachment, set_attn_processor
 from diffaccel.bindings.rope import Axis, Ntk, Yarn, scaled_rope
 from diffaccel.errors import InputError
-from diffaccel.pipelines.image.job import MULTIPLE, ImageJob
+from diffaccel.pipelines.image.job import ImageJob
 from diffaccel.pipelines.image.low_frequency import guided_scheduler
-from diffaccel.pipelines.image.recipe import Refinement
+from diffaccel.pipelines.image.presets import denoiser
 from diffaccel.pipelines.windows import throughout
 
 
@@ -39,16 +39,17 @@ def scaled_positions(pipe: Any, job: ImageJob) -> Any:
     """A context in which rotary positions are scaled to a size; nothing for rope "plain"."""
     if job.switches.rope == "plain":
         return nullcontext()
-    model = getattr(pipe, "unet", None) or pipe.transformer
-    width, height = (axis_of(job.switches, side, job.preset.native) for side in job.size)
+    model = denoiser(pipe)
+    width, height = (axis_of(job, side) for side in job.size)
     return scaled_rope(model, height=height, width=width)
 
 
-def axis_of(refinement: Refinement, side: int, native: int) -> Axis:
+def axis_of(job: ImageJob, side: int) -> Axis:
     """How the positions along one side, in pixels, are scaled."""
+    native = job.preset.native
     factor = max(1.0, side / native)
-    if refinement.rope == "yarn":
-        return Yarn(factor, native // MULTIPLE)
+    if job.switches.rope == "yarn":
+        return Yarn(factor, native // job.preset.multiple)
     return Ntk(factor)
 
 
@@ -66,7 +67,8 @@ def scheduler_for(pipe: Any, job: ImageJob) -> Any:
     config.pop("_use_default_values", None)  # diffusers would put the defaults back
     is_flow = isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler)
     if is_flow:
-        config["max_image_seq_len"] = max(pixels // MULTIPLE**2, config["max_image_seq_len"])
+        tokens = pixels // job.preset.multiple**2
+        config["max_image_seq_len"] = max(tokens, config["max_image_seq_len"])
     if refinement.shift is not None:
         if not is_flow:
             raise InputError(

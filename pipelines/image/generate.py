@@ -17,9 +17,12 @@ from diffaccel.attach.attachment import set_attn_processor
 from diffaccel.attach.report import Report
 from diffaccel.pipelines.image.beyond_native import beyond_native, scaled_positions, scheduler_for
 from diffaccel.pipelines.image.job import ImageJob, Size
-from diffaccel.pipelines.image.presets import Preset
+from diffaccel.pipelines.image.low_frequency import Arrangement, LowFrequencyGuidance
+from diffaccel.pipelines.image.presets import Preset, denoiser
 from diffaccel.pipelines.image.tiling import tile_count, tiled
-from diffaccel.progress import Timing, step_callback
+from diffaccel.pipelines.redraw.late_start import started_from, starting_late
+from diffaccel.pipelines.redraw.latents import LatentCodec
+from diffaccel.progress import Timing, counting_steps, step_callback
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,8 @@ def generate_image(pipe: Any, job: ImageJob, *, timing: Timing | None = None) ->
     """Generates one image.
 
     Args:
-        pipe: A stock text-to-image pipeline with an image-to-image twin.
+        pipe: A stock text-to-image pipeline that has an image-to-image twin, or a codec in its
+            preset.
         job: What to draw, and how.
         timing: Where phases are timed and drawn.
 
@@ -75,7 +79,8 @@ def refine_image(
     """Carries an image to a larger size in one stage: upscale, encode, noise, denoise, decode.
 
     Args:
-        pipe: A stock text-to-image pipeline with an image-to-image twin.
+        pipe: A stock text-to-image pipeline that has an image-to-image twin, or a codec in its
+            preset.
         job: What the image shows, and how large it gets.
         image: RGB, of the same aspect.
         timing: Where phases are timed and drawn.
@@ -87,11 +92,15 @@ def refine_image(
         InputError: A switch does not suit the model.
         UnsupportedModelError: The denoiser's attention is not known.
     """
+    timing = timing or Timing()
+    if job.preset.codec is not None:
+        with beyond_native(pipe, job) as attachment:
+            return _redraw(pipe, job, image, job.preset.codec, timing), attachment.report()
     refiner = AutoPipelineForImage2Image.from_pipe(pipe)
     refiner.set_progress_bar_config(disable=True)
     refiner.scheduler = scheduler_for(pipe, job)
     with beyond_native(refiner, job) as attachment:
-        return _refine(refiner, job, image, timing or Timing()), attachment.report()
+        return _refine(refiner, job, image, timing), attachment.report()
 
 
 def _check_model(pipe: Any, job: ImageJob) -> None:
@@ -117,12 +126,12 @@ def _sample(pipe: Any, job: ImageJob, timing: Timing) -> Image.Image:
     name = f"sample {job.label}"
     with timing.phases({name: job.native_steps}) as advance:
         return pipe(
-            job.prompt,
+            prompt=job.prompt,
             width=job.size[0],
             height=job.size[1],
             num_inference_steps=job.native_steps,
             generator=torch.Generator().manual_seed(job.seed),
-            callback_on_step_end=step_callback(lambda: advance(name)),
+            **counting_steps(pipe, lambda: advance(name)),
             **job.preset.arguments,
         ).images[0]
 
@@ -144,6 +153,43 @@ def _refine(refiner: Any, job: ImageJob, image: Image.Image, timing: Timing) -> 
                 callback_on_step_end=step_callback(lambda: advance(f"denoise {job.label}")),
                 **{**job.preset.arguments, **job.preset.refine_arguments},
             ).images[0]
+
+
+def _redraw(
+    pipe: Any, job: ImageJob, image: Image.Image, codec: LatentCodec, timing: Timing
+) -> Image.Image:
+    """Runs the phases of `refine_image` in a pipeline without an image-to-image twin."""
+    tiles, steps = tile_count(*job.size), job.switches.executed_steps
+    phases = {"encode": tiles, "denoise": steps, "decode": tiles}
+    with timing.phases({f"{kind} {job.label}": n for kind, n in phases.items()}) as advance:
+        with tiled(pipe.vae, lambda kind: advance(f"{kind} {job.label}")):
+            large = image.resize(job.size, Image.Resampling.LANCZOS)
+            pixels = pipe.image_processor.pil_to_numpy(large)
+            pixels = pipe.image_processor.numpy_to_pt(pixels) * 2 - 1
+            clean = codec.encode(pipe.vae, pixels)
+            scheduler = late_scheduler(
+                pipe, job, Arrangement(codec, denoiser(pipe), clean),
+                lambda: advance(f"denoise {job.label}"),
+            )  # fmt: skip
+            with started_from(pipe, scheduler, clean, codec):
+                return pipe(
+                    prompt=job.prompt,
+                    width=job.size[0],
+                    height=job.size[1],
+                    num_inference_steps=job.switches.schedule,
+                    generator=torch.Generator().manual_seed(job.seed),
+                    **{**job.preset.arguments, **job.preset.refine_arguments},
+                ).images[0]
+
+
+def late_scheduler(
+    pipe: Any, job: ImageJob, arrangement: Arrangement, on_step: Callable[[], None]
+) -> Any:
+    """Returns the scheduler of a stage that starts from a picture."""
+    scheduler = starting_late(scheduler_for(pipe, job), job.switches.strength, on_step)
+    if isinstance(scheduler, LowFrequencyGuidance):
+        scheduler.arrangement = arrangement
+    return scheduler
 
 
 def native_drawing(

@@ -8,11 +8,10 @@ from math import ceil, log, sqrt
 from diffaccel.errors import InputError
 from diffaccel.methods import FullAttn, JitteredAttn, Method, NeighborhoodAttn, ProportionalAttn
 from diffaccel.methods.windows.sliding import SlidingWindowAttn
-from diffaccel.pipelines.image.presets import Preset
+from diffaccel.pipelines.image.presets import MULTIPLE, Preset
 from diffaccel.pipelines.image.recipe import Refinement
 from diffaccel.pipelines.windows import has_windows
 
-MULTIPLE = 16  # pixels per token and axis in the latent models
 Size = tuple[int, int]
 
 
@@ -24,7 +23,7 @@ class ImageJob:
 
     Attributes:
         prompt: What to draw; None where `preset.arguments` has the embeddings of one.
-        size: (width, height) in pixels, multiples of 16.
+        size: (width, height) in pixels, multiples of the preset's.
         preset: How the pipeline is called.
         method: Attention above native size, full by default; the native sample runs the stock one.
         refinement: Stages and switches above native size, the preset's by default.
@@ -48,7 +47,7 @@ class ImageJob:
     always: bool = True
 
     def __post_init__(self) -> None:
-        check_size(*self.size)
+        check_size(*self.size, self.preset.multiple)
         if self.steps is not None and self.steps < 1:
             raise InputError(f"steps must be at least 1, got steps={self.steps}")
         self._jittered()
@@ -71,7 +70,8 @@ class ImageJob:
     @property
     def stages(self) -> tuple[ImageJob, ...]:
         """One job for each size that the picture passes through, see `plan_stages`."""
-        sizes = plan_stages(*self.size, self.preset.native, self.switches.max_upscale)
+        native, multiple = self.preset.native, self.preset.multiple
+        sizes = plan_stages(*self.size, native, self.switches.max_upscale, multiple)
         return tuple(
             replace(self, size=size, seed=self.seed + index) for index, size in enumerate(sizes)
         )
@@ -83,7 +83,7 @@ class ImageJob:
         if self.switches.proportional:
             trained = None  # joint sequences have one size, the levels of a U-Net say theirs
             if self.preset.text:
-                trained = (self.preset.native // MULTIPLE) ** 2 + self.preset.text
+                trained = (self.preset.native // self.preset.multiple) ** 2 + self.preset.text
             method = ProportionalAttn(method, trained)
         return method
 
@@ -104,17 +104,19 @@ class ImageJob:
         return JitteredAttn(self.method, self.seed)
 
 
-def check_size(width: int, height: int) -> None:
-    """Raises InputError unless both sides are positive multiples of 16 pixels."""
-    if min(width, height) < 1 or width % MULTIPLE or height % MULTIPLE:
-        near = tuple(max(MULTIPLE, round(side / MULTIPLE) * MULTIPLE) for side in (width, height))
+def check_size(width: int, height: int, multiple: int = MULTIPLE) -> None:
+    """Raises InputError unless both sides are positive multiples of so many pixels."""
+    if min(width, height) < 1 or width % multiple or height % multiple:
+        near = tuple(max(multiple, round(side / multiple) * multiple) for side in (width, height))
         raise InputError(
-            f"width and height must be positive multiples of {MULTIPLE}, got {width}x{height}; "
+            f"width and height must be positive multiples of {multiple}, got {width}x{height}; "
             f"use {near[0]}x{near[1]}"
         )
 
 
-def plan_stages(width: int, height: int, native: int, max_upscale: float) -> tuple[Size, ...]:
+def plan_stages(
+    width: int, height: int, native: int, max_upscale: float, multiple: int = MULTIPLE
+) -> tuple[Size, ...]:
     """Lists the sizes that a picture passes through, from native to the one asked for.
 
     Args:
@@ -122,9 +124,10 @@ def plan_stages(width: int, height: int, native: int, max_upscale: float) -> tup
         height: Final height in pixels.
         native: Side of the model's square training size; the first stage has its area.
         max_upscale: Largest factor between stages.
+        multiple: Of which all sides are multiples, as the sides asked for are.
 
     Returns:
-        Sizes (width, height), all multiples of 16, the last one the final size. A picture of at
+        Sizes (width, height), the last one the final size. A picture of at
         most native area has one stage.
     """
     total = sqrt(width * height) / native
@@ -134,6 +137,6 @@ def plan_stages(width: int, height: int, native: int, max_upscale: float) -> tup
 
     def shrunk(side: int, index: int) -> int:
         factor = total ** ((jumps - index) / jumps)
-        return max(MULTIPLE, round(side / factor / MULTIPLE) * MULTIPLE)
+        return max(multiple, round(side / factor / multiple) * multiple)
 
     return (*((shrunk(width, i), shrunk(height, i)) for i in range(jumps)), (width, height))

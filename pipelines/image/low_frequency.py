@@ -10,6 +10,7 @@ https://arxiv.org/abs/2410.07536), carried over from velocities to models that p
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
@@ -19,15 +20,33 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, SchedulerMi
 from torch import Tensor
 
 from diffaccel.errors import InputError
+from diffaccel.pipelines.redraw.latents import LatentCodec
 
 FLOW = ("FlowMatchEulerDiscreteScheduler",)
 NOISE_SCALED = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
 """Schedulers whose samples are picture + sigma * noise."""
-VARIANCE_PRESERVING = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
+VARIANCE_PRESERVING = (
+    "DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "CogVideoXDDIMScheduler"
+)  # fmt: skip
 """Schedulers whose samples are sqrt(a) * picture + sqrt(1 - a) * noise, a = alphas_cumprod."""
 RATIO_PRESERVING = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
-"""The same with a = 1 / (1 + sigma ** 2)."""
+"""The same with a = 1 / (1 + sigma ** 2), or with a flow schedule as `FLOW`."""
 GUIDED = FLOW + NOISE_SCALED + VARIANCE_PRESERVING + RATIO_PRESERVING
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Arrangement:
+    """How a pipeline holds its latents, and the latents that it starts from.
+
+    Attributes:
+        codec: How it holds them.
+        model: Its denoiser.
+        latents: (B, C, h, w) or (B, C, F, h, w), normalised.
+    """
+
+    codec: LatentCodec
+    model: Any
+    latents: Tensor
 
 
 _Scheduler: Any = object
@@ -45,11 +64,14 @@ class LowFrequencyGuidance(_Scheduler):
         guides: Name of the scheduler class behind it, one of `GUIDED`.
         weight: Share of the low frequencies that the reference decides at the first step, 0 to 1.
         levels: Low frequencies are means over 2 ** levels latent elements and axis.
+        arrangement: How the pipeline holds its latents, where that is neither (B, C, h, w) nor
+            the tokens of FLUX.
     """
 
     guides: ClassVar[str]
     weight: float = 0.0
     levels: int = 1
+    arrangement: Arrangement | None = None
     _reference: Tensor | None = None
     _first_timestep: float | None = None
 
@@ -99,6 +121,9 @@ class LowFrequencyGuidance(_Scheduler):
 
     def _levels_of(self, index: int, timestep: Tensor) -> tuple[float, float]:
         """Factors on the picture and on the noise in a sample."""
+        if self._prediction_type() == "flow_prediction":
+            # The velocity counts as noise of a sample that is picture + sigma * velocity.
+            return 1.0, float(self.sigmas[index])
         if self.guides in NOISE_SCALED:
             return 1.0, float(self.sigmas[index])
         if self.guides in RATIO_PRESERVING:
@@ -113,14 +138,22 @@ class LowFrequencyGuidance(_Scheduler):
     def _guided(
         self, reference: Tensor, prediction: Tensor, timestep: Tensor, sample: Tensor
     ) -> Tensor:
-        clean = unpacked(self.clean(prediction, timestep, sample), reference.shape)
+        clean, held = self.clean(prediction, timestep, sample), self.arrangement
+        if held is None:
+            clean = unpacked(clean, reference.shape)
+        else:
+            clean = held.codec.unpack(clean, reference, held.model)
         drift = low_frequencies(clean - reference.float(), self.levels)
-        drift = self.weight_at(self._index_of(timestep)) * packed_like(drift, sample)
+        drift = packed_like(drift, sample) if held is None else held.codec.pack(drift, held.model)
+        drift = self.weight_at(self._index_of(timestep)) * drift.reshape(sample.shape)
         return self._moved(prediction, timestep, drift).to(prediction.dtype)
 
     def _remember(self, reference: Tensor, timesteps: Tensor) -> None:
-        # Qwen-Image has an axis of one frame.
-        self._reference = reference.flatten(1, 2) if reference.ndim == 5 else reference
+        if self.arrangement is not None:
+            reference = self.arrangement.latents.to(reference.device)
+        elif reference.ndim == 5:
+            reference = reference.flatten(1, 2)  # Qwen-Image has an axis of one frame.
+        self._reference = reference
         self._first_timestep = float(timesteps.flatten()[0])
 
     def _index_of(self, timestep: Tensor | float) -> int:
@@ -163,7 +196,10 @@ def guided_scheduler(
     if kind.__name__ in FLOW:
         return LowFrequencyScheduler.guided(config, weight, levels)
     is_flow = "flow" in str(config.get("prediction_type")) or config.get("use_flow_sigmas")
-    if kind.__name__ not in GUIDED or is_flow:
+    is_known_flow = kind.__name__ in RATIO_PRESERVING and (
+        config.get("prediction_type") == "flow_prediction" and config.get("use_flow_sigmas")
+    )
+    if kind.__name__ not in GUIDED or (is_flow and not is_known_flow):
         raise InputError(
             f"low-frequency guidance knows the schedulers {', '.join(GUIDED)}, got "
             f"{kind.__name__}{' with a flow schedule' if is_flow else ''}; set pipe.scheduler to "
@@ -180,7 +216,13 @@ def _guided_class(kind: type[SchedulerMixin]) -> type[LowFrequencyGuidance]:
 
 
 def low_frequencies(latents: Tensor, levels: int) -> Tensor:
-    """Projects (B, C, h, w) on what is constant over blocks of 2 ** levels elements and axis."""
+    """Projects (B, C, h, w) on what is constant over blocks of 2 ** levels elements and axis.
+
+    Of (B, C, F, h, w), each frame.
+    """
+    if latents.ndim == 5:
+        frames = low_frequencies(latents.transpose(1, 2).flatten(0, 1), levels)
+        return frames.unflatten(0, (len(latents), -1)).transpose(1, 2)
     size = 2**levels
     means = F.avg_pool2d(latents, size, ceil_mode=True, count_include_pad=False)
     spread = means.repeat_interleave(size, 2).repeat_interleave(size, 3)

@@ -10,6 +10,7 @@ from typing import Any
 
 from diffaccel.pipelines import embedded
 from diffaccel.pipelines.image.recipe import AT_ONCE, Recipe, Refinement, Shift
+from diffaccel.pipelines.redraw.latents import LatentCodec
 
 IMAGE_RECIPES: dict[str, str] = {
     "direct": "at full size at once",
@@ -18,6 +19,10 @@ IMAGE_RECIPES: dict[str, str] = {
     "cascade": "guided, in stages that at most double the sides; the default",
 }
 """Ways beyond native size, as `--recipe` names them."""
+
+
+MULTIPLE = 16
+"""Pixels per token and axis in most latent models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,9 @@ class Preset:
             for Qwen-Image, which does not pad, those of a long sentence.
         passes: Rows that the denoiser gets per step and picture: 2 under classifier-free guidance.
         refine_passes: The same in stages that start from a picture.
+        codec: How the pipeline holds its latents, where it has no image-to-image twin by which
+            a picture could be redrawn.
+        multiple: Pixels per token and axis.
     """
 
     native: int
@@ -46,6 +54,8 @@ class Preset:
     text: int = 0
     passes: int = 1
     refine_passes: int = 1
+    codec: LatentCodec | None = None
+    multiple: int = MULTIPLE
 
     @property
     def refinement(self) -> Refinement:
@@ -170,6 +180,11 @@ SUPPORTED = tuple(BY_PIPELINE)
 SUPPORTED_VIDEO = ("WanPipeline",)
 
 
+def denoiser(pipe: Any) -> Any:
+    """Returns the denoiser of a text-to-image pipeline."""
+    return getattr(pipe, "unet", None) or pipe.transformer
+
+
 def preset_for(pipe: Any, source: str | Path) -> Preset:
     """Returns the preset of a loaded pipeline, native size taken from the model where it says it.
 
@@ -177,8 +192,7 @@ def preset_for(pipe: Any, source: str | Path) -> Preset:
         pipe: A pipeline whose class is in `SUPPORTED`.
         source: What it was loaded from; the embedded model has a preset of its own.
     """
-    model = getattr(pipe, "unet", None) or pipe.transformer
-    sample_size = model.config.get("sample_size")
+    sample_size = denoiser(pipe).config.get("sample_size")
     return named_preset(
         type(pipe).__name__, source, sample_size, getattr(pipe, "vae_scale_factor", 1)
     )

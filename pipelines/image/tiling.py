@@ -17,7 +17,7 @@ def tiled(vae: Any, on_tile: Callable[[str], None]) -> Iterator[None]:
     Approximates: group norms see one tile instead of the picture; the overlap hides the seam.
 
     Args:
-        vae: An `AutoencoderKL`, or that of Qwen-Image.
+        vae: An image autoencoder, or a video autoencoder that draws single frames.
         on_tile: Called with "encode" or "decode" whenever a tile is done.
     """
     settings: dict[str, Any] = {"use_tiling": True}
@@ -27,6 +27,7 @@ def tiled(vae: Any, on_tile: Callable[[str], None]) -> Iterator[None]:
             "tile_latent_min_size": TILE // 2 ** (len(vae.config.block_out_channels) - 1),
             "tile_overlap_factor": OVERLAP,
         }
+    settings = {name: value for name, value in settings.items() if hasattr(vae, name)}
     before = {name: getattr(vae, name) for name in settings}
     hooks = [
         vae.encoder.register_forward_hook(lambda *_: on_tile("encode")),

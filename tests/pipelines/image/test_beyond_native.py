@@ -141,8 +141,13 @@ def test_a_stage_is_a_job_of_its_own_size_and_seed():
 
 
 def test_positions_are_scaled_by_the_factor_of_each_side():
-    assert axis_of(replace(FAST, rope="ntk"), 1024, 256) == Ntk(4.0)
-    assert axis_of(replace(FAST, rope="yarn"), 128, 256) == Yarn(1.0, 16)
+    preset = Preset(256, 2, {})
+    ntk, yarn = (
+        ImageJob("", (1024, 128), preset, refinement=replace(FAST, rope=rope))
+        for rope in ("ntk", "yarn")
+    )
+    assert axis_of(ntk, 1024) == Ntk(4.0)
+    assert axis_of(yarn, 128) == Yarn(1.0, 16)
 
 
 def test_switches_that_do_not_suit_the_model_are_refused_before_any_work(tiny_pipelines):

@@ -158,6 +158,6 @@ def test_guided_schedulers_of_several_steps_reach_the_reference():
 def test_schedulers_that_cannot_be_guided_are_named():
     with pytest.raises(InputError, match="got LCMScheduler"):
         guided_scheduler(LCMScheduler(), {}, 1.0, 1)
-    flow = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    flow = UniPCMultistepScheduler(prediction_type="epsilon", use_flow_sigmas=True)
     with pytest.raises(InputError, match="with a flow schedule"):
         guided_scheduler(flow, dict(flow.config), 1.0, 1)

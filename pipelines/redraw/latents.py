@@ -1,0 +1,128 @@
+"""How pipelines arrange the latents that they denoise, and how an autoencoder gets there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+Arrangement = Literal["plain", "quads", "patches", "frames-first", "channels-last"]
+
+
+@dataclass(frozen=True, slots=True)
+class LatentCodec:
+    """From pixels to the latents of one pipeline.
+
+    Attributes:
+        arrangement: How the pipeline holds (B, C, h, w) or (B, C, F, h, w): as they are; as tokens
+            (B, N, 4 C) of 2 x 2 elements (FLUX); as tokens of the denoiser's own patches (LTX);
+            as (B, F, C, h, w) (CogVideoX); as (B, F, h, w, C) (Kandinsky 5).
+        patches_channels: Whether 2 x 2 elements are channels (B, 4 C, h / 2, w / 2) before they
+            are normalised by the autoencoder's batch norm (FLUX.2).
+        scale: Factor beside those that the autoencoder's configuration names.
+    """
+
+    arrangement: Arrangement = "plain"
+    patches_channels: bool = False
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.arrangement not in get_args(Arrangement):
+            raise ValueError(
+                f"arrangement must be one of {', '.join(get_args(Arrangement))}, got "
+                f"arrangement={self.arrangement!r}"
+            )
+
+    @torch.no_grad()
+    def encode(self, vae: Any, pixels: Tensor) -> Tensor:
+        """Encodes pixels to normalised latents, fp32.
+
+        Args:
+            vae: The pipeline's autoencoder.
+            pixels: (B, 3, H, W) or (B, 3, F, H, W) in [-1, 1].
+
+        Returns:
+            (B, C, h, w) or (B, C, F, h, w).
+        """
+        is_image = pixels.ndim == 4
+        takes_frames = any(weight.ndim == 5 for weight in vae.parameters())
+        given = pixels[:, :, None] if is_image and takes_frames else pixels
+        found = vae.encode(given.to(device=vae.device, dtype=vae.dtype))
+        latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
+        latents = self.normalised(vae, latents.float())
+        return latents[:, :, 0] if is_image and takes_frames else latents
+
+    def normalised(self, vae: Any, latents: Tensor) -> Tensor:
+        """Scales what an autoencoder encodes to what a denoiser expects."""
+        config = vae.config
+        if self.patches_channels:
+            latents = quads_as_channels(latents)
+            norm = vae.bn
+            mean, variance = (
+                x.view(1, -1, 1, 1).to(latents) for x in (norm.running_mean, norm.running_var)
+            )
+            return (latents - mean) / (variance + config.batch_norm_eps).sqrt()
+        mean, std = (_statistics(vae, name) for name in ("latents_mean", "latents_std"))
+        factor = (config.get("scaling_factor") or 1.0) * self.scale
+        if mean is None or std is None:
+            return (latents - (config.get("shift_factor") or 0.0)) * factor
+        shape = (1, -1, *(1,) * (latents.ndim - 2))
+        return (latents - mean.view(shape).to(latents)) * factor / std.view(shape).to(latents)
+
+    def pack(self, latents: Tensor, model: Any) -> Tensor:
+        """Arranges normalised latents as the pipeline holds them.
+
+        Args:
+            latents: (B, C, h, w) or (B, C, F, h, w).
+            model: The denoiser, whose patches may count.
+        """
+        if self.patches_channels:
+            return latents.flatten(2).mT
+        if self.arrangement == "quads":
+            return quads_as_channels(latents).flatten(2).mT
+        if self.arrangement == "patches":
+            return _patches(latents, model.config.patch_size, model.config.patch_size_t)
+        if self.arrangement == "frames-first":
+            return latents.transpose(1, 2)
+        return latents.movedim(1, -1) if self.arrangement == "channels-last" else latents
+
+    def unpack(self, packed: Tensor, like: Tensor, model: Any) -> Tensor:
+        """Undoes `pack`.
+
+        Args:
+            packed: As the pipeline holds them.
+            like: Latents of the shape that is wanted.
+            model: The denoiser.
+        """
+        if packed.shape == like.shape:
+            return packed
+        # All arrangements only move elements: where each goes is seen once, on their numbers.
+        numbers = torch.arange(like[:1].numel(), device=packed.device).view(like[:1].shape)
+        order = self.pack(numbers, model).flatten()
+        found = torch.empty(len(packed), order.numel(), device=packed.device, dtype=packed.dtype)
+        found[:, order] = packed.flatten(1)
+        return found.view(len(packed), *like.shape[1:])
+
+
+def quads_as_channels(latents: Tensor) -> Tensor:
+    """Moves 2 x 2 elements of (B, C, h, w) to (B, 4 C, h / 2, w / 2)."""
+    return torch.nn.functional.pixel_unshuffle(latents, 2)
+
+
+def _patches(latents: Tensor, side: int, frames: int) -> Tensor:
+    """Moves patches of (B, C, F, h, w) to tokens (B, N, C * patch)."""
+    batch, channels, length, height, width = latents.shape
+    parts = latents.reshape(
+        batch, channels, length // frames, frames, height // side, side, width // side, side
+    )
+    return parts.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
+
+
+def _statistics(vae: Any, name: str) -> Tensor | None:
+    """Means or deviations of latents, which autoencoders keep as buffers or in their settings."""
+    value = vae.config.get(name)
+    if value is None:
+        value = dict(vae.named_buffers()).get(name)
+    return None if value is None else torch.as_tensor(value, dtype=torch.float32)
