@@ -4,93 +4,14 @@ The recipes of the embedded model are measured, see `benchmarks/studies/high_res
 of the other families are reasoned from what was published, as their weights were not at hand.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from diffaccel.pipelines import embedded
-from diffaccel.pipelines.image.recipe import AT_ONCE, Recipe, Refinement, Shift
+from diffaccel.pipelines.image.preset import MULTIPLE, Preset, reasoned_recipes
+from diffaccel.pipelines.image.recipe import AT_ONCE, Recipe, Refinement
 from diffaccel.pipelines.redraw.latents import LatentCodec
-
-IMAGE_RECIPES: dict[str, str] = {
-    "direct": "at full size at once",
-    "window": "one jump from the native sample, with windows alone",
-    "guided": "the same under the low frequencies of the native sample",
-    "cascade": "guided, in stages that at most double the sides; the default",
-}
-"""Ways beyond native size, as `--recipe` names them."""
-
-
-MULTIPLE = 16
-"""Pixels per token and axis in most latent models."""
-
-
-@dataclass(frozen=True, slots=True)
-class Preset:
-    """Calling conventions of one pipeline family.
-
-    Attributes:
-        native: Side in pixels of the square picture that the model was trained on.
-        steps: Denoising steps at native size.
-        recipes: Ways beyond native size, by the names in `IMAGE_RECIPES`.
-        arguments: Further arguments of every call.
-        refine_arguments: What differs from `arguments` in stages that start from a picture.
-        recipe: Name of the default one.
-        text: Text tokens that join the picture's in self-attention, as the pipeline pads them;
-            for Qwen-Image, which does not pad, those of a long sentence.
-        passes: Rows that the denoiser gets per step and picture: 2 under classifier-free guidance.
-        refine_passes: The same in stages that start from a picture.
-        codec: How the pipeline holds its latents, where it has no image-to-image twin by which
-            a picture could be redrawn.
-        multiple: Pixels per token and axis.
-    """
-
-    native: int
-    steps: int
-    recipes: dict[str, Recipe]
-    arguments: dict[str, object] = field(default_factory=dict)
-    refine_arguments: dict[str, object] = field(default_factory=dict)
-    recipe: str = "cascade"
-    text: int = 0
-    passes: int = 1
-    refine_passes: int = 1
-    codec: LatentCodec | None = None
-    multiple: int = MULTIPLE
-
-    @property
-    def refinement(self) -> Refinement:
-        """Stages and switches of the default recipe."""
-        return self.recipes[self.recipe].refinement
-
-    @property
-    def method(self) -> str:
-        """Command-line name of the default recipe's attention."""
-        return self.recipes[self.recipe].method
-
-    @property
-    def knobs(self) -> dict[str, object]:
-        """Values of knobs of the default recipe."""
-        return self.recipes[self.recipe].knobs
-
-
-def _recipes(method: str, strength: float, shift: Shift) -> dict[str, Recipe]:
-    """The recipes of a model whose weights have not been measured here.
-
-    Reasoned from publications. One jump re-noises with strength 0.7 (FreeSwim, Wu et al., 2025,
-    https://arxiv.org/abs/2511.14712) under a shift of about 6 to 12 at 2x to 4x; guidance decides
-    all low frequencies at first and falls along a cosine (I-Max, Du et al., 2024,
-    https://arxiv.org/abs/2410.07536); the cascade doubles the sides and redoes less each time
-    (HiFlow, Bu et al., 2025, https://arxiv.org/abs/2504.06232).
-    """
-    jump = Refinement(steps=20, strength=0.7, max_upscale=AT_ONCE, shift=shift)
-    cascade = Refinement(steps=12, strength=strength, max_upscale=2.0, guidance=1.0)
-    return {
-        "direct": Recipe(replace(jump, direct=True), "full"),
-        "window": Recipe(jump, "sliding-window"),
-        "guided": Recipe(replace(jump, guidance=1.0), "sliding-window"),
-        "cascade": Recipe(cascade, method),
-    }
-
 
 # 16 tokens are the 256 pixels that it was trained on. Attending to more, even to everything,
 # makes worse pictures: it has never seen tokens further apart. Without a window, a floor on the
@@ -127,23 +48,45 @@ EMBEDDED_UNET = Preset(
     native=256,
     steps=20,
     arguments={"guidance_scale": 3.0, "negative_prompt": ""},
-    recipes=_recipes("sliding-window", 0.4, None),
+    recipes=reasoned_recipes("sliding-window", 0.4, None),
     passes=2,
     refine_passes=2,
 )
+PLAIN, QUADS, PATCHES = LatentCodec(), LatentCodec("quads"), LatentCodec(patches_channels=True)
+
+
+def _flow(
+    native: int, steps: int, text: int, codec: LatentCodec, *, passes: int = 2,
+    multiple: int = MULTIPLE, **arguments: object,
+) -> Preset:  # fmt: skip
+    """A flow model without an image-to-image twin; its shift grows with the size."""
+    return Preset(
+        native, steps, reasoned_recipes("rectified", 0.4, "size"), arguments, text=text,
+        passes=passes, refine_passes=passes, codec=codec, multiple=multiple,
+    )  # fmt: skip
+
+
+def _diffusion(native: int, steps: int, text: int, **arguments: object) -> Preset:
+    """A model of noise without a twin; its schedule has no shift."""
+    return Preset(
+        native, steps, reasoned_recipes("sliding-window", 0.4, None), arguments, text=text,
+        passes=2, refine_passes=2, codec=PLAIN,
+    )  # fmt: skip
+
+
 BY_PIPELINE = {
     "FluxPipeline": Preset(
         native=1024,
         steps=28,
         arguments={"guidance_scale": 3.5},
-        recipes=_recipes("rectified", 0.4, "size"),
+        recipes=reasoned_recipes("rectified", 0.4, "size"),
         text=512,
     ),
     "StableDiffusion3Pipeline": Preset(
         native=1024,
         steps=28,
         arguments={"guidance_scale": 5.0},
-        recipes=_recipes("rectified", 0.4, "size"),
+        recipes=reasoned_recipes("rectified", 0.4, "size"),
         text=333,
         passes=2,
         refine_passes=2,
@@ -152,7 +95,7 @@ BY_PIPELINE = {
         native=1328,
         steps=40,
         arguments={"negative_prompt": " ", "true_cfg_scale": 4.0},
-        recipes=_recipes("rectified", 0.4, "size"),
+        recipes=reasoned_recipes("rectified", 0.4, "size"),
         text=64,
         passes=2,
         refine_passes=2,
@@ -163,7 +106,7 @@ BY_PIPELINE = {
         native=1024,
         steps=30,
         arguments={"guidance_scale": 6.0},
-        recipes=_recipes("sliding-window", 0.35, None),
+        recipes=reasoned_recipes("sliding-window", 0.35, None),
         passes=2,
         refine_passes=2,
     ),
@@ -171,10 +114,38 @@ BY_PIPELINE = {
         native=512,
         steps=30,
         arguments={"guidance_scale": 7.5},
-        recipes=_recipes("sliding-window", 0.4, None),
+        recipes=reasoned_recipes("sliding-window", 0.4, None),
         passes=2,
         refine_passes=2,
     ),
+    # The others start from a picture by `diffaccel.pipelines.redraw`. Their guidance and prompt
+    # lengths are the pipelines' own defaults.
+    "AuraFlowPipeline": _flow(1024, 50, 256, PLAIN),
+    "BriaPipeline": _flow(1024, 30, 128, QUADS),
+    "BriaFiboPipeline": _flow(1024, 30, 1024, PLAIN),
+    "ChromaPipeline": _flow(1024, 35, 512, QUADS),
+    "CogView3PlusPipeline": _diffusion(1024, 50, 224),
+    "CogView4Pipeline": _flow(1024, 50, 224, PLAIN),
+    "Cosmos2TextToImagePipeline": _flow(1024, 35, 0, PLAIN),
+    "Flux2KleinPipeline": _flow(1024, 50, 512, PATCHES),
+    "Flux2Pipeline": _flow(1024, 50, 512, PATCHES, passes=1),
+    "GlmImagePipeline": _flow(1024, 50, 128, PLAIN),
+    "HiDreamImagePipeline": _flow(1024, 50, 384, PLAIN),
+    "HunyuanDiTPipeline": _diffusion(1024, 50, 0, use_resolution_binning=False),
+    "HunyuanImagePipeline": _flow(2048, 50, 256, PLAIN, multiple=32),
+    "Kandinsky5T2IPipeline": _flow(1024, 50, 0, LatentCodec("channels-last")),
+    "KolorsPipeline": _diffusion(1024, 50, 0),
+    "Krea2Pipeline": _flow(1024, 28, 512, QUADS),
+    "LongCatImagePipeline": _flow(1024, 50, 512, QUADS),
+    "Lumina2Pipeline": _flow(1024, 30, 256, PLAIN),
+    "LuminaPipeline": _flow(1024, 30, 0, PLAIN),
+    "NucleusMoEImagePipeline": _flow(1024, 50, 64, QUADS),
+    "OvisImagePipeline": _flow(1024, 50, 256, QUADS),
+    "PRXPipeline": _flow(512, 28, 0, PLAIN, use_resolution_binning=False),
+    "PixArtAlphaPipeline": _diffusion(1024, 20, 0, use_resolution_binning=False),
+    "PixArtSigmaPipeline": _diffusion(1024, 20, 0, use_resolution_binning=False),
+    "QwenImage21Pipeline": _flow(1024, 40, 64, QUADS, passes=1),
+    "ZImagePipeline": _flow(1024, 50, 512, PLAIN),
 }
 SUPPORTED = tuple(BY_PIPELINE)
 SUPPORTED_VIDEO = ("WanPipeline",)

@@ -9,6 +9,14 @@ from diffaccel.errors import check_kinds
 Rope = Literal["plain", "ntk", "yarn"]
 Shift = float | Literal["size"] | None
 
+IMAGE_RECIPES: dict[str, str] = {
+    "direct": "at full size at once",
+    "window": "one jump from the native sample, with windows alone",
+    "guided": "the same under the low frequencies of the native sample",
+    "cascade": "guided, in stages that at most double the sides; the default",
+}
+"""Ways beyond native size, as `--recipe` names them."""
+
 AT_ONCE = 64.0
 """A `max_upscale` that makes one stage of every picture."""
 

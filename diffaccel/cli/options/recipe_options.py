@@ -11,8 +11,7 @@ from docstring_parser import parse_from_object
 
 from diffaccel.cli.options.method_options import check_knob_names, parse_method
 from diffaccel.errors import InputError
-from diffaccel.pipelines.image.presets import IMAGE_RECIPES
-from diffaccel.pipelines.image.recipe import Refinement
+from diffaccel.pipelines.image.recipe import IMAGE_RECIPES, Refinement
 from diffaccel.pipelines.video.recipes import VIDEO_RECIPES
 
 if TYPE_CHECKING:

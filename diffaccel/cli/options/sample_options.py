@@ -11,7 +11,7 @@ from cyclopts import Group, Parameter
 from diffaccel.cli.options.argument_types import COUNT, SEED, SIZE
 from diffaccel.cli.options.recipe_options import BEYOND, Switches
 from diffaccel.methods.names import METHODS
-from diffaccel.pipelines.image.presets import IMAGE_RECIPES
+from diffaccel.pipelines.image.recipe import IMAGE_RECIPES
 from diffaccel.pipelines.video.recipes import VIDEO_RECIPES
 
 WHAT = Parameter(group=Group("What is made", sort_key=1))

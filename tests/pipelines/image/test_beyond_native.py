@@ -26,8 +26,8 @@ from diffaccel.pipelines.image.beyond_native import (
 )
 from diffaccel.pipelines.image.generate import generate_image
 from diffaccel.pipelines.image.job import ImageJob
-from diffaccel.pipelines.image.presets import BY_PIPELINE, EMBEDDED, IMAGE_RECIPES, Preset
-from diffaccel.pipelines.image.recipe import AT_ONCE, Recipe, Refinement
+from diffaccel.pipelines.image.presets import BY_PIPELINE, EMBEDDED, Preset
+from diffaccel.pipelines.image.recipe import AT_ONCE, IMAGE_RECIPES, Recipe, Refinement
 
 FAST = Refinement(steps=2, strength=0.5, max_upscale=AT_ONCE)
 
