@@ -1,4 +1,4 @@
-"""`diffaccel sample --frames N`: text to a video of any size, with Wan."""
+"""`diffaccel sample --frames N`: text to a video of any size."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def check_video_options(options: SampleOptions) -> None:
     if options.model is None and not Path(source).is_dir():
         raise InputError(
             "--frames needs a video model, and this installation has none; pass --model with the "
-            "folder or hub name of a Wan pipeline"
+            "folder or hub name of a video pipeline"
         )
     if options.method or options.knobs:
         raise InputError(
@@ -98,7 +98,8 @@ def video_job(pipe: Any, prompt: str | None, options: SampleOptions) -> VideoJob
     from diffaccel.pipelines.video.job import VideoJob
     from diffaccel.pipelines.video.presets import video_preset
 
-    preset = video_preset(video_source(options))
+    class_name = getattr(pipe, "class_name", type(pipe).__name__)
+    preset = video_preset(video_source(options), class_name)
     recipe = _chosen_recipe(preset, options)
     is_whole = isinstance(recipe, FreeSwim)
     frames = cast(int, options.frames)
@@ -125,6 +126,9 @@ def _chosen_recipe(preset: VideoPreset, options: SampleOptions) -> FreeSwim | Ti
     if options.recipe == "windows":
         return preset.windows
     recipe, given = preset.recipe, given_switches(options.switches)
+    if options.recipe == "cascade":
+        # Each stage redraws less than one jump would: what is there already is larger.
+        recipe = replace(recipe, max_upscale=2.0, strength=0.7 * recipe.strength)
     if "steps" in given:
         recipe = replace(recipe, steps=max(1, round(given["steps"] / recipe.strength)))
     if "strength" in given:

@@ -148,7 +148,21 @@ BY_PIPELINE = {
     "ZImagePipeline": _flow(1024, 50, 512, PLAIN),
 }
 SUPPORTED = tuple(BY_PIPELINE)
-SUPPORTED_VIDEO = ("WanPipeline",)
+SUPPORTED_VIDEO = (
+    "WanPipeline",
+    "AllegroPipeline",
+    "AnimateDiffPipeline",
+    "AnyFlowPipeline",
+    "CogVideoXPipeline",
+    "EasyAnimatePipeline",
+    "HunyuanVideo15Pipeline",
+    "HunyuanVideoPipeline",
+    "Kandinsky5T2VPipeline",
+    "LTXPipeline",
+    "MochiPipeline",
+    "MotifVideoPipeline",
+    "SkyReelsV2Pipeline",
+)
 
 
 def denoiser(pipe: Any) -> Any:

@@ -46,13 +46,16 @@ class LatentCodec:
         Returns:
             (B, C, h, w) or (B, C, F, h, w).
         """
-        is_image = pixels.ndim == 4
-        takes_frames = any(weight.ndim == 5 for weight in vae.parameters())
-        given = pixels[:, :, None] if is_image and takes_frames else pixels
+        is_clip = pixels.ndim == 5
+        takes_clips = any(weight.ndim == 5 for weight in vae.parameters())
+        if is_clip and not takes_clips:  # frames are coded one by one
+            frames = self.encode(vae, pixels.transpose(1, 2).flatten(0, 1))
+            return frames.unflatten(0, (len(pixels), -1)).transpose(1, 2)
+        given = pixels if is_clip or not takes_clips else pixels[:, :, None]
         found = vae.encode(given.to(device=vae.device, dtype=vae.dtype))
         latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
         latents = self.normalised(vae, latents.float())
-        return latents[:, :, 0] if is_image and takes_frames else latents
+        return latents[:, :, 0] if takes_clips and not is_clip else latents
 
     def normalised(self, vae: Any, latents: Tensor) -> Tensor:
         """Scales what an autoencoder encodes to what a denoiser expects."""

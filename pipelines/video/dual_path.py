@@ -102,7 +102,6 @@ class DualPath(AttentionHook):
             else value
             for name, value in call.items()
         }
-        self.store.clear(prompt)
         return self._run("guide", doubled, prompt)[:batch]
 
     def reused(self, prompt: str, **call: Any) -> Tensor:
@@ -144,12 +143,22 @@ class DualPath(AttentionHook):
         self.store.put(key, output)
         return torch.cat([output, output])
 
-    def _run(self, mode: Mode, call: dict[str, Any], prompt: str = "") -> Tensor:
+    def begin(self, mode: Mode, prompt: str = "") -> None:
+        """Says what the next run of the model does; a guide forgets what was kept before."""
+        if mode == "guide":
+            self.store.clear(prompt)
         self.mode, self.prompt, self.is_active = mode, prompt, mode != "alone"
+
+    def end(self) -> None:
+        """Ends a run."""
+        self.mode, self.is_active = "alone", False
+
+    def _run(self, mode: Mode, call: dict[str, Any], prompt: str = "") -> Tensor:
+        self.begin(mode, prompt)
         try:
             return self._model(**call, return_dict=False)[0]
         finally:
-            self.mode, self.is_active = "alone", False
+            self.end()
 
 
 class CrossStore:

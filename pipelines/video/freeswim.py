@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import inf
 from typing import Any, get_args
 
 import torch
@@ -47,6 +48,7 @@ class FreeSwim:
         cache: Where cross-attention outputs wait, see `DualPath`; layers x tokens x width
             elements, 16 GB for Wan 1.3B at 1088x1920.
         method: The windows. `token_growth` sharpens the softmax of both paths.
+        max_upscale: Largest factor per stage and axis, above 1: 2 passes through sizes between.
     """
 
     steps: int = 50
@@ -57,6 +59,7 @@ class FreeSwim:
     guide_negative: bool = False
     cache: Cache = "keep"
     method: SlidingWindowAttn = SlidingWindowAttn(token_growth=2.0)
+    max_upscale: float = 64.0
 
     def __post_init__(self) -> None:
         check_kinds(self)
@@ -78,6 +81,11 @@ class FreeSwim:
             raise ValueError(
                 f"method must be a SlidingWindowAttn, got {type(self.method).__name__}; FreeSwim "
                 "refines with windows of the model's native size"
+            )
+        if not 1.0 < self.max_upscale < inf:
+            raise ValueError(
+                f"max_upscale must exceed 1, got max_upscale={self.max_upscale}; 2 at most "
+                "doubles both sides in each stage"
             )
         every = self.guide_every
         if every is not None and (not isinstance(every, int) or every < 1):

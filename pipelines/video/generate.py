@@ -1,14 +1,17 @@
-"""Generates videos of any size and length with Wan.
+"""Generates videos of any size and length.
 
-Beyond native size, a native sample decides what happens where, and one refinement with windows
-redraws it at full size, see `diffaccel.pipelines.video.freeswim`; beyond native length, windows
-along time are denoised together, see `diffaccel.pipelines.video.long_video`.
+Beyond native size, a native sample decides what happens where, and refinements with windows redraw
+it, see `diffaccel.pipelines.video.freeswim` for Wan and `diffaccel.pipelines.video.stock` for the
+other families; beyond native length, Wan denoises windows along time together, see
+`diffaccel.pipelines.video.long_video`.
 """
 
 from __future__ import annotations
 
+import inspect
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from math import sqrt
 from typing import Any
 
@@ -20,9 +23,11 @@ from diffaccel.attach.report import Report
 from diffaccel.bindings import binding_of
 from diffaccel.bindings.rope import scaled_rope
 from diffaccel.errors import InputError, ModelError
+from diffaccel.pipelines.video.families import VIDEO_FAMILIES, VideoFamily
 from diffaccel.pipelines.video.freeswim import FreeSwim, refine_latents
 from diffaccel.pipelines.video.job import VideoJob
 from diffaccel.pipelines.video.long_video import TimeWindows, denoise_windows
+from diffaccel.pipelines.video.stock import check_refinable, refine_with
 from diffaccel.pipelines.video.wan import (
     TRANSFORMERS,
     decode_video,
@@ -30,7 +35,7 @@ from diffaccel.pipelines.video.wan import (
     encode_video,
     tiled_vae,
 )
-from diffaccel.progress import Timing, step_callback
+from diffaccel.progress import Timing, counting_steps, step_callback
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,7 @@ class GeneratedVideo:
 
 
 def check_video_size(pipe: Any, width: int, height: int, frames: int) -> None:
-    """Raises InputError unless a Wan pipeline can make a video of this size."""
+    """Raises InputError unless a pipeline can make a video of this size."""
     multiple = pixels_per_token(pipe)
     if min(width, height) < 1 or width % multiple or height % multiple:
         near = [max(multiple, round(side / multiple) * multiple) for side in (width, height)]
@@ -59,7 +64,7 @@ def check_video_size(pipe: Any, width: int, height: int, frames: int) -> None:
             f"width and height must be positive multiples of {multiple}, got {width}x{height}; "
             f"use {near[0]}x{near[1]}"
         )
-    step = pipe.vae_scale_factor_temporal
+    step = frame_step(pipe)
     if frames < 1 or frames % step != 1 % step:
         raise InputError(
             f"frames must be 1 more than a multiple of {step}, got {frames}; use "
@@ -69,16 +74,35 @@ def check_video_size(pipe: Any, width: int, height: int, frames: int) -> None:
 
 def pixels_per_token(pipe: Any) -> int:
     """Side in pixels of the square that one token shows."""
+    family = family_of(pipe)
+    if family is not None:
+        return family.multiple
     return pipe.vae_scale_factor_spatial * pipe.transformer.config.patch_size[1]
+
+
+def frame_step(pipe: Any) -> int:
+    """Frames per latent frame."""
+    family = family_of(pipe)
+    return pipe.vae_scale_factor_temporal if family is None else family.frame_step
+
+
+def family_of(pipe: Any) -> VideoFamily | None:
+    """Returns how a stock pipeline other than Wan is called, None for Wan."""
+    return VIDEO_FAMILIES.get(getattr(pipe, "class_name", type(pipe).__name__))
 
 
 def native_size(pipe: Any, width: int, height: int) -> tuple[int, int]:
     """Returns the size (width, height) of native area with the aspect of another, in pixels."""
-    binding, multiple = binding_of(pipe.transformer), pixels_per_token(pipe)
-    grid = binding.native(pipe.transformer, binding.layers(pipe.transformer)[0])
-    if grid is None:
-        return width, height
-    shrink = min(1.0, sqrt(grid[1] * grid[2] * multiple**2 / (width * height)))
+    multiple, family = pixels_per_token(pipe), family_of(pipe)
+    if family is not None:
+        area = family.native[0] * family.native[1]
+    else:
+        binding = binding_of(pipe.transformer)
+        grid = binding.native(pipe.transformer, binding.layers(pipe.transformer)[0])
+        if grid is None:
+            return width, height
+        area = grid[1] * grid[2] * multiple**2
+    shrink = min(1.0, sqrt(area / (width * height)))
     across, down = (
         max(multiple, round(side * shrink / multiple) * multiple) for side in (width, height)
     )
@@ -89,20 +113,24 @@ def generate_video(pipe: Any, job: VideoJob, *, timing: Timing | None = None) ->
     """Generates one video per prompt.
 
     Args:
-        pipe: A stock Wan pipeline, text to video or image to video.
+        pipe: A stock pipeline of Wan, text to video or image to video, or one of
+            `diffaccel.pipelines.video.families`.
         job: What happens, and how it is made.
         timing: Where phases are timed and drawn.
 
     Raises:
         InputError: A size breaks the rule of `check_video_size`, or windows along time are asked
             of a model that starts from an image.
-        UnsupportedModelError: The denoiser is not of Wan.
+        UnsupportedModelError: The denoiser's attention is not known.
         ModelError: The pipeline cleans its prompts with a package that is not installed.
     """
     width, height = job.size
     check_video_size(pipe, width, height, job.frames)
     _check_cleaning(pipe, job)
     timing = timing or Timing()
+    family = family_of(pipe)
+    if family is not None:
+        return _generate_with_stock(pipe, job, family, timing)
     if isinstance(job.recipe, TimeWindows):
         return _denoise_in_windows(pipe, job, job.recipe, timing)
     with _positions_along_time(pipe, job):
@@ -110,10 +138,11 @@ def generate_video(pipe: Any, job: VideoJob, *, timing: Timing | None = None) ->
         video = job.video
         if video is None:
             video = _sample_native(pipe, job, job.recipe, native, timing)
-        if video.shape[-2:] == (height, width):
-            return GeneratedVideo(video, native, timing.seconds)
-        large, reports = _enlarge(pipe, job, job.recipe, video, timing)
-        return GeneratedVideo(large, native, timing.seconds, reports)
+        reports: dict[str, Report] = {}
+        for stage in job.stages(tuple(video.shape[:-3:-1]), pixels_per_token(pipe)):
+            video, found = _enlarge(pipe, stage, job.recipe, video, timing)
+            reports |= job.labelled(stage, found)
+        return GeneratedVideo(video, native, timing.seconds, reports)
 
 
 def _check_cleaning(pipe: Any, job: VideoJob) -> None:
@@ -154,6 +183,50 @@ def _enlarge(
         pipe.maybe_free_model_hooks()
         advance(f"decode {label}")
     return result, reports
+
+
+def _generate_with_stock(
+    pipe: Any, job: VideoJob, family: VideoFamily, timing: Timing
+) -> GeneratedVideo:
+    """Generates with the call of a stock pipeline, at native size and in each larger stage."""
+    recipe = job.recipe
+    if isinstance(recipe, TimeWindows):
+        raise InputError(
+            f"windows along time are for Wan, got {type(pipe).__name__}; use FreeSwim, which goes "
+            "beyond native size"
+        )
+    check_refinable(pipe, recipe)
+    with _positions_along_time(pipe, job):
+        native = job.native or native_size(pipe, *job.size)
+        video, told = job.video, {**job.call, **family.arguments, **guidance_of(pipe, recipe)}
+        if video is None:
+            name = f"sample {native[0]}x{native[1]}"
+            with timing.phases({name: job.steps}) as advance:
+                video = pipe(
+                    **told,
+                    width=native[0],
+                    height=native[1],
+                    num_inference_steps=job.steps,
+                    generator=torch.Generator().manual_seed(job.seed),
+                    output_type="pt",
+                    **counting_steps(pipe, partial(advance, name)),
+                ).frames.float()
+        reports: dict[str, Report] = {}
+        for stage in job.stages(tuple(video.shape[:-3:-1]), family.multiple):
+            name = f"refine to {stage.label}"
+            with timing.phases({name: recipe.executed_steps}) as advance:
+                call = told | {"generator": torch.Generator().manual_seed(job.seed + 1)}
+                video, found = refine_with(
+                    pipe, call, video, stage.size, recipe, family.codec, partial(advance, name)
+                )
+            reports |= job.labelled(stage, found)
+        return GeneratedVideo(video, native, timing.seconds, reports)
+
+
+def guidance_of(pipe: Any, recipe: FreeSwim) -> dict[str, float]:
+    """Returns the scale of classifier-free guidance as a pipeline takes it, if it does."""
+    known = inspect.signature(type(pipe).__call__).parameters
+    return {"guidance_scale": recipe.guidance_scale} if "guidance_scale" in known else {}
 
 
 def _positions_along_time(pipe: Any, job: VideoJob) -> ExitStack:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from dataclasses import KW_ONLY, dataclass, field, replace
+from math import sqrt
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from torch import Tensor
 
 from diffaccel.bindings.rope import Axis
 from diffaccel.errors import InputError
+from diffaccel.pipelines.image.job import plan_stages
 from diffaccel.pipelines.video.freeswim import FreeSwim
 from diffaccel.pipelines.video.long_video import TimeWindows
+
+if TYPE_CHECKING:
+    from diffaccel.attach.report import Report
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,6 +37,8 @@ class VideoJob:
         positions: How rotary positions along time change, for more frames than the model knows.
         image: First frame, with an image-to-video pipeline.
         video: (B, F, 3, h, w) in [0, 1], refined in place of a native sample.
+        arguments: Further arguments of the call of a stock pipeline other than Wan, such as masks
+            of embeddings.
 
     Raises:
         InputError: There are no steps, or `TimeWindows` are asked to start from something.
@@ -51,6 +58,7 @@ class VideoJob:
     positions: Axis | None = None
     image: Image.Image | None = None
     video: Tensor | None = field(default=None, repr=False)
+    arguments: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -78,6 +86,32 @@ class VideoJob:
         }
         given = {name: value for name, value in embeds.items() if value is not None}
         return given or {"prompt": self.prompt, "negative_prompt": self.negative_prompt}
+
+    @property
+    def call(self) -> dict[str, Any]:
+        """What is told, the first frame, and the length, as a stock pipeline takes them."""
+        image = {} if self.image is None else {"image": self.image}
+        told = {name: value for name, value in self.told.items() if value is not None}
+        return told | image | {"num_frames": self.frames} | self.arguments
+
+    def stages(self, start: tuple[int, int], multiple: int) -> tuple[VideoJob, ...]:
+        """Returns one job for each size that a clip passes through from a size on.
+
+        Args:
+            start: (width, height) in pixels.
+            multiple: Of which all sides are multiples.
+        """
+        if start == self.size or isinstance(self.recipe, TimeWindows):
+            return ()
+        side = round(sqrt(start[0] * start[1]))
+        _, *sizes = plan_stages(*self.size, side, self.recipe.max_upscale, multiple)
+        return tuple(replace(self, size=size) for size in sizes or [self.size])
+
+    def labelled(self, stage: VideoJob, reports: dict[str, Report]) -> dict[str, Report]:
+        """Names the reports of a stage, with its size where there are several."""
+        if stage.size == self.size:
+            return reports
+        return {f"{name} {stage.label}": report for name, report in reports.items()}
 
     @property
     def batch(self) -> int:

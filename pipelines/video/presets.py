@@ -7,6 +7,7 @@ from typing import Any
 
 from diffaccel.bindings.rope import Axis, Linear, Riflex
 from diffaccel.pipelines import embedded
+from diffaccel.pipelines.video.families import VIDEO_FAMILIES
 from diffaccel.pipelines.video.freeswim import FreeSwim
 from diffaccel.pipelines.video.generate import native_size
 from diffaccel.pipelines.video.long_video import TimeWindows
@@ -63,7 +64,11 @@ EMBEDDED_VIDEO_PRESET = VideoPreset(
 )
 
 
-def video_preset(source: str | Path) -> VideoPreset:
-    """Returns the preset of a Wan pipeline by what it is loaded from."""
-    is_embedded = Path(source).resolve() == embedded.EMBEDDED_VIDEO.resolve()
-    return EMBEDDED_VIDEO_PRESET if is_embedded else WAN
+def video_preset(source: str | Path, class_name: str = "WanPipeline") -> VideoPreset:
+    """Returns the preset of a pipeline by what it is loaded from, and by its class."""
+    if Path(source).resolve() == embedded.EMBEDDED_VIDEO.resolve():
+        return EMBEDDED_VIDEO_PRESET
+    family = VIDEO_FAMILIES.get(class_name)
+    if family is None:
+        return WAN
+    return VideoPreset(family.native, family.steps, family.recipe, latent_frames=1 << 30)
