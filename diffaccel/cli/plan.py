@@ -56,13 +56,11 @@ def print_plan(options: SampleOptions) -> int:
 def _image_plan(options: SampleOptions, device: str) -> tuple[Plan, str, tuple[int, int]]:
     from diffaccel.bindings import UnsupportedModelError
     from diffaccel.pipelines.embedded import EMBEDDED_IMAGE
-    from diffaccel.pipelines.image.job import check_size
     from diffaccel.pipelines.image.presets import named_preset
     from diffaccel.pipelines.plan.image import plan_image
+    from diffaccel.pipelines.plan.operations import attention_heads
     from diffaccel.pipelines.plan.skeleton import read_outline
 
-    if options.size:
-        check_size(*options.size)
     source = model_source(options.model) or EMBEDDED_IMAGE
     outline = read_outline(source)
     model: Any
@@ -77,25 +75,22 @@ def _image_plan(options: SampleOptions, device: str) -> tuple[Plan, str, tuple[i
         raise InputError(str(error)) from error
     name = "embedded model" if source == EMBEDDED_IMAGE else str(source)
     recipe = options.recipe or preset.recipe
-    return plan, f"{name}, recipe {recipe}", _heads(model)
+    return plan, f"{name}, recipe {recipe}", attention_heads(model)
 
 
 def _video_plan(options: SampleOptions, device: str) -> tuple[Plan, str, tuple[int, int]]:
+    from diffaccel.pipelines.plan.operations import attention_heads
     from diffaccel.pipelines.plan.skeleton import read_outline
     from diffaccel.pipelines.plan.video import plan_video
 
     check_video_options(options)
     outline = read_outline(video_source(options), is_video=True)
     plan = plan_video(outline, video_job(outline, None, options), device=device)
-    return plan, options.model or "embedded model", _heads(outline.transformer)
-
-
-def _heads(model: Any) -> tuple[int, int]:
-    """H and D of the first attention layer that a method may serve."""
-    from diffaccel.bindings import binding_of
-
-    module = model.get_submodule(binding_of(model).layers(model)[0].name)
-    return module.heads, module.inner_dim // module.heads
+    return (
+        plan,
+        options.model or "embedded model",
+        attention_heads(next(iter(outline.denoisers.values()))),
+    )
 
 
 def _described(phase: Phase, rates: Rates) -> str:

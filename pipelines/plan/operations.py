@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffaccel.bindings import AttentionLayer, ModelCall, binding_of
+from diffaccel.attach.attachment import add_attention_hook, remove_attention_hook
+from diffaccel.attach.call import AttentionCall, AttentionHook, Compute
+from diffaccel.bindings import AttentionLayer, binding_of
 from diffaccel.errors import InputError
 from diffaccel.layout import TokenLayout
 
@@ -46,14 +49,45 @@ def served_layers(model: Any, latents: tuple[int, ...], text: int) -> tuple[Serv
     """
     model = skeleton_of(model)
     binding = binding_of(model)
-    call = ModelCall(binding.example_call(model, latents, text), {})
-    found = []
-    for layer in binding.layers(model):
-        module = model.get_submodule(layer.name)
-        layout = binding.layout(model, call, layer)
-        layout = TokenLayout(layout.segments, binding.native(model, layer))
-        found.append(ServedLayer(layer, layout, module.heads, module.inner_dim // module.heads))
-    return tuple(found)
+    layers = binding.layers(model)
+    seen = SeenHeads()
+    names = tuple(layer.name for layer in layers)
+    add_attention_hook(model, seen, names)
+    try:
+        _call(model, binding.example_call(model, latents, text), latents)
+    finally:
+        remove_attention_hook(model, seen)
+    return tuple(
+        ServedLayer(layer, seen.layouts[layer.name], *seen.heads[layer.name])
+        for layer in layers
+        if layer.name in seen.layouts
+    )
+
+
+class SeenHeads(AttentionHook):
+    """Writes down what tokens and heads the layers of a call have."""
+
+    is_active = True
+
+    def __init__(self) -> None:
+        self.layouts: dict[str, TokenLayout] = {}
+        self.heads: dict[str, tuple[int, int]] = {}
+
+    def attend(self, call: AttentionCall, compute: Compute) -> Tensor:
+        layout = call.layout
+        if layout is not None and not (call.is_cross_attention or call.is_text_part):
+            self.layouts[call.layer.name] = layout
+            self.heads[call.layer.name] = call.query.shape[2], call.query.shape[3]
+        return compute(call)
+
+
+def attention_heads(model: Any) -> tuple[int, int]:
+    """Returns H and D of the first attention layer that a method may serve."""
+    binding = binding_of(model)
+    grid = binding.native(model, binding.layers(model)[0])
+    is_video = grid is not None and grid[0] > 1
+    first, *_ = served_layers(model, (3, 32, 32) if is_video else (32, 32), 16)
+    return first.heads, first.dim
 
 
 def other_flop(model: Any, latents: tuple[int, ...], text: int) -> float:
@@ -70,17 +104,21 @@ def other_flop(model: Any, latents: tuple[int, ...], text: int) -> float:
         InputError: The denoiser does not take latents of this size.
     """
     model = skeleton_of(model)
-    call = binding_of(model).example_call(model, latents, text)
+    with FlopCounterMode(display=False) as counter:
+        _call(model, binding_of(model).example_call(model, latents, text), latents)
+    served = sum(layer.dense_flop for layer in served_layers(model, latents, text))
+    return counter.get_total_flops() - served
+
+
+def _call(model: Any, arguments: dict[str, Any], latents: tuple[int, ...]) -> None:
     try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(**call)
+        with torch.no_grad():
+            model(**arguments)
     except (ValueError, RuntimeError) as error:
         raise InputError(
             f"{type(model).__name__} must take latents of {'x'.join(map(str, latents))} elements, "
             f"it does not ({str(error).splitlines()[0]}); choose another size"
         ) from error
-    served = sum(layer.dense_flop for layer in served_layers(model, latents, text))
-    return counter.get_total_flops() - served
 
 
 def autoencoder_flop(vae: Any, tiles: Mapping[tuple[int, int], int], part: str) -> float:

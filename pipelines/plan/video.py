@@ -18,7 +18,13 @@ from diffaccel.pipelines.plan.memory import PROGRAM, tokens_memory, weights_memo
 from diffaccel.pipelines.plan.operations import other_flop, served_layers
 from diffaccel.pipelines.plan.skeleton import Outline
 from diffaccel.pipelines.video.freeswim import FreeSwim
-from diffaccel.pipelines.video.generate import check_video_size, native_size
+from diffaccel.pipelines.video.generate import (
+    check_video_size,
+    family_of,
+    latent_size,
+    native_size,
+    pixels_per_token,
+)
 from diffaccel.pipelines.video.job import VideoJob
 from diffaccel.pipelines.video.long_video import TimeWindows
 from diffaccel.pipelines.windows import throughout
@@ -30,7 +36,7 @@ def plan_video(outline: Outline, job: VideoJob, *, device: str = "cpu") -> Plan:
     """Plans what `generate_video` will do with the same job.
 
     Args:
-        outline: A Wan pipeline.
+        outline: A video pipeline.
         job: What happens, and how it is made.
         device: Where it will run.
 
@@ -44,8 +50,8 @@ def plan_video(outline: Outline, job: VideoJob, *, device: str = "cpu") -> Plan:
         native = replace(job, size=job.native or native_size(outline, *job.size))
         rows = job.steps * _prompts(job.recipe)
         phases = [_phase(outline, native, "sample", job.steps, rows, device)]
-        if native.size != job.size:
-            phases.append(_refined_phase(outline, job, job.recipe, device))
+        for stage in job.stages(native.size, pixels_per_token(outline)):
+            phases.append(_refined_phase(outline, stage, job.recipe, device))
     return Plan(tuple(phases), parameter_count(outline), (NOTE,))
 
 
@@ -58,10 +64,9 @@ def _phase(
     outline: Outline, job: VideoJob, verb: str, steps: int, rows: int, device: str
 ) -> Phase:
     """A phase of stock attention; the others change what they do differently."""
-    model = outline.transformer
-    scale, step = outline.vae_scale_factor_spatial, outline.vae_scale_factor_temporal
-    latents = ((job.frames - 1) // step + 1, job.size[1] // scale, job.size[0] // scale)
-    text = binding_of(model).text_length
+    model = next(iter(outline.denoisers.values()))
+    latents = latent_size(outline, job.size, job.frames)
+    text = text_of(outline)
     layers = served_layers(model, latents, text)
     layout = layers[0].layout
     return Phase(
@@ -72,7 +77,7 @@ def _phase(
         rows=rows,
         dense_rows=rows,
         grid=layout.grid,
-        text=0,
+        text=layout.length - layout.visual.length,
         method="stock",
         shares=Shares(),
         attention_flop=sum(served.dense_flop for served in layers),
@@ -87,11 +92,11 @@ def _refined_phase(outline: Outline, job: VideoJob, recipe: FreeSwim, device: st
     steps = recipe.executed_steps
     prompts = _prompts(recipe)
     stock = _phase(outline, job, "refine to", steps, steps * prompts, device)
-    model, dtype = outline.transformer, dtype_on(device)
-    layers = served_layers(model, _latents(outline, stock), 0)
+    model, dtype = next(iter(outline.denoisers.values())), dtype_on(device)
+    layers = served_layers(model, latent_size(outline, job.size, job.frames), text_of(outline))
     method, ran = throughout(recipe.method), range(recipe.steps - steps, recipe.steps)
     windows, _ = shares_of(method, layers, model, outline, ran, device, always=True)
-    every = recipe.guide_every
+    every = recipe.guide_every if binding_of(model).text_layers(model) else None
     guided = 0 if every is None else len(range(0, steps, every))
     full = guided * (2 if recipe.guide_negative and prompts == 2 else 1)
     rows = steps * prompts + full
@@ -121,7 +126,8 @@ def _windows_phase(outline: Outline, job: VideoJob, windows: TimeWindows, device
     length = min(windows.length, latent_frames)
     count = sum(len(windows.starts(latent_frames, step)) for step in range(steps)) / steps
     share = length / latent_frames
-    layers = served_layers(outline.transformer, (length, *_latents(outline, whole)[1:]), 0)
+    sides = latent_size(outline, job.size, job.frames)[1:]
+    layers = served_layers(outline.transformer, (length, *sides), 0)
     # a row of a window costs the other work of its own length, attention of its length squared
     attended = min(1.0, count * share**2)
     return replace(
@@ -135,9 +141,12 @@ def _windows_phase(outline: Outline, job: VideoJob, windows: TimeWindows, device
     )  # fmt: skip
 
 
-def _latents(outline: Outline, phase: Phase) -> tuple[int, int, int]:
-    scale = outline.vae_scale_factor_spatial
-    return phase.grid[0], phase.size[1] // scale, phase.size[0] // scale
+def text_of(outline: Outline) -> int:
+    """Text tokens of a call, as the pipeline pads them."""
+    family = family_of(outline)
+    if family is not None and family.text:
+        return family.text
+    return binding_of(next(iter(outline.denoisers.values()))).text_length
 
 
 def _memory(outline: Outline, job: VideoJob, tokens: float, device: str) -> float:

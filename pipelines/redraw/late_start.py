@@ -31,6 +31,8 @@ class LateStart(_Scheduler):
         on_step: Called after each step.
     """
 
+    timesteps: Any
+    sigmas: Any
     strength: float = 1.0
     on_step: Callable[[], None] = staticmethod(lambda: None)
     _clean: Tensor | None = None
@@ -114,7 +116,8 @@ def starting_late(scheduler: Any, strength: float, on_step: Callable[[], None]) 
             "to redraw a picture the scheduler must be able to noise it, and "
             f"{type(scheduler).__name__} is not; set pipe.scheduler to a flow or DDIM scheduler"
         )
-    late = _late_class(type(scheduler)).from_config(scheduler.config)
+    kind: Any = type(scheduler)
+    late = _late_class(kind).from_config(scheduler.config)
     late.__dict__.update(scheduler.__dict__)
     late.strength, late.on_step = strength, on_step
     return late

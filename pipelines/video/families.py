@@ -24,6 +24,7 @@ class VideoFamily:
         frame_step: Frames per latent frame; a clip has 1 more than a multiple of it.
         steps: Denoising steps at native size.
         codec: How the pipeline holds its latents.
+        text: Text tokens that join the video's in self-attention, 0 where there are none.
         recipe: How to go above native size.
         arguments: Further arguments of every call.
     """
@@ -33,6 +34,7 @@ class VideoFamily:
     frame_step: int
     steps: int
     codec: LatentCodec = LatentCodec()
+    text: int = 0
     recipe: FreeSwim = FreeSwim()
     arguments: dict[str, object] = field(default_factory=dict)
 
@@ -43,14 +45,14 @@ VIDEO_FAMILIES: dict[str, VideoFamily] = {
     "AnimateDiffPipeline": VideoFamily((512, 512), 8, 1, 50, recipe=_NOISE),
     "AnyFlowPipeline": VideoFamily((832, 480), 16, 4, 50),
     "CogVideoXPipeline": VideoFamily(
-        (720, 480), 16, 4, 50, LatentCodec("frames-first"), recipe=_NOISE
+        (720, 480), 16, 4, 50, LatentCodec("frames-first"), text=226, recipe=_NOISE
     ),
-    "EasyAnimatePipeline": VideoFamily((512, 512), 16, 4, 50),
-    "HunyuanVideo15Pipeline": VideoFamily((848, 480), 16, 4, 50),
-    "HunyuanVideoPipeline": VideoFamily((1280, 720), 16, 4, 50),
+    "EasyAnimatePipeline": VideoFamily((512, 512), 16, 4, 50, text=256),
+    "HunyuanVideo15Pipeline": VideoFamily((848, 480), 16, 4, 50, text=1000),
+    "HunyuanVideoPipeline": VideoFamily((1280, 720), 16, 4, 50, text=256),
     "Kandinsky5T2VPipeline": VideoFamily((768, 512), 16, 4, 50, LatentCodec("channels-last")),
     "LTXPipeline": VideoFamily((704, 512), 32, 8, 50, LatentCodec("patches")),
-    "MochiPipeline": VideoFamily((848, 480), 16, 6, 64),
-    "MotifVideoPipeline": VideoFamily((1280, 736), 16, 4, 50),
+    "MochiPipeline": VideoFamily((848, 480), 16, 6, 64, text=256),
+    "MotifVideoPipeline": VideoFamily((1280, 736), 16, 4, 50, text=512),
     "SkyReelsV2Pipeline": VideoFamily((960, 544), 16, 4, 50),
 }

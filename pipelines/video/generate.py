@@ -86,6 +86,16 @@ def frame_step(pipe: Any) -> int:
     return pipe.vae_scale_factor_temporal if family is None else family.frame_step
 
 
+def latent_size(pipe: Any, size: tuple[int, int], frames: int) -> tuple[int, int, int]:
+    """Returns the latents of a video, (frames, rows, columns) in elements."""
+    length = (frames - 1) // frame_step(pipe) + 1
+    model = pipe.denoisers["unet"] if "unet" in pipe.denoisers else pipe.transformer
+    patch = model.config.get("patch_size") or 1
+    side = patch if isinstance(patch, int) else patch[-1]
+    multiple = pixels_per_token(pipe)
+    return length, size[1] // multiple * side, size[0] // multiple * side
+
+
 def family_of(pipe: Any) -> VideoFamily | None:
     """Returns how a stock pipeline other than Wan is called, None for Wan."""
     return VIDEO_FAMILIES.get(getattr(pipe, "class_name", type(pipe).__name__))
@@ -139,7 +149,7 @@ def generate_video(pipe: Any, job: VideoJob, *, timing: Timing | None = None) ->
         if video is None:
             video = _sample_native(pipe, job, job.recipe, native, timing)
         reports: dict[str, Report] = {}
-        for stage in job.stages(tuple(video.shape[:-3:-1]), pixels_per_token(pipe)):
+        for stage in job.stages((video.shape[-1], video.shape[-2]), pixels_per_token(pipe)):
             video, found = _enlarge(pipe, stage, job.recipe, video, timing)
             reports |= job.labelled(stage, found)
         return GeneratedVideo(video, native, timing.seconds, reports)
@@ -212,7 +222,7 @@ def _generate_with_stock(
                     **counting_steps(pipe, partial(advance, name)),
                 ).frames.float()
         reports: dict[str, Report] = {}
-        for stage in job.stages(tuple(video.shape[:-3:-1]), family.multiple):
+        for stage in job.stages((video.shape[-1], video.shape[-2]), family.multiple):
             name = f"refine to {stage.label}"
             with timing.phases({name: recipe.executed_steps}) as advance:
                 call = told | {"generator": torch.Generator().manual_seed(job.seed + 1)}

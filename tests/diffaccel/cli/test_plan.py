@@ -82,7 +82,7 @@ def test_a_sample_records_its_switches(tmp_path):
         (["--size", "100x100"], "multiples of 16"),
         (["--recipe", "magic"], "--recipe of an image must be one of direct"),
         (["--recipe", "freeswim"], "--recipe of an image must be one of direct"),
-        (["--frames", "5", "--recipe", "cascade"], "--recipe of a video must be one of freeswim"),
+        (["--frames", "5", "--recipe", "guided"], "--recipe of a video must be one of freeswim"),
         (["--frames", "5", "--rope", "ntk"], "--rope is for images"),
         (["--frames", "5", "--max-upscale", "2"], "--max-upscale is for images"),
         (["--method", "full", "--jitter"], "jitter moves the borders of windows"),

@@ -1,4 +1,4 @@
-"""Clips beyond native size on stock pipelines other than Wan: latents, two paths, low frequencies."""
+"""Clips beyond native size on stock pipelines other than Wan: latents, and what leads them."""
 
 from __future__ import annotations
 
