@@ -15,6 +15,14 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def _append(slices: list[slice], start: int, stop: int) -> None:
+    """Adds a run of tokens to those before, joined where they touch."""
+    if slices and slices[-1].stop == start:
+        start = slices.pop().start
+    if stop > start:
+        slices.append(slice(start, stop))
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """A run of consecutive tokens of one kind.
@@ -83,6 +91,8 @@ class TokenLayout:
         visual_slice: Where the visual tokens lie in the sequence; empty where there are none.
         exact_slices: Where text and condition tokens lie, in sequence order, neighbours joined:
             what methods attend exactly.
+        own_slices: Where text and visual tokens lie, in sequence order, neighbours joined: all
+            but the condition tokens.
 
     Example:
         >>> TokenLayout.image(64, 48, text_before=512).length
@@ -97,6 +107,7 @@ class TokenLayout:
     grid: Grid | Any = field(init=False, compare=False, repr=False)
     visual_slice: slice = field(init=False, compare=False, repr=False)
     exact_slices: tuple[slice, ...] = field(init=False, compare=False, repr=False)
+    own_slices: tuple[slice, ...] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "segments", tuple(self.segments))
@@ -121,14 +132,15 @@ class TokenLayout:
         """Derives what every attention call asks for, once."""
         visual, place, start = None, slice(0, 0), 0
         exact: list[slice] = []
+        own: list[slice] = []
         for part in self.segments:
             stop = start + part.length
             if part.kind == "visual":
                 visual, place = part, slice(start, stop)
-            elif part.length and exact and exact[-1].stop == start:
-                exact[-1] = slice(exact[-1].start, stop)
-            elif part.length:
-                exact.append(slice(start, stop))
+            else:
+                _append(exact, start, stop)
+            if part.kind != "condition":
+                _append(own, start, stop)
             start = stop
         text = sum(part.length for part in self.segments if part.kind == "text")
         facts = {
@@ -138,6 +150,7 @@ class TokenLayout:
             "grid": None if visual is None else visual.grid,
             "visual_slice": place,
             "exact_slices": tuple(exact),
+            "own_slices": tuple(own),
         }
         for name, fact in facts.items():
             object.__setattr__(self, name, fact)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
 from diffusers.models.attention_dispatch import (
     _templated_context_parallel_attention,
@@ -58,26 +59,36 @@ class AttentionCall:
         return self.attached.layer
 
     @property
+    def asking(self) -> tuple[slice, ...]:
+        """Where the queries lie, if they are a part of the sequence and the keys are all of it.
+
+        The part is the visual tokens, or these and the text; empty where it is anything else.
+        """
+        layout, count = self.layout, self.query.shape[1]
+        if layout is None or layout.visual is None:
+            return ()
+        if not count < self.key.shape[1] == layout.length:
+            return ()
+        if count == layout.visual.length:
+            return (layout.visual_slice,)
+        own = layout.own_slices
+        return own if count == sum(part.stop - part.start for part in own) else ()
+
+    @property
     def is_visual_part(self) -> bool:
-        """Whether the queries are the visual tokens alone, and the keys those of all tokens."""
-        layout = self.layout
-        return (
-            layout is not None
-            and layout.visual is not None
-            and self.key.shape[1] == layout.length
-            and self.query.shape[1] == layout.visual.length != layout.length
-        )
+        """Whether the queries are a part of the tokens, all visual ones among them."""
+        return bool(self.asking)
 
     @property
     def is_text_part(self) -> bool:
-        """Whether the text attends to itself, in models that do this in a call of its own."""
+        """Whether text or reference images attend to themselves, where they do this apart."""
         layout = self.layout
-        return (
-            self.attached.state.binding.attends_text_apart
-            and layout is not None
-            and layout.visual is not None
-            and self.query.shape[1] == self.key.shape[1] == layout.length - layout.visual.length
-        )
+        if not self.attached.state.binding.attends_text_apart or layout is None:
+            return False
+        if layout.visual is None or self.query.shape[1] != self.key.shape[1]:
+            return False
+        others = layout.length - layout.visual.length
+        return self.query.shape[1] in (others, others - layout.text_length)
 
     @property
     def is_cross_attention(self) -> bool:
@@ -86,17 +97,23 @@ class AttentionCall:
 
     def completed(self, rows: Tensor) -> Tensor:
         """Returns rows as the queries are, (B, N, H, D), with zeros for tokens that do not ask."""
-        if not self.is_visual_part:
+        asking = self.asking
+        if not asking:
             return rows
         layout: Any = self.layout
         whole = rows.new_zeros(len(rows), layout.length, *rows.shape[2:])
-        whole[:, layout.visual_slice] = rows
+        pieces = rows.split([part.stop - part.start for part in asking], 1)
+        for part, piece in zip(asking, pieces, strict=True):
+            whole[:, part] = piece
         return whole
 
     def asked(self, rows: Tensor) -> Tensor:
         """Returns those of the rows (B, N, ...) that the call asks for."""
-        layout: Any = self.layout
-        return rows[:, layout.visual_slice] if self.is_visual_part else rows
+        asking = self.asking
+        if not asking:
+            return rows
+        first, *others = (rows[:, part] for part in asking)
+        return torch.cat([first, *others], 1) if others else first
 
     @property
     def layout(self) -> TokenLayout | None:

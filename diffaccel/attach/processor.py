@@ -105,9 +105,16 @@ def redirected(call: Any) -> Callable[..., Any] | None:
     code = getattr(call, "__code__", None)
     if code is None or not _ATTENTION_NAMES & set(code.co_names):
         return None
-    shadow = _shadow(call.__globals__["__name__"])
-    copied = FunctionType(code, vars(shadow), call.__name__, call.__defaults__, call.__closure__)
-    copied.__kwdefaults__ = call.__kwdefaults__
+    return _copied(call, _shadow(call.__globals__["__name__"]))
+
+
+def _copied(function: Any, module: ModuleType) -> FunctionType:
+    """Returns the same code with the names of another module."""
+    copied = FunctionType(
+        function.__code__, vars(module), function.__name__, function.__defaults__,
+        function.__closure__,
+    )  # fmt: skip
+    copied.__kwdefaults__ = function.__kwdefaults__
     return copied
 
 
@@ -128,6 +135,10 @@ def _shadow(name: str) -> ModuleType:
         for key, value in vars(module).items():
             if value is F:
                 setattr(shadow, key, _shadow(F.__name__))
+            elif isinstance(value, FunctionType) and value.__globals__ is vars(module):
+                # Functions that a processor calls (FLUX.2 with cached references).
+                if _ATTENTION_NAMES & set(value.__code__.co_names):
+                    setattr(shadow, key, _copied(value, shadow))
     sys.modules[shadow.__name__] = shadow
     return shadow
 

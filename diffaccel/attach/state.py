@@ -126,7 +126,9 @@ class DenoiserState:
         groups = call.query.shape[2] // key.shape[2]
         if groups > 1:
             key, value = (x.repeat_interleave(groups, 2) for x in (key, value))
-        return AttentionInputs(call.completed(call.query), key, value, layout, scale, mask)
+        query, asking = call.completed(call.query), call.asking
+        exact = tuple(part for part in asking if part != layout.visual_slice) if asking else None
+        return AttentionInputs(query, key, value, layout, scale, mask, exact)
 
     def compute(self, call: AttentionCall, layout: TokenLayout, position: Position) -> Attended:
         """Answers a call that has no obstacle by the method."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from diffaccel.bindings.auraflow import AuraFlowBinding
 from diffaccel.bindings.base import (
     AttentionLayer,
     Binding,
@@ -13,14 +14,26 @@ from diffaccel.bindings.base import (
     processor_modules,
     set_processor,
 )
+from diffaccel.bindings.bria import BriaBinding, BriaFibo2Binding, BriaFiboBinding
 from diffaccel.bindings.cogvideox import CogVideoXBinding
-from diffaccel.bindings.flux import FluxBinding
+from diffaccel.bindings.ernie_image import ErnieImageBinding
+from diffaccel.bindings.flux import (
+    ChromaBinding,
+    Flux2Binding,
+    Flux3Binding,
+    FluxBinding,
+    Krea2Binding,
+    LongCatImageBinding,
+)
+from diffaccel.bindings.glm_image import GlmImageBinding
 from diffaccel.bindings.hunyuan_video import HunyuanVideoBinding
+from diffaccel.bindings.ideogram import IdeogramBinding
 from diffaccel.bindings.ltx import LTXVideoBinding
+from diffaccel.bindings.omnigen import OmniGenBinding
 from diffaccel.bindings.qwen_image import QwenImageBinding
 from diffaccel.bindings.refused import REFUSED
 from diffaccel.bindings.sd3 import SD3Binding
-from diffaccel.bindings.unet import UNetBinding
+from diffaccel.bindings.unet import DreamLiteBinding, UNetBinding
 from diffaccel.bindings.wan import WanBinding
 
 __all__ = [
@@ -46,6 +59,21 @@ BINDINGS: dict[str, Binding] = {
     "CogVideoXTransformer3DModel": CogVideoXBinding(),
     "LTXVideoTransformer3DModel": LTXVideoBinding(),
     "UNet2DConditionModel": UNetBinding(),
+    "Flux2Transformer2DModel": Flux2Binding("flux2"),
+    "Flux3Transformer2DModel": Flux3Binding("flux3"),
+    "ChromaTransformer2DModel": ChromaBinding("chroma"),
+    "Krea2Transformer2DModel": Krea2Binding("krea2"),
+    "LongCatImageTransformer2DModel": LongCatImageBinding("longcat-image"),
+    "OvisImageTransformer2DModel": FluxBinding("ovis-image"),
+    "BriaTransformer2DModel": BriaBinding("bria"),
+    "BriaFiboTransformer2DModel": BriaFiboBinding("bria-fibo"),
+    "BriaFibo2Transformer2DModel": BriaFibo2Binding(),
+    "AuraFlowTransformer2DModel": AuraFlowBinding(),
+    "ErnieImageTransformer2DModel": ErnieImageBinding(),
+    "GlmImageTransformer2DModel": GlmImageBinding(),
+    "Ideogram4Transformer2DModel": IdeogramBinding(),
+    "OmniGenTransformer2DModel": OmniGenBinding(),
+    "DreamLiteUNetModel": DreamLiteBinding(),
 }
 """Denoiser class name -> binding. Names, so that no model code is imported."""
 

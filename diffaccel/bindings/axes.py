@@ -144,19 +144,39 @@ class Riflex(Axis):
         return changed
 
 
-def waves(places: Tensor, dim: int, theta: float, axis: Axis | None) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (N, dim) fp32, each frequency twice, as diffusers lays them out."""
+def waves(
+    places: Tensor, dim: int, theta: float, axis: Axis | None, origins: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (N, dim) fp32, each frequency twice, as diffusers lays them out.
+
+    Args:
+        places: (N,) fp64.
+        dim: D of the axis.
+        theta: Base of the frequencies.
+        axis: What happens to them, None for nothing.
+        origins: (N,) fp64, the places from which scaled distances are counted; None for 0.
+    """
     order = torch.arange(0, dim, 2, dtype=torch.float64, device=places.device) / dim
-    frequencies = 1.0 / theta**order
-    amplitude = 1.0
-    if axis is not None:
-        frequencies, amplitude = axis.rescaled(frequencies), axis.amplitude
-    angles = torch.outer(places, frequencies)
+    turned = angles(places, 1.0 / theta**order, axis, origins)
+    amplitude = 1.0 if axis is None else axis.amplitude
     cosine, sine = (
         (amplitude * wave).repeat_interleave(2, dim=1).float()
-        for wave in (angles.cos(), angles.sin())
+        for wave in (turned.cos(), turned.sin())
     )
     return cosine, sine
+
+
+def angles(
+    places: Tensor, frequencies: Tensor, axis: Axis | None, origins: Tensor | None = None
+) -> Tensor:
+    """Angles (..., D / 2) in radians of places (...), of which only what lies beyond the origins
+    (...) is scaled."""
+    if axis is None:
+        return places[..., None] * frequencies
+    scaled = axis.rescaled(frequencies)
+    if origins is None:
+        return places[..., None] * scaled
+    return (places - origins)[..., None] * scaled + origins[..., None] * frequencies
 
 
 def _check_factor(factor: float) -> None:

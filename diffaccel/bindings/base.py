@@ -143,7 +143,8 @@ class Binding:
     """Whether pipelines fill a prompt up with zeros that are attended to like its tokens."""
 
     attends_text_apart: bool = False
-    """Whether text attends to itself in a call of its own, before visual queries see all."""
+    """Whether text or reference images attend to themselves in a call of their own, beside that
+    in which visual queries see all."""
 
     scales_rope: bool = False
     """Whether `scaled_rope` is defined."""
@@ -280,6 +281,12 @@ def patched(size: int, patch: int) -> int:
     if size < patch:
         raise LayoutUnknown(f"the latent has {size} elements on an axis of patches of {patch}")
     return size // patch
+
+
+def image_grid(latents: Tensor, patch: int) -> Grid:
+    """Returns the grid of tokens of one image of latents (B, C, h, w)."""
+    height, width = (patched(side, patch) for side in latents.shape[-2:])
+    return 1, height, width
 
 
 def target_and_references(images: list[tuple[int, int, int]]) -> tuple[Segment, ...]:

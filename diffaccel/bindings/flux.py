@@ -1,25 +1,23 @@
-"""Binding of FLUX.1."""
+"""Bindings of FLUX.1 and of what descends from it: packed images, text first."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import MethodType
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffaccel.bindings.axes import Axis, waves
+from diffaccel.bindings.axes import Axis
 from diffaccel.bindings.base import (
     AttentionLayer,
     Binding,
-    LayoutUnknown,
     ModelCall,
     target_and_references,
     told_native,
     zeros,
 )
+from diffaccel.bindings.position_ids import image_grids, scaled_embedding
 from diffaccel.layout import Grid, Segment, TokenLayout
 
 
@@ -27,15 +25,28 @@ class FluxBinding(Binding):
     """FLUX.1: text first, then the image, then reference images (Kontext).
 
     Latents arrive packed; only the position ids, (tokens, 3) with (image, row, column), tell the
-    grid. They are read once for each tensor, one wait for the device in a run.
+    grid. They are read once for each tensor, one wait for the device in a run. LongCat-Image and
+    Ovis-Image are called in the same way.
+
+    Args:
+        name: The model family.
     """
 
-    patterns = ((r"(single_)?transformer_blocks\.\d+\.attn", "joint"),)
-    block_outputs = ("encoder_hidden_states", "hidden_states")
+    patterns: tuple[tuple[str, str], ...] = (
+        (r"(single_)?transformer_blocks\.\d+\.attn", "joint"),
+    )
+    block_outputs: tuple[str, ...] = ("encoder_hidden_states", "hidden_states")
     scales_rope = True
+    id_axes = 3
+    """Axes of the position ids."""
+    patch = 2
+    """Latent elements along a side of a token."""
+
+    def __init__(self, name: str = "flux") -> None:
+        self.name = name
 
     def family(self, model: Any, pipe: Any) -> str:
-        return "flux"
+        return self.name
 
     def native(self, model: Any, layer: AttentionLayer) -> Grid | None:
         return told_native(model) or (1, 64, 64)  # 1024 pixels
@@ -48,70 +59,143 @@ class FluxBinding(Binding):
     def example_call(
         self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1
     ) -> dict[str, Any]:
-        rows, columns = (side // 2 for side in latents)
-        ids = torch.cartesian_prod(*(torch.arange(float(side)) for side in (1, rows, columns)))
+        rows, columns = (side // self.patch for side in latents)
         config = model.config
         call = {
             "hidden_states": zeros(model, batch, rows * columns, config.in_channels),
             "encoder_hidden_states": zeros(model, batch, text, config.joint_attention_dim),
-            "pooled_projections": zeros(model, batch, config.pooled_projection_dim),
             "timestep": zeros(model, batch),
-            "img_ids": ids,  # on the CPU, as the layout is read from their values
-            "txt_ids": torch.zeros(text, 3),
+            # On the CPU, as the layout is read from their values.
+            "img_ids": image_ids(rows, columns, self.id_axes),
+            "txt_ids": torch.zeros(text, self.id_axes),
         }
-        return call | ({"guidance": zeros(model, batch)} if config.guidance_embeds else {})
+        if config.get("pooled_projection_dim"):
+            call["pooled_projections"] = zeros(model, batch, config.pooled_projection_dim)
+        return call | ({"guidance": zeros(model, batch)} if config.get("guidance_embeds") else {})
 
-    @contextmanager
     def scaled_rope(
         self, model: Any, axes: tuple[Axis | None, Axis | None, Axis | None]
-    ) -> Iterator[None]:
-        # Exchanges the function from position ids (N, 3) to cosines and sines (N, D).
-        embedding = model.pos_embed
-
-        def forward(self: Any, ids: Tensor) -> tuple[Tensor, ...]:
-            tables = [
-                waves(ids[:, number].cpu().double(), dim, self.theta, axis)
-                for number, (dim, axis) in enumerate(zip(self.axes_dim, axes, strict=True))
-            ]
-            return tuple(torch.cat(parts, 1).to(ids.device) for parts in zip(*tables, strict=True))
-
-        embedding.forward = MethodType(forward, embedding)
-        try:
-            yield
-        finally:
-            del embedding.forward
+    ) -> AbstractContextManager[None]:
+        return scaled_embedding(model.pos_embed, axes)
 
 
-def image_grids(ids: Tensor) -> list[tuple[int, int, int]]:
-    """Reads the grids of consecutive images from their FLUX position ids.
+class LongCatImageBinding(FluxBinding):
+    """LongCat-Image: FLUX without pooled prompts."""
 
-    Ids may be scaled (position interpolation) or rounded (bf16 beyond 256): only their order
-    counts.
+    def example_call(
+        self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1
+    ) -> dict[str, Any]:
+        call = super().example_call(model, latents, text, batch)
+        del call["pooled_projections"]
+        return call
 
-    Args:
-        ids: (tokens, 3) or (B, tokens, 3): image index, row, column of each token.
 
-    Returns:
-        (1, height, width) of each image; the first is the one to denoise.
+class ChromaBinding(FluxBinding):
+    """Chroma: FLUX with a mask over text.
+
+    The mask of the stock pipelines is a float that is added to the scores, no key padding: with
+    it, attention runs dense. A bool mask, or none, is served.
     """
-    rows = (ids[0] if ids.ndim == 3 else ids).float().cpu()
-    starts = [0, *(_changes(rows[:, 0])), len(rows)]
-    images = [rows[start:stop] for start, stop in zip(starts, starts[1:], strict=False)]
-    return [(1, *_raster(image)) for image in images]
+
+    def example_call(
+        self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1
+    ) -> dict[str, Any]:
+        call = super().example_call(model, latents, text, batch)
+        tokens = text + call["hidden_states"].shape[1]
+        return call | {"attention_mask": zeros(model, batch, tokens) == 0}
 
 
-def _raster(image: Tensor) -> tuple[int, int]:
-    """Returns (height, width) of one image's ids, which must lie in raster order."""
-    width = next(iter(_changes(image[:, 1])), len(image))
-    if len(image) % width == 0:
-        grid = image.reshape(-1, width, 3)
-        is_row = (grid[..., 1] == grid[:, :1, 1]).all()
-        is_column = (grid[..., 2] == grid[:1, :, 2]).all()
-        if is_row and is_column:
-            return len(image) // width, width
-    raise LayoutUnknown("img_ids do not describe images in raster order")
+class Flux2Binding(FluxBinding):
+    """FLUX.2: text, the image, reference images; ids have (image, row, column, text token).
+
+    Klein with cached references puts these between text and image, and lets them attend to
+    themselves alone at the first step; then it passes their keys and values on.
+    """
+
+    attends_text_apart = True
+    id_axes = 4
+
+    def layout(self, model: Any, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
+        mode, cache = call.arguments.get("kv_cache_mode"), call.arguments.get("kv_cache")
+        images = call.read(call["img_ids"], image_grids)
+        text = Segment("text", call["encoder_hidden_states"].shape[1])
+        if mode == "cached" and cache is not None:
+            target, *_ = target_and_references(images)
+            return TokenLayout((text, Segment("condition", cache.num_ref_tokens), target))
+        if mode == "extract" and call.arguments.get("num_ref_tokens", 0) > 0:
+            target, *references = target_and_references([images[-1], *images[:-1]])
+            return TokenLayout((text, *references, target))
+        return TokenLayout((text, *target_and_references(images)))
 
 
-def _changes(values: Tensor) -> list[int]:
-    """Returns the positions at which a value differs from the one before."""
-    return (values[1:] != values[:-1]).nonzero().flatten().add(1).tolist()
+class Flux3Binding(FluxBinding):
+    """FLUX.3: blocks of the image alone, then text, the image and reference images together."""
+
+    patterns = (
+        (r"single_transformer_blocks\.\d+\.attn", "joint"),
+        (r"mode_blocks\.image\.\d+\.attn", "self"),
+    )
+    id_axes = 4
+
+    def skip_reason(self, name: str) -> str:
+        if name.startswith("txt_mode_blocks"):
+            return "text attends to itself"
+        return "reference images attend to themselves"
+
+    def layout(self, model: Any, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
+        images = call.read(call["img_ids"], image_grids)
+        if layer.kind == "self":
+            return TokenLayout(target_and_references(images))
+        ids = call.arguments.get("image_cond_ids")
+        references = [] if ids is None else call.read(ids, image_grids)
+        text = Segment("text", call["encoder_hidden_states"].shape[1])
+        return TokenLayout((text, *target_and_references([*images, *references])))
+
+    def example_call(
+        self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1
+    ) -> dict[str, Any]:
+        call = super().example_call(model, latents, text, batch)
+        return call | ({"target_timestep": zeros(model, batch)} if model.config.flow_map else {})
+
+
+class Krea2Binding(FluxBinding):
+    """Krea 2: text first, whose padding the attention mask excludes, then the image."""
+
+    patterns = ((r"transformer_blocks\.\d+\.attn", "joint"),)
+    block_outputs = ("hidden_states",)
+
+    def skip_reason(self, name: str) -> str:
+        return "text token refiner"
+
+    def layout(self, model: Any, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
+        text = call["encoder_hidden_states"].shape[1]
+
+        def grids(ids: Tensor) -> list[tuple[int, int, int]]:
+            return image_grids(ids[text:])
+
+        images = call.read(call["position_ids"], grids)
+        return TokenLayout((Segment("text", text), *target_and_references(images)))
+
+    def example_call(
+        self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1
+    ) -> dict[str, Any]:
+        rows, columns = (side // self.patch for side in latents)
+        config = model.config
+        text_size = (text, config.num_text_layers, config.text_hidden_dim)
+        return {
+            "hidden_states": zeros(model, batch, rows * columns, config.in_channels),
+            "encoder_hidden_states": zeros(model, batch, *text_size),
+            "timestep": zeros(model, batch),
+            "position_ids": torch.cat([torch.zeros(text, 3), image_ids(rows, columns, 3)]),
+        }
+
+    def scaled_rope(
+        self, model: Any, axes: tuple[Axis | None, Axis | None, Axis | None]
+    ) -> AbstractContextManager[None]:
+        return scaled_embedding(model.rotary_emb, axes)
+
+
+def image_ids(rows: int, columns: int, axes: int) -> Tensor:
+    """Returns position ids (rows * columns, axes) of one image: 0, row, column, and zeros."""
+    sides = (1, rows, columns, 1)[:axes]
+    return torch.cartesian_prod(*(torch.arange(float(side)) for side in sides))

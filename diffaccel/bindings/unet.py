@@ -75,3 +75,37 @@ class UNetBinding(Binding):
                 "time_ids": zeros(model, batch, sizes),
             }
         return call
+
+
+class DreamLiteBinding(UNetBinding):
+    """DreamLite: a canvas of the image to denoise, and the image to edit at its right.
+
+    Only the deep levels have self-attention.
+    """
+
+    text_length = 0
+
+    def family(self, model: Any, pipe: Any) -> str:
+        return "dreamlite"
+
+    def native(self, model: Any, layer: AttentionLayer) -> Grid | None:
+        side = (model.config.sample_size or 128) >> layer.level  # 1024 pixels
+        return 1, max(1, side), max(1, 2 * side)
+
+    def example_call(
+        self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1
+    ) -> dict[str, Any]:
+        height, width = latents
+        config = model.config
+        features = config.encoder_hid_dim or config.cross_attention_dim
+        call: dict[str, Any] = {
+            "sample": zeros(model, batch, config.in_channels, height, 2 * width),
+            "timestep": zeros(model, batch),
+            "encoder_hidden_states": zeros(model, batch, text, features),
+            "encoder_attention_mask": zeros(model, batch, text) == 0,
+        }
+        if config.addition_embed_type == "time":
+            numbers = config.projection_class_embeddings_input_dim
+            sizes = zeros(model, batch, numbers // config.addition_time_embed_dim)
+            call["added_cond_kwargs"] = {"time_ids": sizes}
+        return call

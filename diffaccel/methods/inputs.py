@@ -96,6 +96,7 @@ class AttentionInputs:
         layout: What the N tokens are.
         scale: Factor on the scores.
         mask: (B, N) bool, True where a token may be attended; None for all.
+        asking: Where the text and condition tokens lie whose rows are wanted; None for all.
     """
 
     query: Tensor
@@ -104,6 +105,7 @@ class AttentionInputs:
     layout: TokenLayout
     scale: float
     mask: Tensor | None
+    asking: tuple[slice, ...] | None = None
 
     @classmethod
     def checked(

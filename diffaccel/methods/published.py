@@ -57,6 +57,21 @@ PUBLISHED: dict[str, Published] = {
     "ltx": Published(),
     "sd15": Published(),
     "sdxl": Published(),
+    "flux2": Published(),
+    "flux3": Published(),
+    "chroma": Published(),
+    "krea2": Published(),
+    "longcat-image": Published(),
+    "ovis-image": Published(),
+    "bria": Published(),
+    "bria-fibo": Published(),
+    "bria-fibo2": Published(),
+    "auraflow": Published(),
+    "ernie-image": Published(),
+    "glm-image": Published(),
+    "ideogram4": Published(),
+    "omnigen": Published(),
+    "dreamlite": Published(),
 }
 
 
@@ -86,6 +101,8 @@ AGENTS: dict[str, AgentKnobs] = {
     "sd15": _AGENTSD,
     "sdxl": _AGENTSD,
     "sd3": AgentKnobs("pool", 1.0, 0.0),
+    "auraflow": AgentKnobs("pool", 1.0, 0.0),
+    "dreamlite": AgentKnobs("pool", 1.0, 0.0),
 }
 """The constants of the U-Nets are those of AgentSD (https://github.com/LeapLabTHU/Agent-Attention),
 published for SD 1.5. The others are own choices: rotated queries are not averaged."""

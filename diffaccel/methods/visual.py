@@ -30,7 +30,7 @@ class VisualMethod(ScheduledMethod):
         if need_gradients(query, inputs.key, inputs.value):
             return Attended(inputs.dense(), 1.0, GRADIENTS_NEEDED)
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        for rows in layout.exact_slices:
+        for rows in layout.exact_slices if inputs.asking is None else inputs.asking:
             output[:, rows] = inputs.dense_rows(rows)
         kept = self.attend_visual(inputs, position, output[:, layout.visual_slice])
         return Attended(output, total_density(kept, layout))

@@ -49,9 +49,10 @@ def test_interpolation_by_two_gives_every_other_token_the_position_of_the_one_be
         expected = plain.narrow(number, start, count)
         found = scaled.narrow(number, start, half)
         found = found.index_select(number, torch.arange(0, half, 2))
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=tiny.wave_error)
         last = scaled.select(number, tiny.grid[number] - 1)
-        assert not torch.allclose(last, plain.select(number, tiny.grid[number] - 1), atol=1e-5)
+        stock_last = plain.select(number, tiny.grid[number] - 1)
+        assert not torch.allclose(last, stock_last, atol=10 * tiny.wave_error)
     assert torch.equal(tiny.predict(), stock)
 
 
@@ -60,4 +61,4 @@ def test_a_factor_of_one_changes_nothing(name):
     tiny = MODELS[name]()
     stock = tiny.predict()
     with scaled_rope(tiny.model, frames=Linear(1.0), height=Linear(1.0), width=Linear(1.0)):
-        torch.testing.assert_close(tiny.predict(), stock, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(tiny.predict(), stock, rtol=1e-4, atol=tiny.wave_error)

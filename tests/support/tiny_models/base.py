@@ -35,11 +35,13 @@ class TinyModel:
             have one token. A list of samples has axes without b.
         predicted: The axes of the prediction, where they are others.
         start: Number of packed tokens before those to denoise.
+        predicted_start: The same of the prediction, where it is another.
         others: Regular expression over paths of layers over visual tokens that no method serves
             -> their tokens.
         skipped: Number of attention layers that no method serves.
         is_local: Whether nothing but attention mixes tokens; not so in U-Nets.
         origin: Index of the token whose rotary position is zero along each axis.
+        wave_error: By how much the rotary waves of the stock model are off.
         latent_size: Size of the latents in elements, (h, w) or (f, h, w), as
             `Binding.example_call` takes it.
         text: Text tokens of that example call.
@@ -53,10 +55,12 @@ class TinyModel:
     axes: str = "bnc"
     predicted: str = ""
     start: int = 0
+    predicted_start: int | None = None
     others: dict[str, TokenLayout] = field(default_factory=dict)
     skipped: int = 0
     is_local: bool = True
     origin: Grid = (0, 0, 0)
+    wave_error: float = 1e-5
     latent_size: tuple[int, ...] = ()
     text: int = 0
 
@@ -94,7 +98,8 @@ class TinyModel:
         """Returns by how much each token of the first sample moved, (frames, height, width)."""
         axes = self.predicted or self.axes
         axes = axes if "b" in axes else "b" + axes
-        start = self.start if "n" in axes else 0
+        start = self.start if self.predicted_start is None else self.predicted_start
+        start = start if "n" in axes else 0
         return tokens(after - before, axes, self.grid, start)[0].abs().flatten(3).amax(-1)
 
     @contextmanager
@@ -115,7 +120,7 @@ class TinyModel:
             if layout is not None and key.shape[-2] == layout.length:
                 window = window_mask(layout, blind_text)
                 if query.shape[-2] != layout.length:
-                    window = window[layout.visual_slice]
+                    window = window[asking(layout, query.shape[-2])]
                 given = args[0] if args else options.get("attn_mask")
                 assert not any(args[1:]) and not options.get("is_causal")
                 options["attn_mask"] = both(window, given)
@@ -187,6 +192,14 @@ def window_mask(layout: TokenLayout, blind_text: bool) -> Tensor:
         seen[:, part] = False
     seen[part, part] = visual
     return seen
+
+
+def asking(layout: TokenLayout, count: int) -> Tensor:
+    """Returns which tokens ask (N,) where `count` do: the visual ones, or these and the text."""
+    kinds = ("visual",) if count == layout.visual.length else ("visual", "text")
+    asks = torch.cat([torch.tensor([x.kind in kinds]).expand(x.length) for x in layout.segments])
+    assert int(asks.sum()) == count
+    return asks
 
 
 def both(window: Tensor, given: Tensor | None) -> Tensor:

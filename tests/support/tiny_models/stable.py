@@ -5,7 +5,7 @@ from __future__ import annotations
 import diffusers
 
 from diffaccel.layout import TokenLayout
-from tiny_models.base import TinyModel, built, noise
+from tiny_models.base import TinyModel, built, lengths, noise
 
 
 def sd3() -> TinyModel:
@@ -54,4 +54,30 @@ def unet() -> TinyModel:
     )  # fmt: skip
 
 
-MODELS = {"SD3Transformer2DModel": sd3, "UNet2DConditionModel": unet}
+def dreamlite() -> TinyModel:
+    """DreamLite: two images side by side; the deepest of three levels has self-attention."""
+    model = built(
+        diffusers.DreamLiteUNetModel, in_channels=4, out_channels=4, block_out_channels=(8, 8, 16),
+        layers_per_block=1, norm_num_groups=2, cross_attention_dim=16, attention_head_dim=2,
+        encoder_hid_dim=12, encoder_hid_dim_type="text_proj_rms", addition_embed_type="time",
+        addition_time_embed_dim=4, projection_class_embeddings_input_dim=24,
+    )  # fmt: skip
+    return TinyModel(
+        model,
+        {
+            "sample": noise(2, 4, 18, 52), "timestep": noise(2, seed=4),
+            "encoder_hidden_states": noise(2, 6, 12, seed=2),
+            "encoder_attention_mask": lengths(6, 6, 4),
+            "added_cond_kwargs": {"time_ids": noise(2, 6, seed=5)},
+        },
+        layouts={r".+\.attn1": TokenLayout.image(5, 13)},
+        grid=(1, 18, 52), latents="sample", axes="bchw", skipped=8, is_local=False,
+        latent_size=(18, 26), text=6,
+    )  # fmt: skip
+
+
+MODELS = {
+    "SD3Transformer2DModel": sd3,
+    "UNet2DConditionModel": unet,
+    "DreamLiteUNetModel": dreamlite,
+}
