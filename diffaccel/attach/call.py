@@ -70,13 +70,15 @@ class AttentionCall:
 
     @property
     def is_text_part(self) -> bool:
-        """Whether the text attends to itself, in models that do this in a call of its own."""
+        """Whether text (and images within it) attend to themselves, in models that do this apart.
+
+        They may do it part by part, each with all keys so far.
+        """
         layout = self.layout
+        if not self.attached.state.binding.attends_text_apart or layout is None:
+            return False
         return (
-            self.attached.state.binding.attends_text_apart
-            and layout is not None
-            and layout.visual is not None
-            and self.query.shape[1] == self.key.shape[1] == layout.length - layout.visual.length
+            layout.visual is not None and self.key.shape[1] <= layout.length - layout.visual.length
         )
 
     @property

@@ -14,13 +14,25 @@ from diffaccel.bindings.base import (
     set_processor,
 )
 from diffaccel.bindings.cogvideox import CogVideoXBinding
+from diffaccel.bindings.cogview import CogView3PlusBinding, CogView4Binding
+from diffaccel.bindings.discrete import Transformer2DBinding, UVitBinding
+from diffaccel.bindings.dit import DiTBinding, HunyuanDiTBinding, PixArtBinding
 from diffaccel.bindings.flux import FluxBinding
+from diffaccel.bindings.hidream import HiDreamBinding
+from diffaccel.bindings.hunyuan_image import HunyuanImageBinding
 from diffaccel.bindings.hunyuan_video import HunyuanVideoBinding
+from diffaccel.bindings.joy_image import JoyImageEditBinding, JoyImageEditPlusBinding
+from diffaccel.bindings.kandinsky3 import Kandinsky3Binding
 from diffaccel.bindings.ltx import LTXVideoBinding
+from diffaccel.bindings.lumina import Lumina2Binding, LuminaNextBinding
+from diffaccel.bindings.nucleus import NucleusBinding
+from diffaccel.bindings.prx import PRXBinding
 from diffaccel.bindings.qwen_image import QwenImageBinding
+from diffaccel.bindings.qwen_image21 import QwenImage21Binding
 from diffaccel.bindings.sd3 import SD3Binding
 from diffaccel.bindings.unet import UNetBinding
 from diffaccel.bindings.wan import WanBinding
+from diffaccel.bindings.z_image import ZImageBinding
 
 __all__ = [
     "BINDINGS",
@@ -43,6 +55,24 @@ BINDINGS: dict[str, Binding] = {
     "CogVideoXTransformer3DModel": CogVideoXBinding(),
     "LTXVideoTransformer3DModel": LTXVideoBinding(),
     "UNet2DConditionModel": UNetBinding(),
+    "ZImageTransformer2DModel": ZImageBinding(),
+    "Lumina2Transformer2DModel": Lumina2Binding(),
+    "HunyuanImageTransformer2DModel": HunyuanImageBinding(),
+    "QwenImage21Transformer2DModel": QwenImage21Binding(),
+    "HiDreamImageTransformer2DModel": HiDreamBinding(),
+    "CogView4Transformer2DModel": CogView4Binding(),
+    "CogView3PlusTransformer2DModel": CogView3PlusBinding(),
+    "PixArtTransformer2DModel": PixArtBinding(),
+    "HunyuanDiT2DModel": HunyuanDiTBinding(),
+    "DiTTransformer2DModel": DiTBinding(),
+    "LuminaNextDiT2DModel": LuminaNextBinding(),
+    "PRXTransformer2DModel": PRXBinding(),
+    "NucleusMoEImageTransformer2DModel": NucleusBinding(),
+    "JoyImageEditTransformer3DModel": JoyImageEditBinding(),
+    "JoyImageEditPlusTransformer3DModel": JoyImageEditPlusBinding(),
+    "Kandinsky3UNet": Kandinsky3Binding(),
+    "UVit2DModel": UVitBinding(),
+    "Transformer2DModel": Transformer2DBinding(),
 }
 """Denoiser class name -> binding. Names, so that no model code is imported."""
 

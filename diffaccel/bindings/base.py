@@ -136,6 +136,12 @@ class Binding:
     latents: str = "hidden_states"
     """Name of the argument that is denoised."""
 
+    unguided: str = ""
+    """Why no guidance can serve the family, "" where it can."""
+
+    one_prompt: str = ""
+    """Why guidance by a negative prompt inside of attention cannot, "" where it can."""
+
     text_length: int = 0
     """Tokens to which pipelines pad a prompt that is cross-attended; 0 where text is joint."""
 
@@ -178,6 +184,10 @@ class Binding:
             batch: B.
         """
         raise NotImplementedError
+
+    def timestep(self, call: ModelCall) -> Tensor | float | None:
+        """Returns the timestep of a call, largest for pure noise; None where it has none."""
+        return call.arguments.get("timestep")
 
     def longest_text(self, model: Any) -> int | None:
         """Returns how many text tokens a denoiser takes at most, None where any number."""
