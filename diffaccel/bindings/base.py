@@ -140,7 +140,7 @@ class Binding:
     """Why no guidance can serve the family, "" where it can."""
 
     one_prompt: str = ""
-    """Why guidance by a negative prompt inside of attention cannot, "" where it can."""
+    """Why `NormalizedAttention`, which needs two prompts in a call, cannot, "" where it can."""
 
     text_length: int = 0
     """Tokens to which pipelines pad a prompt that is cross-attended; 0 where text is joint."""
@@ -150,6 +150,10 @@ class Binding:
 
     attends_text_apart: bool = False
     """Whether text attends to itself in a call of its own, before visual queries see all."""
+
+    mixes_text: str = ""
+    """Regular expression over paths of layers whose blocks get text and visual tokens in one
+    tensor."""
 
     scales_rope: bool = False
     """Whether `scaled_rope` is defined."""
@@ -277,6 +281,11 @@ def told_native(model: Any) -> Grid | None:
 def zeros(model: Any, *shape: int) -> Tensor:
     """Returns zeros in the dtype and on the device of a denoiser."""
     return torch.zeros(shape, dtype=model.dtype, device=model.device)
+
+
+def reversed_time(time: Any) -> Any:
+    """Returns the timestep where a model's time runs from noise, 0, to the image, 1."""
+    return None if time is None else 1 - time
 
 
 def patched(size: int, patch: int) -> int:

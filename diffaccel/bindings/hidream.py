@@ -31,6 +31,7 @@ class HiDreamBinding(Binding):
     patterns = ((r"(double|single)_stream_blocks\.\d+\.block\.attn1", "joint"),)
     block_outputs = ("hidden_states", "encoder_hidden_states")
     batches_prompts = True
+    mixes_text = r"single_stream_blocks\..+"
     one_prompt = "its text comes from two encoders"
     scales_rope = True
 

@@ -17,7 +17,6 @@ class Kandinsky3Binding(UNetBinding):
         (r"(down|up)_blocks\.\d+\.attentions\.\d+\.attention", "cross"),
     )
     block_outputs = ("x",)
-    one_prompt = "its text also enters by the time embedding"
     text_length = 128
 
     def family(self, model: Any, pipe: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from diffaccel.bindings.axes import Axis
@@ -14,6 +15,7 @@ from diffaccel.bindings.base import (
     LayoutUnknown,
     ModelCall,
     patched,
+    reversed_time,
     zeros,
 )
 from diffaccel.bindings.rotary import exchanged, scaled_tables
@@ -25,14 +27,13 @@ class LuminaNextBinding(Binding):
 
     patterns = ((r"layers\.\d+\.attn1", "self"), (r"layers\.\d+\.attn2", "cross"))
     batches_prompts = True
-    one_prompt = "its text also enters by the time embedding"
     text_length = 256
 
     def family(self, model: Any, pipe: Any) -> str:
         return "lumina-next"
 
     def timestep(self, call: ModelCall) -> Tensor | float | None:
-        return 1 - call["timestep"]  # the model's time runs from noise, 0, to the image
+        return reversed_time(super().timestep(call))
 
     def native(self, model: Any, layer: AttentionLayer) -> Grid | None:
         config = model.config
@@ -67,6 +68,7 @@ class Lumina2Binding(LuminaNextBinding):
 
     patterns = ((r"noise_refiner\.\d+\.attn", "self"), (r"layers\.\d+\.attn", "joint"))
     batches_prompts = False
+    mixes_text = r"layers\..+"
     one_prompt = "its image begins where the text of a sample ends"
     text_length = 0
     scales_rope = True
@@ -95,8 +97,10 @@ class Lumina2Binding(LuminaNextBinding):
             "hidden_states": zeros(model, batch, config.in_channels, *latents),
             "timestep": zeros(model, batch),
             "encoder_hidden_states": zeros(model, batch, text, config.cap_feat_dim),
-            # On the CPU, as the layout is read from its values.
-            "encoder_attention_mask": zeros(model, 0).cpu().new_ones(batch, text).long(),
+            # Never on the meta device, as the layout is read from its values.
+            "encoder_attention_mask": torch.ones(batch, text, dtype=torch.long).to(
+                "cpu" if model.device.type == "meta" else model.device
+            ),
         }
 
     def scaled_rope(

@@ -34,6 +34,7 @@ class QwenImage21Binding(Binding):
 
     patterns = ((r"transformer_blocks\.\d+\.attn", "joint"),)
     attends_text_apart = True
+    mixes_text = r".+"
     one_prompt = "its text is causal and not a part of the sequence by itself"
     scales_rope = True
 

@@ -15,6 +15,7 @@ from diffaccel.bindings.base import (
     LayoutUnknown,
     ModelCall,
     patched,
+    reversed_time,
     told_native,
     zeros,
 )
@@ -37,6 +38,7 @@ class ZImageBinding(Binding):
         (r"layers\.\d+\.attention", "joint"),
     )
     block_outputs = ("x",)
+    mixes_text = r"layers\..+"
     unguided = "its samples and predictions come in lists"
     latents = "x"
     scales_rope = True
@@ -48,7 +50,7 @@ class ZImageBinding(Binding):
         return told_native(model) or (1, 64, 64)  # 1024 pixels
 
     def timestep(self, call: ModelCall) -> Tensor | float | None:
-        return 1 - call["t"]  # the model's time runs from noise, 0, to the image
+        return reversed_time(call.arguments.get("t"))
 
     def layout(self, model: Any, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
         samples, texts, features = call["x"], call["cap_feats"], call.arguments.get("siglip_feats")

@@ -52,7 +52,8 @@ def served_layers(model: Any, latents: tuple[int, ...], text: int) -> tuple[Serv
         module = model.get_submodule(layer.name)
         layout = binding.layout(model, call, layer)
         layout = TokenLayout(layout.segments, binding.native(model, layer))
-        found.append(ServedLayer(layer, layout, module.heads, module.inner_dim // module.heads))
+        dim = getattr(module, "head_dim", None) or module.inner_dim // module.heads
+        found.append(ServedLayer(layer, layout, module.heads, dim))
     return tuple(found)
 
 

@@ -130,7 +130,7 @@ def pass_through(block: nn.Module, binding: Binding) -> Callable[..., Any]:
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind_partial(None, *args, **kwargs).arguments
-        outputs = tuple(given[name] for name in names)
+        outputs = tuple(given[name] for name in names if given.get(name) is not None)
         return outputs if len(outputs) > 1 else outputs[0]
 
     return forward

@@ -19,18 +19,18 @@ def kandinsky3() -> TinyModel:
     return TinyModel(
         model,
         {
-            "sample": noise(2, 4, 40, 56), "timestep": torch.tensor([3, 7]),
+            "sample": noise(2, 4, 32, 48), "timestep": torch.tensor([3, 7]),
             "encoder_hidden_states": noise(2, 6, 16, seed=2),
             "encoder_attention_mask": lengths(6, 6, 4).float(),
         },
         layouts={
             rf"(down_blocks\.{level}|up_blocks\.{3 - level})\.attentions\.0\.attention": (
-                TokenLayout.image(40 >> level, 56 >> level)
+                TokenLayout.image(32 >> level, 48 >> level)
             )
             for level in (1, 2, 3)
         },
-        grid=(1, 40, 56), latents="sample", axes="bchw", skipped=13, is_local=False,
-        latent_size=(40, 56), text=6,
+        grid=(1, 32, 48), latents="sample", axes="bchw", skipped=13, is_local=False,
+        latent_size=(32, 48), text=6,
     )  # fmt: skip
 
 
