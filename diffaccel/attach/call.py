@@ -81,14 +81,16 @@ class AttentionCall:
 
     @property
     def is_text_part(self) -> bool:
-        """Whether text or reference images attend to themselves, where they do this apart."""
+        """Whether text (and images within it) attend to themselves, in models that do this apart.
+
+        They may do it part by part, each with all keys so far.
+        """
         layout = self.layout
         if not self.attached.state.binding.attends_text_apart or layout is None:
             return False
-        if layout.visual is None or self.query.shape[1] != self.key.shape[1]:
-            return False
-        others = layout.length - layout.visual.length
-        return self.query.shape[1] in (others, others - layout.text_length)
+        return (
+            layout.visual is not None and self.key.shape[1] <= layout.length - layout.visual.length
+        )
 
     @property
     def is_cross_attention(self) -> bool:

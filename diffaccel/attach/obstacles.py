@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from diffusers.hooks.layer_skip import AttentionScoreSkipFunctionMode
+from torch import Tensor
 from torch.overrides import _get_current_function_mode_stack
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ def unsupported_mask(call: AttentionCall) -> str:
     """Of masks, methods know key padding."""
     if call.mask is None:
         return ""
+    if not isinstance(call.mask, Tensor):
+        return "a block mask of flex attention is not key padding"
     if call.attached.state.padding_mask(call) is None:
         return f"an attention mask of shape {tuple(call.mask.shape)} is not key padding"
     return ""

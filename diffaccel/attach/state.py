@@ -68,7 +68,7 @@ class DenoiserState:
         call = ModelCall.of(model, args, kwargs, self._readings)
         if self.method is not None:
             pipe = running_pipeline(model)
-            if self.method.begin_call(call.arguments.get("timestep"), pipe):
+            if self.method.begin_call(self.binding.timestep(call), pipe):
                 self._warn_of_lost(model)
         streams: dict[tuple[str, int], TokenLayout | str] = {}
         for layer in self.layers:
@@ -158,8 +158,11 @@ class DenoiserState:
             batch, length = call.key.shape[:2]
             layout = None if call.is_visual_part else call.layout
             rows = slice(None) if layout is None else layout.visual_slice
+            written = mask
+            if call.dispatch is not None and mask.shape == (batch, length):
+                written = mask[:, None, None]  # diffusers' dispatcher takes it as key padding
             # Keeping the mask keeps its id from being given to another one.
-            known = self._masks[id(mask)] = (mask, as_padding_mask(mask, batch, length, rows))
+            known = self._masks[id(mask)] = (mask, as_padding_mask(written, batch, length, rows))
         return known[1]
 
     def never_called(self, attached: AttachedLayer) -> None:
@@ -240,7 +243,7 @@ def as_padding_mask(
     """Returns an attention mask as (B, N) key padding, None where it is anything else.
 
     Key padding that is written out for every query or head is recognised, which waits for the
-    device.
+    device unless it is expanded.
 
     Args:
         mask: As for SDPA: bool, or floats added to the logits.
@@ -255,7 +258,8 @@ def as_padding_mask(
         mask = mask[:, :, rows]
     for axis in (1, 2):
         first = mask[:, :1] if axis == 1 else mask[:, :, :1]
-        if mask.shape[axis] > 1 and not (mask == first).all():
+        is_expanded = mask.shape[axis] == 1 or mask.stride(axis) == 0
+        if not is_expanded and not (mask == first).all():
             return None
         mask = first
     mask = mask.reshape(-1, length).expand(batch, length)

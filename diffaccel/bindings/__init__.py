@@ -16,6 +16,9 @@ from diffaccel.bindings.base import (
 )
 from diffaccel.bindings.bria import BriaBinding, BriaFibo2Binding, BriaFiboBinding
 from diffaccel.bindings.cogvideox import CogVideoXBinding
+from diffaccel.bindings.cogview import CogView3PlusBinding, CogView4Binding
+from diffaccel.bindings.discrete import Transformer2DBinding, UVitBinding
+from diffaccel.bindings.dit import DiTBinding, HunyuanDiTBinding, PixArtBinding
 from diffaccel.bindings.ernie_image import ErnieImageBinding
 from diffaccel.bindings.flux import (
     ChromaBinding,
@@ -26,15 +29,24 @@ from diffaccel.bindings.flux import (
     LongCatImageBinding,
 )
 from diffaccel.bindings.glm_image import GlmImageBinding
+from diffaccel.bindings.hidream import HiDreamBinding
+from diffaccel.bindings.hunyuan_image import HunyuanImageBinding
 from diffaccel.bindings.hunyuan_video import HunyuanVideoBinding
 from diffaccel.bindings.ideogram import IdeogramBinding
+from diffaccel.bindings.joy_image import JoyImageEditBinding, JoyImageEditPlusBinding
+from diffaccel.bindings.kandinsky3 import Kandinsky3Binding
 from diffaccel.bindings.ltx import LTXVideoBinding
+from diffaccel.bindings.lumina import Lumina2Binding, LuminaNextBinding
+from diffaccel.bindings.nucleus import NucleusBinding
 from diffaccel.bindings.omnigen import OmniGenBinding
+from diffaccel.bindings.prx import PRXBinding
 from diffaccel.bindings.qwen_image import QwenImageBinding
+from diffaccel.bindings.qwen_image21 import QwenImage21Binding
 from diffaccel.bindings.refused import REFUSED
 from diffaccel.bindings.sd3 import SD3Binding
 from diffaccel.bindings.unet import DreamLiteBinding, UNetBinding
 from diffaccel.bindings.wan import WanBinding
+from diffaccel.bindings.z_image import ZImageBinding
 
 __all__ = [
     "BINDINGS",
@@ -74,6 +86,24 @@ BINDINGS: dict[str, Binding] = {
     "Ideogram4Transformer2DModel": IdeogramBinding(),
     "OmniGenTransformer2DModel": OmniGenBinding(),
     "DreamLiteUNetModel": DreamLiteBinding(),
+    "ZImageTransformer2DModel": ZImageBinding(),
+    "Lumina2Transformer2DModel": Lumina2Binding(),
+    "HunyuanImageTransformer2DModel": HunyuanImageBinding(),
+    "QwenImage21Transformer2DModel": QwenImage21Binding(),
+    "HiDreamImageTransformer2DModel": HiDreamBinding(),
+    "CogView4Transformer2DModel": CogView4Binding(),
+    "CogView3PlusTransformer2DModel": CogView3PlusBinding(),
+    "PixArtTransformer2DModel": PixArtBinding(),
+    "HunyuanDiT2DModel": HunyuanDiTBinding(),
+    "DiTTransformer2DModel": DiTBinding(),
+    "LuminaNextDiT2DModel": LuminaNextBinding(),
+    "PRXTransformer2DModel": PRXBinding(),
+    "NucleusMoEImageTransformer2DModel": NucleusBinding(),
+    "JoyImageEditTransformer3DModel": JoyImageEditBinding(),
+    "JoyImageEditPlusTransformer3DModel": JoyImageEditPlusBinding(),
+    "Kandinsky3UNet": Kandinsky3Binding(),
+    "UVit2DModel": UVitBinding(),
+    "Transformer2DModel": Transformer2DBinding(),
 }
 """Denoiser class name -> binding. Names, so that no model code is imported."""
 

@@ -136,6 +136,12 @@ class Binding:
     latents: str = "hidden_states"
     """Name of the argument that is denoised."""
 
+    unguided: str = ""
+    """Why no guidance can serve the family, "" where it can."""
+
+    one_prompt: str = ""
+    """Why `NormalizedAttention`, which needs two prompts in a call, cannot, "" where it can."""
+
     text_length: int = 0
     """Tokens to which pipelines pad a prompt that is cross-attended; 0 where text is joint."""
 
@@ -145,6 +151,10 @@ class Binding:
     attends_text_apart: bool = False
     """Whether text or reference images attend to themselves in a call of their own, beside that
     in which visual queries see all."""
+
+    mixes_text: str = ""
+    """Regular expression over paths of layers whose blocks get text and visual tokens in one
+    tensor."""
 
     scales_rope: bool = False
     """Whether `scaled_rope` is defined."""
@@ -185,6 +195,10 @@ class Binding:
             batch: B.
         """
         raise NotImplementedError
+
+    def timestep(self, call: ModelCall) -> Tensor | float | None:
+        """Returns the timestep of a call, largest for pure noise; None where it has none."""
+        return call.arguments.get("timestep")
 
     def longest_text(self, model: Any) -> int | None:
         """Returns how many text tokens a denoiser takes at most, None where any number."""
@@ -274,6 +288,11 @@ def told_native(model: Any) -> Grid | None:
 def zeros(model: Any, *shape: int) -> Tensor:
     """Returns zeros in the dtype and on the device of a denoiser."""
     return torch.zeros(shape, dtype=model.dtype, device=model.device)
+
+
+def reversed_time(time: Any) -> Any:
+    """Returns the timestep where a model's time runs from noise, 0, to the image, 1."""
+    return None if time is None else 1 - time
 
 
 def patched(size: int, patch: int) -> int:

@@ -21,8 +21,9 @@ def scaled_rope(
     """Returns a context in which the rotary position embedding of a denoiser is scaled.
 
     Args:
-        model: A transformer whose binding `scales_rope`, such as FLUX or Wan.
-        frames: What happens to the frame axis (in FLUX: the image index); None for nothing.
+        model: A denoiser with rotary positions.
+        frames: What happens to the frame axis (in FLUX: the image index; in Z-Image and Lumina 2:
+            the place in the text); None for nothing.
         height: What happens to rows.
         width: What happens to columns.
 
@@ -31,7 +32,7 @@ def scaled_rope(
     """
     binding = binding_of(model)
     if not binding.scales_rope:
-        known = " and ".join(name for name, binding in BINDINGS.items() if binding.scales_rope)
+        known = ", ".join(name for name, binding in BINDINGS.items() if binding.scales_rope)
         raise UnsupportedModelError(
             f"rotary positions can be scaled in {known}, got {type(model).__name__}; leave them "
             "as they are"

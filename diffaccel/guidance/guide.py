@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 SHARED = frozenset({"image_rotary_emb", "img_ids", "txt_ids"})  # arguments without a batch axis
+SECOND = frozenset({"encoder_hidden_states_llama3"})  # arguments whose second axis is the batch
 
 
 class GuidanceState:
@@ -116,12 +117,17 @@ class Guide:
     def __init__(
         self, state: GuidanceState, model: nn.Module, perturbation: Any, scale: float
     ) -> None:
+        self._binding = binding_of(model)
+        if self._binding.unguided:
+            raise ModelError(
+                f"{type(model).__name__} cannot be guided: {self._binding.unguided}; use "
+                "set_attn_processor alone"
+            )
         self.perturbation = perturbation
         self.scale = scale
         self._state = state
         self._model: Callable[[], Any] = weakref.ref(model)
         self._rows = PromptRows()
-        self._binding = binding_of(model)
         self._layers = self._binding.layers(model)
         self._inside = False
         self._run = state.run
@@ -221,7 +227,7 @@ class Guide:
             return None
         self._model = weakref.ref(model)
         self._call = ModelCall.of(model, args, kwargs, {})
-        self._state.begin_call(model, self._call.arguments.get("timestep"))
+        self._state.begin_call(model, self._binding.timestep(self._call))
         if self._run != self._state.run:
             self._run = self._state.run
             self._rows.forget_run()
@@ -245,6 +251,8 @@ def on_batch(value: Any, count: int, change: Callable[[Tensor], Tensor], name: s
     """Changes every tensor of a call that has `count` rows, inside of containers too."""
     if name in SHARED:
         return value
+    if name in SECOND:
+        return on_batch(value.transpose(0, 1), count, change).transpose(0, 1)
     if isinstance(value, Tensor):
         return change(value) if value.ndim and len(value) == count else value
     if isinstance(value, dict):

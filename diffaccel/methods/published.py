@@ -72,6 +72,23 @@ PUBLISHED: dict[str, Published] = {
     "ideogram4": Published(),
     "omnigen": Published(),
     "dreamlite": Published(),
+    "z-image": Published(),
+    "lumina2": Published(),
+    "hunyuan-image": Published(),
+    "qwen-image-2.1": Published(),
+    "hidream": Published(),
+    "cogview4": Published(),
+    "cogview3": Published(),
+    "pixart": Published(),
+    "hunyuan-dit": Published(),
+    "dit": Published(),
+    "lumina-next": Published(),
+    "prx": Published(),
+    "nucleus": Published(),
+    "joy-image": Published(),
+    "kandinsky3": Published(),
+    "amused": Published(),
+    "vq-diffusion": Published(),
 }
 
 

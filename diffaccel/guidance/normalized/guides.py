@@ -25,7 +25,11 @@ from diffaccel.guidance.guide import (
     with_prediction,
 )
 from diffaccel.guidance.normalized.config import NormalizedAttention
-from diffaccel.guidance.normalized.negative_prompt import MASKS, lengthened, negative_prompt_of
+from diffaccel.guidance.normalized.negative_prompt import (
+    lengthened,
+    masks_of,
+    negative_prompt_of,
+)
 from diffaccel.layout import TokenLayout
 
 READS_ROWS = frozenset({"faster_cache", "first_block_cache", "sea_cache"})
@@ -86,7 +90,7 @@ class JointGuide(NormalizedGuide):
         own, present = self._negative.length, arguments["encoder_hidden_states"].shape[1]
         length = max(own, present)
         self._keys = None
-        if own != present and all(arguments.get(name) is None for name in MASKS):
+        if own != present and not masks_of(arguments):
             lengths = torch.tensor([present] * rows + [own] * rows, device=self.latents.device)
             self._keys = torch.arange(length, device=lengths.device) < lengths[:, None]
         self._masks: dict[TokenLayout, Tensor] = {}
@@ -95,8 +99,9 @@ class JointGuide(NormalizedGuide):
         doubled = on_batch(arguments, rows, lambda t: torch.cat([t, t]))
         for name, tensor in negative.items():
             doubled[name] = torch.cat([arguments[name], tensor])
-        if isinstance(arguments.get("img_shapes"), list):
-            doubled["img_shapes"] = arguments["img_shapes"] * 2
+        for name in ("img_shapes", "shape_list"):  # one entry per sample
+            if isinstance(arguments.get(name), list):
+                doubled[name] = arguments[name] * 2
         self.is_active = True
         self._started = perf_counter()
         return (), doubled
@@ -114,24 +119,26 @@ class JointGuide(NormalizedGuide):
 
     def attend(self, call: AttentionCall, compute: Compute) -> Tensor:
         """Guides the image tokens of an attention output (2 B, N, H, D)."""
-        if call.is_cross_attention:
+        if call.is_cross_attention or call.is_text_part:
             return compute(call)
         layout = call.inputs().layout
         if self._keys is not None and layout.text_length:
-            call = replace(call, mask=self._mask(layout, call.query.shape[1]))
+            call = replace(call, mask=self._mask(layout))
         output = compute(call)
-        half, image = len(output) // 2, layout.visual_slice
+        half = len(output) // 2
+        image = slice(None) if call.is_visual_part else layout.visual_slice
         guided = self.perturbation.combined(output[:half, image], output[half:, image], self.scale)
         output = output.clone()
         output[:half, image] = output[half:, image] = guided
         return output
 
-    def _mask(self, layout: TokenLayout, tokens: int) -> Tensor:
+    def _mask(self, layout: TokenLayout) -> Tensor:
         """Returns which tokens are attended to, (2 B, 1, 1, N); one tensor for each layout."""
         if layout not in self._masks:
             keys: Any = self._keys
-            mask = keys.new_ones(len(keys), tokens)
-            text = layout.visual_slice.stop if layout.visual_slice.start == 0 else 0
+            mask = keys.new_ones(len(keys), layout.length)
+            kinds = [segment.kind for segment in layout.segments]
+            text = sum(part.length for part in layout.segments[: kinds.index("text")])
             mask[:, text : text + keys.shape[1]] = keys
             self._masks[layout] = mask[:, None, None]
         return self._masks[layout]
@@ -214,6 +221,11 @@ def normalized_guide(
 ) -> Guide:
     """Makes the guide that suits how a denoiser attends to its text."""
     binding = binding_of(model)
+    if binding.one_prompt:
+        raise ModelError(
+            f"NormalizedAttention cannot guide {type(model).__name__}: {binding.one_prompt}; use "
+            "HeadPerturbation or SkipLayers"
+        )
     layers = binding.layers(model)
     if any(layer.kind == "joint" for layer in layers):
         if scale > 0 and perturbation.strength > 0:

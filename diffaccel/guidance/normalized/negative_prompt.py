@@ -12,7 +12,13 @@ from torch import Tensor
 
 from diffaccel.guidance.normalized.config import NormalizedAttention
 
-MASKS = ("encoder_attention_mask", "encoder_hidden_states_mask")
+MASKS = (
+    "encoder_attention_mask",
+    "encoder_hidden_states_mask",
+    "encoder_mask",
+    "attention_mask",
+)
+"""Names that masks of the text have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +50,17 @@ class NegativePrompt:
         present = arguments["encoder_hidden_states"]
         text = filled_up(self.embeddings.to(present.device, present.dtype), length)
         replaced = {"encoder_hidden_states": text.expand(rows, -1, -1)}
-        for name in MASKS:
-            mask = arguments.get(name)
-            if mask is not None:
-                own = (torch.arange(length, device=mask.device) < self.length).to(mask.dtype)
-                replaced[name] = own.expand(rows, -1)
+        for name, mask in masks_of(arguments).items():
+            own = (torch.arange(length, device=mask.device) < self.length).to(mask.dtype)
+            replaced[name] = own.expand(rows, -1)
         return replaced
+
+
+def masks_of(arguments: dict[str, Any]) -> dict[str, Tensor]:
+    """Returns the masks (B, T) of the text in a model call, by name."""
+    text = arguments["encoder_hidden_states"].shape[:2]
+    found = {name: arguments.get(name) for name in MASKS}
+    return {name: mask for name, mask in found.items() if mask is not None and mask.shape == text}
 
 
 def lengthened(arguments: dict[str, Any], length: int) -> dict[str, Any]:
@@ -57,9 +68,8 @@ def lengthened(arguments: dict[str, Any], length: int) -> dict[str, Any]:
     longer = {"encoder_hidden_states": filled_up(arguments["encoder_hidden_states"], length)}
     if arguments.get("txt_ids") is not None:
         longer["txt_ids"] = filled_up(arguments["txt_ids"], length)
-    for name in MASKS:
-        if arguments.get(name) is not None:
-            longer[name] = filled_up(arguments[name][..., None], length)[..., 0]
+    for name, mask in masks_of(arguments).items():
+        longer[name] = filled_up(mask[..., None], length)[..., 0]
     return longer
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 
 from diffaccel.attach.attachment import add_attention_hook, remove_attention_hook
 from diffaccel.attach.call import AttentionCall, AttentionHook, Compute
-from diffaccel.bindings import binding_of
+from diffaccel.bindings import Binding, binding_of
+from diffaccel.bindings.base import forward_signature
+from diffaccel.errors import ModelError
 from diffaccel.guidance.perturb.blocks import PermuteTokens, SkipLayers
 from diffaccel.guidance.perturb.heads import HeadPerturbation
 
@@ -37,6 +40,9 @@ class Damage:
         self._binding = binding_of(model)
         self._layers = self._binding.layers(model)
         self._hook: DamagedHeads | None = None
+        if isinstance(perturbation, PermuteTokens):
+            touched = [self._layers[index].name for index in perturbation.layers]
+            _refuse_mixed(model, self._binding, touched)
         if isinstance(perturbation, HeadPerturbation):
             self._hook = DamagedHeads(perturbation)
             names = tuple(self._layers[index].name for index in perturbation.touched)
@@ -75,6 +81,19 @@ class Damage:
         model = self._model()
         if model is not None and self._hook is not None:
             remove_attention_hook(model, self._hook)
+
+
+def _refuse_mixed(model: nn.Module, binding: Binding, names: list[str]) -> None:
+    """Raises ModelError where text would be shuffled with the visual tokens, or no tokens come."""
+    for name in names:
+        block: Any = type(model.get_submodule(name.rpartition(".")[0]))
+        has_tokens = "hidden_states" in forward_signature(block).parameters
+        if not has_tokens or re.fullmatch(binding.mixes_text, name):
+            raise ModelError(
+                f"PermuteTokens needs blocks that get visual tokens alone, those of {name} in "
+                f"{type(model).__name__} get {'text too' if has_tokens else 'images'}; use other "
+                "layers, or SkipLayers"
+            )
 
 
 class DamagedHeads(AttentionHook):

@@ -100,6 +100,8 @@ class DifferenceGuide(Guide):
             stack.enter_context(self._damage.active(model, self._state.step))
             if shares:
                 stack.enter_context(self._prefix.replayed(model, rows))
+            if kwargs.get("kv_cache_mode") == "extract":  # keys of the sound model are kept
+                kwargs = {**kwargs, "kv_cache": None, "kv_cache_mode": None}
             if rows != slice(None):
                 args, kwargs = (on_batch(x, count, lambda t: t[rows]) for x in (args, kwargs))
             output = model(*args, **kwargs)[0]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import diffusers
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,11 +32,12 @@ class TinyModel:
         grid: (frames, height, width) of the tokens to denoise, at least 4 high and so wide that
             some tokens lie further apart than all layers together reach by `WINDOW`.
         latents: Name of the argument that is denoised.
-        axes: Its axes by letter: b, c, f, h, w, or n for packed tokens; axes that are missing
-            have one token. A list of samples has axes without b.
+        axes: Its axes by letter: b, c, f, h, w, i for images of which the last one is denoised,
+            or n for packed tokens; axes that are missing have one token. A list of samples, or of
+            lists of images of which the last one is denoised, has axes without b.
         predicted: The axes of the prediction, where they are others.
         start: Number of packed tokens before those to denoise.
-        predicted_start: The same of the prediction, where it is another.
+        predicted_start: The same in the prediction, where it is another number.
         others: Regular expression over paths of layers over visual tokens that no method serves
             -> their tokens.
         skipped: Number of attention layers that no method serves.
@@ -68,7 +70,9 @@ class TinyModel:
     def predict(self, arguments: dict[str, Any] | None = None) -> Tensor:
         """Calls the model and returns its prediction, samples of a list stacked."""
         given = self.arguments if arguments is None else arguments
-        output = self.model(**given, return_dict=False)[0]
+        options = {} if isinstance(self.model, diffusers.UVit2DModel) else {"return_dict": False}
+        output = self.model(**given, **options)
+        output = output[0] if isinstance(output, tuple) else output
         return torch.stack(list(output)) if isinstance(output, list) else output
 
     def layer_names(self) -> set[str]:
@@ -79,20 +83,20 @@ class TinyModel:
         """Returns the arguments, one visual token of the first sample changed."""
         given = self.arguments[self.latents]
         if isinstance(given, list):
-            first = given[0].clone()
+            images = given[0] if isinstance(given[0], list) else given[:1]
+            first = images[-1].clone()
             view = tokens(first[None], "b" + self.axes, self.grid, self.start)
-            latents: Any = [first, *given[1:]]
+            is_nested = images is given[0]
+            latents: Any = [[*images[:-1], first] if is_nested else first, *given[1:]]
         else:
             latents = given.clone()
             view = tokens(latents, self.axes, self.grid, self.start)
-        view[0][place] += 1.0
+        view[0][place] += 1
         return {**self.arguments, self.latents: latents}
 
     def uniform(self) -> dict[str, Any]:
         """Returns the arguments, all visual tokens with the same content."""
-        given = self.arguments[self.latents]
-        ones = [torch.ones_like(x) for x in given] if isinstance(given, list) else given * 0 + 1
-        return {**self.arguments, self.latents: ones}
+        return {**self.arguments, self.latents: ones_like(self.arguments[self.latents])}
 
     def moved(self, before: Tensor, after: Tensor) -> Tensor:
         """Returns by how much each token of the first sample moved, (frames, height, width)."""
@@ -165,8 +169,11 @@ def _leave(running: list[str], *_: Any) -> None:
 
 def tokens(tensor: Tensor, axes: str, grid: Grid, start: int = 0) -> Tensor:
     """Views a tensor as (B, frames, height, width, ...), what follows being one token."""
+    if "i" in axes:
+        tensor, axes = tensor.select(axes.index("i"), -1), axes.replace("i", "")
     if "n" in axes:
         count = grid[0] * grid[1] * grid[2]
+        tensor = tensor.movedim(axes.index("n"), 1)
         return tensor[:, start : start + count].unflatten(1, grid)
     for axis in "fhw":
         if axis not in axes:
@@ -175,6 +182,13 @@ def tokens(tensor: Tensor, axes: str, grid: Grid, start: int = 0) -> Tensor:
     for number, side in zip((3, 2, 1), reversed(grid), strict=True):
         moved = moved.unflatten(number, (side, -1))
     return moved.permute(0, 1, 3, 5, 2, 4, 6, 7)
+
+
+def ones_like(latents: Any) -> Any:
+    """Returns ones instead of a tensor, of a list of tensors, of a list of such lists."""
+    if isinstance(latents, list):
+        return [ones_like(part) for part in latents]
+    return torch.ones_like(latents)
 
 
 def window_mask(layout: TokenLayout, blind_text: bool) -> Tensor:

@@ -1,0 +1,257 @@
+"""Guidance on every bound class, against stock attention that is damaged or guided by hand."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
+from tiny_models import MODELS
+
+from diffaccel import (
+    HeadPerturbation,
+    NormalizedAttention,
+    PermuteTokens,
+    SkipLayers,
+    set_guidance,
+)
+from diffaccel.attach.state import state_of
+from diffaccel.bindings import binding_of
+from diffaccel.errors import ModelError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SCALE = 3.0
+UNGUIDED = [name for name, build in MODELS.items() if binding_of(build().model).unguided]
+GUIDED = [name for name in MODELS if name not in UNGUIDED]
+JOINT = {
+    "FluxTransformer2DModel",
+    "CogView4Transformer2DModel",
+    "CogView3PlusTransformer2DModel",
+    "PRXTransformer2DModel",
+    "NucleusMoEImageTransformer2DModel",
+    "JoyImageEditTransformer3DModel:references",
+    "JoyImageEditPlusTransformer3DModel",
+}
+MASKS = ("encoder_hidden_states_mask", "attention_mask")
+
+
+class Held(DiffusionPipeline):
+    """A pipeline that calls a tiny model as it is told to."""
+
+    guidance_scale = 1.0
+    do_classifier_free_guidance = False
+
+    def __init__(self, transformer, scheduler):
+        super().__init__()
+        self.register_modules(transformer=transformer, scheduler=scheduler)
+        scheduler.set_timesteps(2)
+
+    @torch.no_grad()
+    def __call__(self, arguments):
+        return self.transformer(**arguments, return_dict=False)[0]
+
+
+def held(tiny):
+    return Held(tiny.model, FlowMatchEulerDiscreteScheduler())
+
+
+@contextmanager
+def attention_changed(tiny, change, names=None):
+    """Within it, SDPA of the layers answers change(plain, query, key, value, mask, layout)."""
+    plain, running = F.scaled_dot_product_attention, []
+
+    def changed(query, key, value, attn_mask=None, *args, **options):
+        layout = tiny._layout(running[-1], tiny.layouts) if running else None
+        options.setdefault("attn_mask", attn_mask)
+        if layout is None or key.shape[-2] != layout.length:
+            return plain(query, key, value, **options)
+        return change(partial(plain, **options), query, key, value, options["attn_mask"], layout)
+
+    handles = []
+    for name in tiny.layer_names() if names is None else names:
+        module = tiny.model.get_submodule(name)
+        enter, leave = partial(_enter, running, name), partial(_leave, running)
+        handles += [
+            module.register_forward_pre_hook(enter),
+            module.register_forward_hook(leave, always_call=True),
+        ]
+    F.scaled_dot_product_attention = changed
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = plain
+        for handle in handles:
+            handle.remove()
+
+
+def _enter(running, name, *_):
+    running.append(name)
+
+
+def _leave(running, *_):
+    running.pop()
+
+
+def itself(plain, query, key, value, mask, layout):
+    """Every token sees itself alone."""
+    value = value.repeat_interleave(query.shape[1] // value.shape[1], 1)
+    return value if query.shape[-2] == layout.length else value[:, :, layout.visual_slice]
+
+
+@pytest.mark.parametrize("name", GUIDED)
+def test_perturbed_attention_guidance_is_its_formula(name):
+    tiny = MODELS[name]()
+    layers = binding_of(tiny.model).layers(tiny.model)
+    stock = tiny.predict()
+    with attention_changed(tiny, itself, [layers[-1].name]):
+        damaged = tiny.predict()
+    assert not torch.allclose(damaged, stock, atol=1e-4)
+    pipe = held(tiny)
+    pag = HeadPerturbation(layers=(len(layers) - 1,))
+    with set_guidance(pipe, pag, scale=SCALE) as guidance:
+        output = pipe(tiny.arguments)
+        assert guidance.report().guided_steps == 1
+    expected = stock + SCALE * (stock - damaged)
+    torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-4)
+    assert torch.equal(pipe(tiny.arguments), stock)
+
+
+@pytest.mark.parametrize("name", GUIDED)
+def test_a_skipped_last_layer_and_a_shared_prefix_fit_every_class(name):
+    tiny = MODELS[name]()
+    layers = binding_of(tiny.model).layers(tiny.model)
+    pipe = held(tiny)
+    stock = pipe(tiny.arguments)
+    with set_guidance(pipe, SkipLayers((len(layers) - 1,)), scale=SCALE) as guidance:
+        output = pipe(tiny.arguments)
+        assert guidance.report().guided_steps == 1
+    assert output.isfinite().all() and not torch.allclose(output, stock, atol=1e-4)
+    assert torch.equal(pipe(tiny.arguments), stock)
+
+
+@pytest.mark.parametrize("name", UNGUIDED)
+def test_what_no_guidance_can_serve_says_why(name):
+    tiny = MODELS[name]()
+    with pytest.raises(ModelError, match="cannot be guided: its|cannot be guided: it"):
+        set_guidance(held(tiny), HeadPerturbation(layers=(0,)))
+    assert state_of(tiny.model) is None
+
+
+@pytest.mark.parametrize("name", GUIDED)
+def test_tokens_are_shuffled_only_where_text_is_apart(name):
+    tiny = MODELS[name]()
+    binding = binding_of(tiny.model)
+    layers = binding.layers(tiny.model)
+    pipe = held(tiny)
+    if name.startswith(("QwenImage21", "Lumina2", "HiDream", "Kandinsky3")):
+        with pytest.raises(ModelError, match="visual tokens alone"):
+            set_guidance(pipe, PermuteTokens((len(layers) - 1,)))
+    else:
+        stock = pipe(tiny.arguments)
+        with set_guidance(pipe, PermuteTokens((len(layers) - 1,)), scale=SCALE):
+            assert not torch.allclose(pipe(tiny.arguments), stock, atol=1e-4)
+
+
+def doubled(tiny, negative):
+    """The arguments of a call with the negative prompt in a second half, and whose keys count."""
+    arguments = dict(tiny.arguments)
+    text = arguments["encoder_hidden_states"]
+    length, own = text.shape[1], negative.shape[1]
+    both = {
+        key: torch.cat([x, x]) if isinstance(x, torch.Tensor) and len(x) == 2 else x
+        for key, x in arguments.items()
+        if key not in ("img_ids", "txt_ids")
+    }
+    both |= {key: x * 2 for key, x in arguments.items() if isinstance(x, list)}
+    filled = F.pad(negative, (0, 0, 0, length - own)).expand(2, -1, -1)
+    both["encoder_hidden_states"] = torch.cat([text, filled])
+    counts = torch.arange(length) < torch.tensor([length, length, own, own])[:, None]
+    for key in MASKS:
+        if key in both:
+            both[key][2:] = counts[2:].to(both[key].dtype)
+    return arguments | both, counts
+
+
+@pytest.mark.parametrize("name", sorted(JOINT))
+def test_a_negative_prompt_inside_of_joint_attention_is_its_formula(name):
+    tiny = MODELS[name]()
+    width = tiny.arguments["encoder_hidden_states"].shape[-1]
+    negative = torch.randn(1, 4, width, generator=torch.Generator().manual_seed(9))
+    method = NormalizedAttention(negative)
+    arguments, counts = doubled(tiny, negative)
+
+    def guided(plain, query, key, value, mask, layout):
+        seen = torch.ones(4, layout.length, dtype=torch.bool)
+        place = 0
+        for segment in layout.segments:
+            if segment.kind == "text":
+                seen[:, place : place + segment.length] = counts
+            place += segment.length
+        seen = seen[:, None, None] if mask is None else mask
+        output = plain(query, key, value, attn_mask=seen)
+        whole = query.shape[-2] == layout.length
+        rows = layout.visual_slice if whole else slice(None)
+        plus, minus = (half[:, :, rows].transpose(1, 2) for half in output.chunk(2))
+        pushed = plus + SCALE * (plus - minus)
+        norm, grown = (x.abs().sum((-2, -1), keepdim=True) for x in (plus, pushed))
+        limited = pushed * (norm * method.limit / grown).clamp(max=1)
+        mixed = (method.blend * limited + (1 - method.blend) * plus).transpose(1, 2)
+        output = output.clone()
+        output[:, :, rows] = torch.cat([mixed, mixed])
+        return output
+
+    with attention_changed(tiny, guided):
+        expected = tiny.predict(arguments)[:2]
+    pipe = held(tiny)
+    stock = pipe(tiny.arguments)
+    assert not torch.allclose(expected, stock, atol=1e-3)
+    with set_guidance(pipe, method, scale=SCALE):
+        torch.testing.assert_close(pipe(tiny.arguments), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", ["PixArtTransformer2DModel", "LuminaNextDiT2DModel", "Kandinsky3UNet"]
+)
+def test_the_prompt_itself_as_a_negative_one_beside_it_changes_nothing(name):
+    """Cross-attention: the negative text has a mask of its own, whatever its name."""
+    tiny = MODELS[name]()
+    arguments = {
+        key: x[:1] if isinstance(x, torch.Tensor) and len(x) == 2 else x
+        for key, x in tiny.arguments.items()
+    }
+    text = arguments["encoder_hidden_states"]
+    mask = next(
+        x for key, x in arguments.items() if key in ("encoder_attention_mask", "encoder_mask")
+    )
+    mask[:, 4:] = 0
+    pipe = held(tiny)
+    stock = pipe(arguments)
+    with set_guidance(pipe, NormalizedAttention(text[:, :4]), scale=SCALE):
+        torch.testing.assert_close(pipe(arguments), stock, rtol=1e-3, atol=2e-5)
+    with set_guidance(pipe, NormalizedAttention(text[:, 4:]), scale=SCALE):
+        assert not torch.allclose(pipe(arguments), stock, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in GUIDED if binding_of(MODELS[name]().model).one_prompt]
+)
+def test_models_that_cannot_be_called_with_two_prompts_refuse_a_negative_one(name):
+    tiny = MODELS[name]()
+    with pytest.raises(ModelError, match="NormalizedAttention cannot guide"):
+        set_guidance(held(tiny), NormalizedAttention(torch.zeros(1, 4, 8)))
+
+
+def test_the_damaged_model_keeps_no_keys():
+    """Qwen-Image 2.1 keeps the keys of the first step: those of the sound model."""
+    tiny = MODELS["QwenImage21Transformer2DModel:references"]()
+    stock, guided = QwenImage21KVCache(2), QwenImage21KVCache(2)
+    pipe = held(tiny)
+    pipe(tiny.arguments | {"kv_cache": stock, "kv_cache_mode": "extract"})
+    with set_guidance(pipe, SkipLayers((0,)), scale=SCALE):
+        pipe(tiny.arguments | {"kv_cache": guided, "kv_cache_mode": "extract"})
+    for mine, theirs in zip(guided.layer_caches, stock.layer_caches, strict=True):
+        assert torch.equal(mine.k, theirs.k) and torch.equal(mine.v, theirs.v)
