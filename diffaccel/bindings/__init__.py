@@ -20,7 +20,14 @@ from diffaccel.bindings.ltx import LTXVideoBinding
 from diffaccel.bindings.qwen_image import QwenImageBinding
 from diffaccel.bindings.sd3 import SD3Binding
 from diffaccel.bindings.unet import UNetBinding
-from diffaccel.bindings.wan import WanBinding
+from diffaccel.bindings.wan import (
+    AnyFlowBinding,
+    ChronoEditBinding,
+    SkyReelsV2Binding,
+    WanAnimateBinding,
+    WanBinding,
+    WanVACEBinding,
+)
 
 __all__ = [
     "BINDINGS",
@@ -43,6 +50,11 @@ BINDINGS: dict[str, Binding] = {
     "CogVideoXTransformer3DModel": CogVideoXBinding(),
     "LTXVideoTransformer3DModel": LTXVideoBinding(),
     "UNet2DConditionModel": UNetBinding(),
+    "WanVACETransformer3DModel": WanVACEBinding(),
+    "WanAnimateTransformer3DModel": WanAnimateBinding(),
+    "SkyReelsV2Transformer3DModel": SkyReelsV2Binding(),
+    "ChronoEditTransformer3DModel": ChronoEditBinding(),
+    "AnyFlowTransformer3DModel": AnyFlowBinding(),
 }
 """Denoiser class name -> binding. Names, so that no model code is imported."""
 

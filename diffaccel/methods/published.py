@@ -57,6 +57,11 @@ PUBLISHED: dict[str, Published] = {
     "ltx": Published(),
     "sd15": Published(),
     "sdxl": Published(),
+    "wan-vace": Published(),
+    "wan-animate": Published(),
+    "skyreels-v2": Published(),
+    "chronoedit": Published(),
+    "anyflow": Published(),
 }
 
 

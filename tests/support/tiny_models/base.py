@@ -34,6 +34,7 @@ class TinyModel:
         axes: Its axes by letter: b, c, f, h, w, or n for packed tokens; axes that are missing
             have one token. A list of samples has axes without b.
         predicted: The axes of the prediction, where they are others.
+        per_token: Names of other arguments that differ from token to token.
         start: Number of packed tokens before those to denoise.
         others: Regular expression over paths of layers over visual tokens that no method serves
             -> their tokens.
@@ -52,6 +53,7 @@ class TinyModel:
     latents: str = "hidden_states"
     axes: str = "bnc"
     predicted: str = ""
+    per_token: tuple[str, ...] = ()
     start: int = 0
     others: dict[str, TokenLayout] = field(default_factory=dict)
     skipped: int = 0
@@ -88,7 +90,8 @@ class TinyModel:
         """Returns the arguments, all visual tokens with the same content."""
         given = self.arguments[self.latents]
         ones = [torch.ones_like(x) for x in given] if isinstance(given, list) else given * 0 + 1
-        return {**self.arguments, self.latents: ones}
+        alike = {name: torch.zeros_like(self.arguments[name]) for name in self.per_token}
+        return {**self.arguments, **alike, self.latents: ones}
 
     def moved(self, before: Tensor, after: Tensor) -> Tensor:
         """Returns by how much each token of the first sample moved, (frames, height, width)."""
@@ -102,16 +105,17 @@ class TinyModel:
         """Within it, visual tokens see only their window of visual tokens, and all others.
 
         Args:
-            blind_text: Whether text and condition tokens see no visual ones, so that nothing
-                moves further than the windows do.
+            blind_text: Whether text and condition tokens see no visual ones, and layers that no
+                method serves have windows too, so that nothing moves further than the windows do.
         """
         running: list[str] = []
+        windows = self.layouts | (self.others if blind_text else {})
         plain = F.scaled_dot_product_attention
 
         def masked(
             query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any
         ) -> Tensor:
-            layout = self._layout(running[-1], self.layouts | self.others) if running else None
+            layout = self._layout(running[-1], windows) if running else None
             if layout is not None and key.shape[-2] == layout.length:
                 window = window_mask(layout, blind_text)
                 if query.shape[-2] != layout.length:
