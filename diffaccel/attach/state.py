@@ -149,7 +149,7 @@ class DenoiserState:
         per mask and model call: all layers get the same one.
         """
         mask = call.mask
-        if mask is None:
+        if not isinstance(mask, Tensor):  # FlexAttention has masks of its own
             return None
         known = self._masks.get(id(mask))
         if known is None:
@@ -253,7 +253,8 @@ def as_padding_mask(
         mask = mask[:, :, rows]
     for axis in (1, 2):
         first = mask[:, :1] if axis == 1 else mask[:, :, :1]
-        if mask.shape[axis] > 1 and not (mask == first).all():
+        is_expanded = mask.stride(axis) == 0
+        if mask.shape[axis] > 1 and not is_expanded and not (mask == first).all():
             return None
         mask = first
     mask = mask.reshape(-1, length).expand(batch, length)

@@ -15,7 +15,12 @@ from diffaccel.bindings.base import (
 )
 from diffaccel.bindings.cogvideox import CogVideoXBinding
 from diffaccel.bindings.flux import FluxBinding
-from diffaccel.bindings.hunyuan_video import HunyuanVideoBinding
+from diffaccel.bindings.hunyuan_video import (
+    FramepackBinding,
+    HunyuanVideo15Binding,
+    HunyuanVideoBinding,
+    MotifVideoBinding,
+)
 from diffaccel.bindings.ltx import LTXVideoBinding
 from diffaccel.bindings.qwen_image import QwenImageBinding
 from diffaccel.bindings.sd3 import SD3Binding
@@ -55,6 +60,9 @@ BINDINGS: dict[str, Binding] = {
     "SkyReelsV2Transformer3DModel": SkyReelsV2Binding(),
     "ChronoEditTransformer3DModel": ChronoEditBinding(),
     "AnyFlowTransformer3DModel": AnyFlowBinding(),
+    "HunyuanVideo15Transformer3DModel": HunyuanVideo15Binding(),
+    "HunyuanVideoFramepackTransformer3DModel": FramepackBinding(),
+    "MotifVideoTransformer3DModel": MotifVideoBinding(),
 }
 """Denoiser class name -> binding. Names, so that no model code is imported."""
 

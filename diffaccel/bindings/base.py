@@ -145,6 +145,9 @@ class Binding:
     attends_text_apart: bool = False
     """Whether text attends to itself in a call of its own, before visual queries see all."""
 
+    writes_masks_out: bool = False
+    """Whether layers write a key-padding mask (B, N) out for every pair of tokens."""
+
     scales_rope: bool = False
     """Whether `scaled_rope` is defined."""
 

@@ -62,6 +62,9 @@ PUBLISHED: dict[str, Published] = {
     "skyreels-v2": Published(),
     "chronoedit": Published(),
     "anyflow": Published(),
+    "hunyuan-1.5": Published(),
+    "framepack": Published(),
+    "motif-video": Published(),
 }
 
 
