@@ -59,13 +59,17 @@ class AttentionCall:
 
     @property
     def is_visual_part(self) -> bool:
-        """Whether the queries are the visual tokens alone, and the keys those of all tokens."""
+        """Whether the keys are those of all tokens, and the queries those of the visual ones.
+
+        What follows the visual tokens may ask too (AnyFlow's padding).
+        """
         layout = self.layout
         return (
             layout is not None
             and layout.visual is not None
-            and self.key.shape[1] == layout.length
-            and self.query.shape[1] == layout.visual.length != layout.length
+            and self.key.shape[1] == layout.length != self.query.shape[1]
+            and self.query.shape[1]
+            in (layout.visual.length, layout.length - layout.visual_slice.start)
         )
 
     @property
@@ -90,13 +94,18 @@ class AttentionCall:
             return rows
         layout: Any = self.layout
         whole = rows.new_zeros(len(rows), layout.length, *rows.shape[2:])
-        whole[:, layout.visual_slice] = rows
+        whole[:, self._part] = rows
         return whole
 
     def asked(self, rows: Tensor) -> Tensor:
         """Returns those of the rows (B, N, ...) that the call asks for."""
+        return rows[:, self._part] if self.is_visual_part else rows
+
+    @property
+    def _part(self) -> slice:
         layout: Any = self.layout
-        return rows[:, layout.visual_slice] if self.is_visual_part else rows
+        start = layout.visual_slice.start
+        return slice(start, start + self.query.shape[1])
 
     @property
     def layout(self) -> TokenLayout | None:

@@ -148,16 +148,18 @@ class DenoiserState:
         None where there is none, or where it is anything else for the visual rows. Converted once
         per mask and model call: all layers get the same one.
         """
-        mask = call.mask
-        if not isinstance(mask, Tensor):  # FlexAttention has masks of its own
+        given = call.mask
+        if not isinstance(given, Tensor):  # FlexAttention has masks of its own
             return None
-        known = self._masks.get(id(mask))
+        known = self._masks.get(id(given))
         if known is None:
             batch, length = call.key.shape[:2]
             layout = None if call.is_visual_part else call.layout
             rows = slice(None) if layout is None else layout.visual_slice
+            is_of_keys = call.dispatch is not None and given.shape == (batch, length)
+            mask = given[:, None, None] if is_of_keys else given  # as the dispatcher reads it
             # Keeping the mask keeps its id from being given to another one.
-            known = self._masks[id(mask)] = (mask, as_padding_mask(mask, batch, length, rows))
+            known = self._masks[id(given)] = (given, as_padding_mask(mask, batch, length, rows))
         return known[1]
 
     def never_called(self, attached: AttachedLayer) -> None:

@@ -15,18 +15,21 @@ from diffaccel.bindings.base import (
 )
 from diffaccel.bindings.cogvideox import CogVideoXBinding
 from diffaccel.bindings.flux import FluxBinding
+from diffaccel.bindings.helios import HeliosBinding
 from diffaccel.bindings.hunyuan_video import (
     FramepackBinding,
     HunyuanVideo15Binding,
     HunyuanVideoBinding,
     MotifVideoBinding,
 )
+from diffaccel.bindings.kandinsky import Kandinsky5Binding, Kandinsky6Binding
 from diffaccel.bindings.ltx import LTXVideoBinding
 from diffaccel.bindings.qwen_image import QwenImageBinding
 from diffaccel.bindings.sd3 import SD3Binding
 from diffaccel.bindings.unet import UNetBinding
 from diffaccel.bindings.wan import (
     AnyFlowBinding,
+    AnyFlowFARBinding,
     ChronoEditBinding,
     SkyReelsV2Binding,
     WanAnimateBinding,
@@ -60,9 +63,13 @@ BINDINGS: dict[str, Binding] = {
     "SkyReelsV2Transformer3DModel": SkyReelsV2Binding(),
     "ChronoEditTransformer3DModel": ChronoEditBinding(),
     "AnyFlowTransformer3DModel": AnyFlowBinding(),
+    "AnyFlowFARTransformer3DModel": AnyFlowFARBinding(),
     "HunyuanVideo15Transformer3DModel": HunyuanVideo15Binding(),
     "HunyuanVideoFramepackTransformer3DModel": FramepackBinding(),
     "MotifVideoTransformer3DModel": MotifVideoBinding(),
+    "Kandinsky5Transformer3DModel": Kandinsky5Binding(),
+    "Kandinsky6Transformer3DModel": Kandinsky6Binding(),
+    "HeliosTransformer3DModel": HeliosBinding(),
 }
 """Denoiser class name -> binding. Names, so that no model code is imported."""
 

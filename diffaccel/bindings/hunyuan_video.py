@@ -27,7 +27,9 @@ from diffaccel.layout import Grid, Segment, TokenLayout
 class HunyuanVideoBinding(Binding):
     """HunyuanVideo: the video first, then text, whose padding the attention mask excludes."""
 
-    patterns = ((r"(single_)?transformer_blocks\.\d+\.attn", "joint"),)
+    patterns: tuple[tuple[str, str], ...] = (
+        (r"(single_)?transformer_blocks\.\d+\.attn", "joint"),
+    )
     block_outputs = ("hidden_states", "encoder_hidden_states")
     scales_rope = True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from diffaccel.bindings.base import (
     zeros,
 )
 from diffaccel.bindings.tables import replaced, rescaled_waves
-from diffaccel.layout import Grid, TokenLayout
+from diffaccel.layout import Grid, Segment, TokenLayout
 
 
 class WanBinding(Binding):
@@ -71,7 +72,7 @@ class WanBinding(Binding):
             "timestep": zeros(model, batch),
             "encoder_hidden_states": zeros(model, batch, text, config.text_dim),
         }
-        if config.image_dim is not None:  # CLIP of a picture of 224 x 224
+        if config.get("image_dim") is not None:  # CLIP of a picture of 224 x 224
             call["encoder_hidden_states_image"] = zeros(model, batch, 257, config.image_dim)
         return call
 
@@ -214,6 +215,42 @@ class AnyFlowBinding(WanBinding):
 
         with replaced(rope, _build_freqs=scaled):
             yield
+
+
+class AnyFlowFARBinding(AnyFlowBinding):
+    """AnyFlow FAR: the frames of one chunk after what is kept of earlier ones, then padding.
+
+    The padding to a multiple of 128 is attended to. Calls that keep a chunk for later ones, and
+    whole videos without a cache, are causal.
+    """
+
+    def layout(self, model: Any, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
+        flags = call.arguments.get("kv_cache_flag")
+        if call.arguments.get("kv_cache") is None or flags["is_cache_step"]:
+            raise LayoutUnknown("chunks of frames attend causally")
+        _, frames, _, height, width = call["hidden_states"].shape
+        config, chunks = model.config, call["chunk_partition"]
+        grid = tuple(map(patched, (frames, height, width), config.patch_size))
+        _, rows, columns = config.compressed_patch_size
+        cached = flags["num_cached_chunks"]
+        coarse = max(cached + 1 - config.full_chunk_limit, 0)
+        before = sum(chunks[:coarse]) * (height // rows) * (width // columns)
+        before += sum(chunks[coarse:cached]) * grid[1] * grid[2]
+        video = Segment("visual", prod(grid), grid)
+        rest = Segment("condition", -video.length % 128)
+        return TokenLayout((Segment("condition", before), video, rest))
+
+    def example_call(
+        self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1
+    ) -> dict[str, Any]:
+        config = model.config
+        empty = zeros(model, 2, batch, config.num_attention_heads, 0, config.attention_head_dim)
+        cache = {"full_cache": empty, "compressed_cache": empty}
+        return super().example_call(model, latents, text, batch) | {
+            "chunk_partition": [latents[0]],
+            "kv_cache": [cache] * config.num_layers,
+            "kv_cache_flag": {"num_cached_chunks": 0, "is_cache_step": False},
+        }
 
 
 def _axes_dims(head_dim: int) -> tuple[int, int, int]:

@@ -65,6 +65,9 @@ PUBLISHED: dict[str, Published] = {
     "hunyuan-1.5": Published(),
     "framepack": Published(),
     "motif-video": Published(),
+    "kandinsky-5": Published(),
+    "kandinsky-6": Published(),
+    "helios": Published(),
 }
 
 

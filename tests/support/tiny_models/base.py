@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import flex_attention
 
 from diffaccel.layout import Grid, TokenLayout
 
@@ -66,7 +67,8 @@ class TinyModel:
     def predict(self, arguments: dict[str, Any] | None = None) -> Tensor:
         """Calls the model and returns its prediction, samples of a list stacked."""
         given = self.arguments if arguments is None else arguments
-        output = self.model(**given, return_dict=False)[0]
+        output = self.model(**given, return_dict=False)
+        output = output if isinstance(output, Tensor) else output[0]  # Kandinsky 5
         return torch.stack(list(output)) if isinstance(output, list) else output
 
     def layer_names(self) -> set[str]:
@@ -119,7 +121,8 @@ class TinyModel:
             if layout is not None and key.shape[-2] == layout.length:
                 window = window_mask(layout, blind_text)
                 if query.shape[-2] != layout.length:
-                    window = window[layout.visual_slice]
+                    start = layout.visual_slice.start
+                    window = window[start : start + query.shape[-2]]
                 given = args[0] if args else options.get("attn_mask")
                 assert not any(args[1:]) and not options.get("is_causal")
                 options["attn_mask"] = both(window, given)
@@ -131,11 +134,14 @@ class TinyModel:
             enter, leave = partial(_enter, running, name), partial(_leave, running)
             handles.append(module.register_forward_pre_hook(enter))
             handles.append(module.register_forward_hook(leave, always_call=True))
+        plain_flex = flex_attention.flex_attention
         F.scaled_dot_product_attention = masked
+        flex_attention.flex_attention = _without_blocks
         try:
             yield
         finally:
             F.scaled_dot_product_attention = plain
+            flex_attention.flex_attention = plain_flex
             for handle in handles:
                 handle.remove()
 
@@ -154,6 +160,14 @@ class TinyModel:
         return None
 
 
+def _without_blocks(
+    query: Tensor, key: Tensor, value: Tensor, *, block_mask: None, scale: Any, **_: Any
+) -> Tensor:
+    """FlexAttention without a mask: it is SDPA."""
+    assert block_mask is None
+    return F.scaled_dot_product_attention(query, key, value, scale=scale)
+
+
 def _enter(running: list[str], name: str, *_: Any) -> None:
     running.append(name)
 
@@ -167,6 +181,9 @@ def tokens(tensor: Tensor, axes: str, grid: Grid, start: int = 0) -> Tensor:
     if "n" in axes:
         count = grid[0] * grid[1] * grid[2]
         return tensor[:, start : start + count].unflatten(1, grid)
+    if "f" in axes:  # frames beyond the grid are conditions
+        count = tensor.shape[axes.index("f")] // grid[0] * grid[0]
+        tensor = tensor.narrow(axes.index("f"), 0, count)
     for axis in "fhw":
         if axis not in axes:
             axes, tensor = axes + axis, tensor.unsqueeze(-1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import diffusers
 
-from diffaccel.layout import TokenLayout
+from diffaccel.layout import Segment, TokenLayout
 from tiny_models.base import Builder, TinyModel, built, noise
 
 SMALL = {
@@ -96,6 +96,30 @@ def forcing() -> TinyModel:
     return model
 
 
+def anyflow_far(chunks: list[int]) -> TinyModel:
+    """AnyFlow FAR: three frames after cached ones, all but the last chunk at half the size."""
+    layers, before = SMALL["num_layers"], chunks[:-1]
+    model = tiny(
+        diffusers.AnyFlowFARTransformer3DModel, {"full_chunk_limit": 2},
+        hidden_states=noise(2, 3, 16, 10, 18), timestep=noise(2, 3, seed=4),
+        r_timestep=noise(2, 3, seed=5), chunk_partition=chunks,
+        kv_cache=[
+            {"full_cache": noise(2, 2, 2, 200, 12, seed=layer),
+             "compressed_cache": noise(2, 2, 2, 200, 12, seed=layer + 7)}
+            for layer in range(layers)
+        ],
+        kv_cache_flag={"num_cached_chunks": len(before), "is_cache_step": False},
+    )  # fmt: skip
+    cached = sum(before[:-1]) * 2 * 4 + sum(before[-1:]) * 5 * 9
+    segments = (
+        Segment("condition", cached), Segment("visual", 135, (3, 5, 9)), Segment("condition", 121),
+    )  # fmt: skip
+    model.layouts = {r"blocks\.\d\.attn1": TokenLayout(segments)}
+    model.axes, model.per_token = "bfchw", ("timestep", "r_timestep")
+    model.origin = (1 if before else 0, 0, 0)  # no frame of the chunk where others precede it
+    return model
+
+
 def anyflow() -> TinyModel:
     """AnyFlow: latents (B, F, C, H, W), two timesteps for each frame."""
     model = tiny(
@@ -120,4 +144,6 @@ MODELS: dict[str, Builder] = {
     "SkyReelsV2Transformer3DModel:forcing": forcing,
     "ChronoEditTransformer3DModel": lambda: with_image(diffusers.ChronoEditTransformer3DModel),
     "AnyFlowTransformer3DModel": anyflow,
+    "AnyFlowFARTransformer3DModel": lambda: anyflow_far([2, 1, 3]),
+    "AnyFlowFARTransformer3DModel:first": lambda: anyflow_far([3]),
 }
