@@ -103,7 +103,7 @@ class WanVACEBinding(WanBinding):
         return "wan-vace"
 
     def skip_reason(self, name: str) -> str:
-        is_control = name.startswith("vace_blocks") and name.endswith("attn1")
+        is_control = name.startswith("vace_blocks")
         return "control block" if is_control else super().skip_reason(name)
 
     def example_call(
