@@ -62,17 +62,20 @@ class AttentionCall:
     def asking(self) -> tuple[slice, ...]:
         """Where the queries lie, if they are a part of the sequence and the keys are all of it.
 
-        The part is the visual tokens, or these and the text; empty where it is anything else.
+        The part is the visual tokens, these and the text, or these and all that follows (AnyFlow's
+        padding); empty where it is anything else.
         """
         layout, count = self.layout, self.query.shape[1]
         if layout is None or layout.visual is None:
             return ()
         if not count < self.key.shape[1] == layout.length:
             return ()
-        if count == layout.visual.length:
-            return (layout.visual_slice,)
-        own = layout.own_slices
-        return own if count == sum(part.stop - part.start for part in own) else ()
+        visual = layout.visual_slice
+        following = slice(visual.start, layout.length)
+        for parts in ((visual,), layout.own_slices, (following,)):
+            if count == sum(part.stop - part.start for part in parts):
+                return parts
+        return ()
 
     @property
     def is_visual_part(self) -> bool:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from diffaccel.attach.call import AttentionCall, AttentionHook, Compute
 from diffaccel.attach.finite import check_finite
+from diffaccel.attach.key_padding import KeyPadding
 from diffaccel.attach.obstacles import parallelism
 from diffaccel.errors import ModelError
 from diffaccel.kernels.arguments import Tensors
@@ -99,6 +100,9 @@ class AttachedLayer:
         return has_context and self.layer.kind == "self" and not parallelism(call)
 
     def _run(self, run: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        mask = kwargs.get("attention_mask")
+        if self.state.binding.writes_masks_out and mask is not None:
+            kwargs = kwargs | {"attention_mask": mask.as_subclass(KeyPadding)}
         outer = _RUNNING.layer, _RUNNING.index
         _RUNNING.layer, _RUNNING.index = self, 0
         try:
@@ -149,7 +153,8 @@ def dispatched(
     """Stands for diffusers' `dispatch_attention_fn` in the bodies of attached processors."""
     enable_gqa = arguments.pop("enable_gqa", False)
     if torch.compiler.is_compiling():
-        if dropout_p or is_causal or _is_learned(attn_mask):
+        is_foreign = not isinstance(attn_mask, Tensor | None)  # as FlexAttention's
+        if dropout_p or is_causal or is_foreign or _is_learned(attn_mask):
             return dispatch_attention_fn(
                 query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, **arguments
             )
@@ -207,6 +212,7 @@ def _run(
 ) -> Tensor:
     attached, index = _RUNNING.layer, _RUNNING.index
     _RUNNING.index = index + 1
+    mask = mask.of_keys if isinstance(mask, KeyPadding) else mask
     gradients = need_gradients(query, key, value)
     device = query.device.type
     is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
@@ -341,4 +347,4 @@ def _call(
 
 def _is_learned(mask: Tensor | None) -> bool:
     """Whether a mask has gradients, which the opaque operation does not compute."""
-    return mask is not None and torch.is_grad_enabled() and mask.requires_grad
+    return isinstance(mask, Tensor) and torch.is_grad_enabled() and mask.requires_grad

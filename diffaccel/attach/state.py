@@ -151,7 +151,7 @@ class DenoiserState:
         per mask and model call: all layers get the same one.
         """
         mask = call.mask
-        if mask is None:
+        if not isinstance(mask, Tensor):  # FlexAttention has masks of its own
             return None
         known = self._masks.get(id(mask))
         if known is None:

@@ -29,11 +29,18 @@ from diffaccel.bindings.flux import (
     LongCatImageBinding,
 )
 from diffaccel.bindings.glm_image import GlmImageBinding
+from diffaccel.bindings.helios import HeliosBinding
 from diffaccel.bindings.hidream import HiDreamBinding
 from diffaccel.bindings.hunyuan_image import HunyuanImageBinding
-from diffaccel.bindings.hunyuan_video import HunyuanVideoBinding
+from diffaccel.bindings.hunyuan_video import (
+    FramepackBinding,
+    HunyuanVideo15Binding,
+    HunyuanVideoBinding,
+    MotifVideoBinding,
+)
 from diffaccel.bindings.ideogram import IdeogramBinding
 from diffaccel.bindings.joy_image import JoyImageEditBinding, JoyImageEditPlusBinding
+from diffaccel.bindings.kandinsky import Kandinsky5Binding, Kandinsky6Binding
 from diffaccel.bindings.kandinsky3 import Kandinsky3Binding
 from diffaccel.bindings.ltx import LTXVideoBinding
 from diffaccel.bindings.lumina import Lumina2Binding, LuminaNextBinding
@@ -45,7 +52,15 @@ from diffaccel.bindings.qwen_image21 import QwenImage21Binding
 from diffaccel.bindings.refused import REFUSED
 from diffaccel.bindings.sd3 import SD3Binding
 from diffaccel.bindings.unet import DreamLiteBinding, UNetBinding
-from diffaccel.bindings.wan import WanBinding
+from diffaccel.bindings.wan import (
+    AnyFlowBinding,
+    AnyFlowFARBinding,
+    ChronoEditBinding,
+    SkyReelsV2Binding,
+    WanAnimateBinding,
+    WanBinding,
+    WanVACEBinding,
+)
 from diffaccel.bindings.z_image import ZImageBinding
 
 __all__ = [
@@ -104,6 +119,18 @@ BINDINGS: dict[str, Binding] = {
     "Kandinsky3UNet": Kandinsky3Binding(),
     "UVit2DModel": UVitBinding(),
     "Transformer2DModel": Transformer2DBinding(),
+    "WanVACETransformer3DModel": WanVACEBinding(),
+    "WanAnimateTransformer3DModel": WanAnimateBinding(),
+    "SkyReelsV2Transformer3DModel": SkyReelsV2Binding(),
+    "ChronoEditTransformer3DModel": ChronoEditBinding(),
+    "AnyFlowTransformer3DModel": AnyFlowBinding(),
+    "AnyFlowFARTransformer3DModel": AnyFlowFARBinding(),
+    "HunyuanVideo15Transformer3DModel": HunyuanVideo15Binding(),
+    "HunyuanVideoFramepackTransformer3DModel": FramepackBinding(),
+    "MotifVideoTransformer3DModel": MotifVideoBinding(),
+    "Kandinsky5Transformer3DModel": Kandinsky5Binding(),
+    "Kandinsky6Transformer3DModel": Kandinsky6Binding(),
+    "HeliosTransformer3DModel": HeliosBinding(),
 }
 """Denoiser class name -> binding. Names, so that no model code is imported."""
 

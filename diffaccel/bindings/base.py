@@ -37,17 +37,19 @@ class AttentionLayer:
             "cross" (visual queries, text keys), which no method serves.
         index: Position among the layers of its denoiser that a method serves.
         level: Resolution level, for U-Nets: 0 is the input resolution, each further one halves it.
+        nesting: Modules from the layer up to its block.
     """
 
     name: str
     kind: str
     index: int
     level: int = 0
+    nesting: int = 1
 
     @property
     def block(self) -> str:
         """Path of the block that the layer belongs to."""
-        return self.name.rpartition(".")[0]
+        return ".".join(self.name.split(".")[: -self.nesting])
 
     @property
     def stream(self) -> tuple[str, int]:
@@ -155,6 +157,9 @@ class Binding:
     mixes_text: str = ""
     """Regular expression over paths of layers whose blocks get text and visual tokens in one
     tensor."""
+
+    writes_masks_out: bool = False
+    """Whether layers write a key-padding mask (B, N) out for every pair of tokens."""
 
     scales_rope: bool = False
     """Whether `scaled_rope` is defined."""

@@ -1,24 +1,27 @@
-"""Binding of Wan 2.1 and 2.2."""
+"""Bindings of Wan 2.1 and 2.2, and of what descends from them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffaccel.bindings.axes import Axis, waves
+from diffaccel.bindings.axes import Axis
 from diffaccel.bindings.base import (
     AttentionLayer,
     Binding,
+    LayoutUnknown,
     ModelCall,
     patched,
     told_native,
     zeros,
 )
-from diffaccel.layout import Grid, TokenLayout
+from diffaccel.bindings.tables import replaced, rescaled_waves
+from diffaccel.layout import Grid, Segment, TokenLayout
 
 
 class WanBinding(Binding):
@@ -69,7 +72,7 @@ class WanBinding(Binding):
             "timestep": zeros(model, batch),
             "encoder_hidden_states": zeros(model, batch, text, config.text_dim),
         }
-        if config.image_dim is not None:  # CLIP of a picture of 224 x 224
+        if config.get("image_dim") is not None:  # CLIP of a picture of 224 x 224
             call["encoder_hidden_states_image"] = zeros(model, batch, 257, config.image_dim)
         return call
 
@@ -79,18 +82,178 @@ class WanBinding(Binding):
     ) -> Iterator[None]:
         # Exchanges the tables (positions, D): cosines and sines of all axes side by side.
         rope = model.rope
-        before = rope.freqs_cos, rope.freqs_sin
-        parts = [table.split((rope.t_dim, rope.h_dim, rope.w_dim), 1) for table in before]
-        places = torch.arange(len(before[0]), dtype=torch.float64, device=before[0].device)
-        scaled: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for number, axis in enumerate(axes):
-            tables = parts[0][number], parts[1][number]
-            if axis is not None:
-                tables = waves(places, tables[0].shape[1], 10_000.0, axis)
-            for kept, table in zip(scaled, tables, strict=True):
-                kept.append(table)
-        rope.freqs_cos, rope.freqs_sin = (torch.cat(tables, 1) for tables in scaled)
-        try:
+        tables = rope.freqs_cos, rope.freqs_sin
+        places = [torch.arange(len(tables[0]), device=tables[0].device)] * 3
+        dims = _axes_dims(rope.attention_head_dim)
+        cosine, sine = rescaled_waves(tables, places, dims, 10_000.0, axes)
+        with replaced(rope, freqs_cos=cosine, freqs_sin=sine):
             yield
-        finally:
-            rope.freqs_cos, rope.freqs_sin = before
+
+
+class WanVACEBinding(WanBinding):
+    """Wan VACE: the video alone, its reference images being its first frames.
+
+    The control blocks, which run first, are left as they are: what they return is scaled and added
+    to the video in every step.
+    """
+
+    is_chain = False
+
+    def family(self, model: Any, pipe: Any) -> str:
+        return "wan-vace"
+
+    def skip_reason(self, name: str) -> str:
+        is_control = name.startswith("vace_blocks")
+        return "control block" if is_control else super().skip_reason(name)
+
+    def example_call(
+        self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1
+    ) -> dict[str, Any]:
+        control = zeros(model, batch, model.config.vace_in_channels, *latents)
+        call = super().example_call(model, latents, text, batch)
+        return call | {"control_hidden_states": control}
+
+
+class WanAnimateBinding(WanBinding):
+    """Wan 2.2 Animate: the video, whose first frame is the picture of the character."""
+
+    is_chain = False  # the face adapters stand between the blocks
+
+    def family(self, model: Any, pipe: Any) -> str:
+        return "wan-animate"
+
+    def skip_reason(self, name: str) -> str:
+        is_face = name.startswith("face_adapter")
+        return "cross-attention to the face" if is_face else super().skip_reason(name)
+
+    def example_call(
+        self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1
+    ) -> dict[str, Any]:
+        config = model.config
+        frames, height, width = latents
+        size = config.motion_encoder_size
+        call = super().example_call(model, latents, text, batch)
+        return call | {
+            "pose_hidden_states": zeros(
+                model, batch, config.latent_channels, frames - 1, height, width
+            ),
+            "face_pixel_values": zeros(model, batch, 3, 4 * (frames - 2) + 1, size, size),
+        }
+
+
+class SkyReelsV2Binding(WanBinding):
+    """SkyReels V2: the video alone, whole or, in diffusion forcing, a window of it."""
+
+    def family(self, model: Any, pipe: Any) -> str:
+        return "skyreels-v2"
+
+    def native(self, model: Any, layer: AttentionLayer) -> Grid | None:
+        return told_native(model) or (25, 34, 60)  # 97 frames of 544 x 960
+
+    def layout(self, model: Any, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
+        layout = super().layout(model, call, layer)
+        block = model.config.num_frame_per_block
+        if 1 < block < layout.grid[0]:
+            raise LayoutUnknown(f"frames attend causally, in blocks of {block}")
+        return layout
+
+
+class ChronoEditBinding(WanBinding):
+    """ChronoEdit: a short video from the picture to edit, its first frame, to the edited one."""
+
+    def family(self, model: Any, pipe: Any) -> str:
+        return "chronoedit"
+
+    def native(self, model: Any, layer: AttentionLayer) -> Grid | None:
+        return told_native(model) or (8, 45, 80)  # 29 frames of 720 x 1280
+
+
+class AnyFlowBinding(WanBinding):
+    """AnyFlow: the video alone; latents are (B, F, C, H, W), each frame with its own timestep."""
+
+    batches_prompts = True
+
+    def family(self, model: Any, pipe: Any) -> str:
+        return "anyflow"
+
+    def longest_text(self, model: Any) -> int | None:
+        return None
+
+    def native(self, model: Any, layer: AttentionLayer) -> Grid | None:
+        return told_native(model) or (21, 30, 52)  # 81 frames of 480 x 832
+
+    def layout(self, model: Any, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
+        _, frames, _, height, width = call["hidden_states"].shape
+        return TokenLayout.video(*map(patched, (frames, height, width), model.config.patch_size))
+
+    def example_call(
+        self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1
+    ) -> dict[str, Any]:
+        frames, height, width = latents
+        call = super().example_call(model, latents, text, batch)
+        return call | {
+            "hidden_states": zeros(model, batch, frames, model.config.in_channels, height, width),
+            "timestep": zeros(model, batch, frames),
+            "r_timestep": zeros(model, batch, frames),
+        }
+
+    @contextmanager
+    def scaled_rope(
+        self, model: Any, axes: tuple[Axis | None, Axis | None, Axis | None]
+    ) -> Iterator[None]:
+        # Exchanges the function that builds the complex table (positions, D / 2) on a device.
+        rope = model.rope
+        plain = rope._build_freqs
+        dims = _axes_dims(rope.attention_head_dim)
+
+        def scaled(device: torch.device) -> Tensor:
+            table = plain(device)
+            both = [part.repeat_interleave(2, 1) for part in (table.real, table.imag)]
+            places = [torch.arange(len(table), device=table.device)] * 3
+            cosine, sine = rescaled_waves(both, places, dims, rope.theta, axes)
+            return torch.complex(cosine[:, ::2].to(table.real), sine[:, ::2].to(table.real))
+
+        with replaced(rope, _build_freqs=scaled):
+            yield
+
+
+class AnyFlowFARBinding(AnyFlowBinding):
+    """AnyFlow FAR: the frames of one chunk after what is kept of earlier ones, then padding.
+
+    The padding to a multiple of 128 is attended to. Calls that keep a chunk for later ones, and
+    whole videos without a cache, are causal.
+    """
+
+    def layout(self, model: Any, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
+        flags = call.arguments.get("kv_cache_flag")
+        if call.arguments.get("kv_cache") is None or flags["is_cache_step"]:
+            raise LayoutUnknown("chunks of frames attend causally")
+        _, frames, _, height, width = call["hidden_states"].shape
+        config, chunks = model.config, call["chunk_partition"]
+        grid = tuple(map(patched, (frames, height, width), config.patch_size))
+        _, rows, columns = config.compressed_patch_size
+        cached = flags["num_cached_chunks"]
+        coarse = max(cached + 1 - config.full_chunk_limit, 0)
+        before = sum(chunks[:coarse]) * (height // rows) * (width // columns)
+        before += sum(chunks[coarse:cached]) * grid[1] * grid[2]
+        video = Segment("visual", prod(grid), grid)
+        rest = Segment("condition", -video.length % 128)
+        return TokenLayout((Segment("condition", before), video, rest))
+
+    def example_call(
+        self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1
+    ) -> dict[str, Any]:
+        config = model.config
+        empty = zeros(model, 2, batch, config.num_attention_heads, 0, config.attention_head_dim)
+        cache = {"full_cache": empty, "compressed_cache": empty}
+        return super().example_call(model, latents, text, batch) | {
+            "chunk_partition": [latents[0]],
+            "kv_cache": [cache] * config.num_layers,
+            "kv_cache_flag": {"num_cached_chunks": 0, "is_cache_step": False},
+        }
+
+
+def _axes_dims(head_dim: int) -> tuple[int, int, int]:
+    """Returns how many columns of the rotary tables belong to frames, rows and columns."""
+    side = 2 * (head_dim // 6)
+    return head_dim - 2 * side, side, side

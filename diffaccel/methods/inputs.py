@@ -166,14 +166,16 @@ class AttentionInputs:
 def as_autocast(*tensors: Any) -> tuple[Any, ...]:
     """Casts tensors as SDPA's arguments are under `torch.autocast`; else returns them as they are.
 
-    fp64 stays, as do tensors that are no floats, and None.
+    fp64 stays, as do tensors that are no floats, and what is no tensor.
     """
     device = tensors[0].device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(
-        x.to(dtype) if x is not None and x.is_floating_point() and x.dtype != torch.float64 else x
+        x.to(dtype)
+        if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
+        else x
         for x in tensors
     )
 

@@ -89,6 +89,17 @@ PUBLISHED: dict[str, Published] = {
     "kandinsky3": Published(),
     "amused": Published(),
     "vq-diffusion": Published(),
+    "wan-vace": Published(),
+    "wan-animate": Published(),
+    "skyreels-v2": Published(),
+    "chronoedit": Published(),
+    "anyflow": Published(),
+    "hunyuan-1.5": Published(),
+    "framepack": Published(),
+    "motif-video": Published(),
+    "kandinsky-5": Published(),
+    "kandinsky-6": Published(),
+    "helios": Published(),
 }
 
 

@@ -93,7 +93,7 @@ class PermuteTokens:
             for name, index in blocks.items():
                 block = model.get_submodule(name)
                 seed = hash((self.seed, step, index)) & 0x7FFF_FFFF
-                stack.enter_context(replaced_forward(block, _shuffling(block, seed)))
+                stack.enter_context(replaced_forward(block, _shuffling(block, binding, seed)))
             yield
 
 
@@ -137,15 +137,17 @@ def pass_through(block: nn.Module, binding: Binding) -> Callable[..., Any]:
     return forward
 
 
-def _shuffling(block: nn.Module, seed: int) -> Callable[..., Any]:
+def _shuffling(block: nn.Module, binding: Binding, seed: int) -> Callable[..., Any]:
     owner: Any = type(block)
     stock, signature = block.forward, forward_signature(owner)
+    outputs = binding.block_outputs
+    visual = "hidden_states" if "hidden_states" in outputs else outputs[0]
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind_partial(None, *args, **kwargs)
-        hidden = given.arguments["hidden_states"]
+        hidden = given.arguments[visual]
         order = torch.randperm(hidden.shape[1], generator=torch.Generator().manual_seed(seed))
-        given.arguments["hidden_states"] = hidden[:, order.to(hidden.device)]
+        given.arguments[visual] = hidden[:, order.to(hidden.device)]
         return stock(*given.args[1:], **given.kwargs)
 
     return forward

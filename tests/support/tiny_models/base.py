@@ -13,6 +13,7 @@ import diffusers
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import flex_attention
 
 from diffaccel.layout import Grid, TokenLayout
 
@@ -36,6 +37,7 @@ class TinyModel:
             or n for packed tokens; axes that are missing have one token. A list of samples, or of
             lists of images of which the last one is denoised, has axes without b.
         predicted: The axes of the prediction, where they are others.
+        per_token: Names of other arguments that differ from token to token.
         start: Number of packed tokens before those to denoise.
         predicted_start: The same in the prediction, where it is another number.
         others: Regular expression over paths of layers over visual tokens that no method serves
@@ -56,6 +58,7 @@ class TinyModel:
     latents: str = "hidden_states"
     axes: str = "bnc"
     predicted: str = ""
+    per_token: tuple[str, ...] = ()
     start: int = 0
     predicted_start: int | None = None
     others: dict[str, TokenLayout] = field(default_factory=dict)
@@ -96,7 +99,8 @@ class TinyModel:
 
     def uniform(self) -> dict[str, Any]:
         """Returns the arguments, all visual tokens with the same content."""
-        return {**self.arguments, self.latents: ones_like(self.arguments[self.latents])}
+        alike = {name: torch.zeros_like(self.arguments[name]) for name in self.per_token}
+        return {**self.arguments, **alike, self.latents: ones_like(self.arguments[self.latents])}
 
     def moved(self, before: Tensor, after: Tensor) -> Tensor:
         """Returns by how much each token of the first sample moved, (frames, height, width)."""
@@ -111,16 +115,17 @@ class TinyModel:
         """Within it, visual tokens see only their window of visual tokens, and all others.
 
         Args:
-            blind_text: Whether text and condition tokens see no visual ones, so that nothing
-                moves further than the windows do.
+            blind_text: Whether text and condition tokens see no visual ones, and layers that no
+                method serves have windows too, so that nothing moves further than the windows do.
         """
         running: list[str] = []
+        windows = self.layouts | (self.others if blind_text else {})
         plain = F.scaled_dot_product_attention
 
         def masked(
             query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any
         ) -> Tensor:
-            layout = self._layout(running[-1], self.layouts | self.others) if running else None
+            layout = self._layout(running[-1], windows) if running else None
             if layout is not None and key.shape[-2] == layout.length:
                 window = window_mask(layout, blind_text)
                 if query.shape[-2] != layout.length:
@@ -136,11 +141,14 @@ class TinyModel:
             enter, leave = partial(_enter, running, name), partial(_leave, running)
             handles.append(module.register_forward_pre_hook(enter))
             handles.append(module.register_forward_hook(leave, always_call=True))
+        plain_flex = flex_attention.flex_attention
         F.scaled_dot_product_attention = masked
+        flex_attention.flex_attention = _without_blocks
         try:
             yield
         finally:
             F.scaled_dot_product_attention = plain
+            flex_attention.flex_attention = plain_flex
             for handle in handles:
                 handle.remove()
 
@@ -159,6 +167,14 @@ class TinyModel:
         return None
 
 
+def _without_blocks(
+    query: Tensor, key: Tensor, value: Tensor, *, block_mask: None, scale: Any, **_: Any
+) -> Tensor:
+    """FlexAttention without a mask: it is SDPA."""
+    assert block_mask is None
+    return F.scaled_dot_product_attention(query, key, value, scale=scale)
+
+
 def _enter(running: list[str], name: str, *_: Any) -> None:
     running.append(name)
 
@@ -175,6 +191,9 @@ def tokens(tensor: Tensor, axes: str, grid: Grid, start: int = 0) -> Tensor:
         count = grid[0] * grid[1] * grid[2]
         tensor = tensor.movedim(axes.index("n"), 1)
         return tensor[:, start : start + count].unflatten(1, grid)
+    if "f" in axes:  # frames beyond the grid are conditions
+        count = tensor.shape[axes.index("f")] // grid[0] * grid[0]
+        tensor = tensor.narrow(axes.index("f"), 0, count)
     for axis in "fhw":
         if axis not in axes:
             axes, tensor = axes + axis, tensor.unsqueeze(-1)
@@ -209,9 +228,14 @@ def window_mask(layout: TokenLayout, blind_text: bool) -> Tensor:
 
 
 def asking(layout: TokenLayout, count: int) -> Tensor:
-    """Returns which tokens ask (N,) where `count` do: the visual ones, or these and the text."""
+    """Returns which tokens ask (N,) where `count` do.
+
+    The visual ones, these and the text, or these and all that follows.
+    """
     kinds = ("visual",) if count == layout.visual.length else ("visual", "text")
     asks = torch.cat([torch.tensor([x.kind in kinds]).expand(x.length) for x in layout.segments])
+    if int(asks.sum()) != count:
+        asks = torch.arange(layout.length) >= layout.visual_slice.start
     assert int(asks.sum()) == count
     return asks
 
