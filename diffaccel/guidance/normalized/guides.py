@@ -114,24 +114,26 @@ class JointGuide(NormalizedGuide):
 
     def attend(self, call: AttentionCall, compute: Compute) -> Tensor:
         """Guides the image tokens of an attention output (2 B, N, H, D)."""
-        if call.is_cross_attention:
+        if call.is_cross_attention or call.is_text_part:
             return compute(call)
         layout = call.inputs().layout
         if self._keys is not None and layout.text_length:
-            call = replace(call, mask=self._mask(layout, call.query.shape[1]))
-        output = compute(call)
+            call = replace(call, mask=self._mask(layout))
+        output = call.completed(compute(call))
         half, image = len(output) // 2, layout.visual_slice
         guided = self.perturbation.combined(output[:half, image], output[half:, image], self.scale)
         output = output.clone()
         output[:half, image] = output[half:, image] = guided
-        return output
+        return call.asked(output)
 
-    def _mask(self, layout: TokenLayout, tokens: int) -> Tensor:
+    def _mask(self, layout: TokenLayout) -> Tensor:
         """Returns which tokens are attended to, (2 B, 1, 1, N); one tensor for each layout."""
         if layout not in self._masks:
             keys: Any = self._keys
-            mask = keys.new_ones(len(keys), tokens)
-            text = layout.visual_slice.stop if layout.visual_slice.start == 0 else 0
+            mask = keys.new_ones(len(keys), layout.length)
+            kinds = [segment.kind for segment in layout.segments]
+            before = layout.segments[: kinds.index("text")]
+            text = sum(segment.length for segment in before)
             mask[:, text : text + keys.shape[1]] = keys
             self._masks[layout] = mask[:, None, None]
         return self._masks[layout]
