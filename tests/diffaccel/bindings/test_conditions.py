@@ -83,9 +83,8 @@ def test_a_mask_that_is_added_to_the_scores_runs_dense():
 
 
 def test_images_are_told_apart_by_any_axis_of_their_ids():
-    first, second = (
-        torch.cartesian_prod(*map(torch.arange, (1, *s, 1))) for s in ((3, 4), (2, 5))
-    )
+    first = torch.cartesian_prod(*map(torch.arange, (1, 3, 4, 1)))
+    second = torch.cartesian_prod(*map(torch.arange, (1, 2, 5, 1)))
     for axis in (0, 3):
         moved = second.clone()
         moved[:, axis] = -1
