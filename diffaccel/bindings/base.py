@@ -146,6 +146,10 @@ class Binding:
     """Whether text or reference images attend to themselves in a call of their own, beside that
     in which visual queries see all."""
 
+    swaps_text: bool = True
+    """Whether a call with another prompt differs in `encoder_hidden_states` (B, T, C) and its mask
+    alone."""
+
     scales_rope: bool = False
     """Whether `scaled_rope` is defined."""
 

@@ -30,6 +30,7 @@ class ErnieImageBinding(Binding):
     patterns = ((r"layers\.\d+\.self_attention", "joint"),)
     block_outputs = ("x",)
     batches_prompts = True
+    swaps_text = False
     scales_rope = True
 
     def family(self, model: Any, pipe: Any) -> str:

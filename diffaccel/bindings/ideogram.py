@@ -38,6 +38,7 @@ class IdeogramBinding(Binding):
 
     patterns = ((r"layers\.\d+\.attention", "joint"),)
     scales_rope = True
+    swaps_text = False
 
     def family(self, model: Any, pipe: Any) -> str:
         return "ideogram4"

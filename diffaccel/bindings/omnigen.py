@@ -26,6 +26,8 @@ class OmniGenBinding(Binding):
     """
 
     patterns = ((r"layers\.\d+\.self_attn", "joint"),)
+    batches_prompts = True
+    swaps_text = False
 
     def family(self, model: Any, pipe: Any) -> str:
         return "omnigen"

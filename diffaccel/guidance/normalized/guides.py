@@ -216,6 +216,11 @@ def normalized_guide(
 ) -> Guide:
     """Makes the guide that suits how a denoiser attends to its text."""
     binding = binding_of(model)
+    if not binding.swaps_text:
+        raise ModelError(
+            "NormalizedAttention needs a model whose prompt is one argument, got "
+            f"{type(model).__name__}; guide it by HeadPerturbation, or by the pipeline's own scale"
+        )
     layers = binding.layers(model)
     if any(layer.kind == "joint" for layer in layers):
         if scale > 0 and perturbation.strength > 0:

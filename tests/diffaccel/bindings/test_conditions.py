@@ -9,6 +9,7 @@ from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
 from PIL import Image
 from tiny_models import MODELS
 
+from diffaccel import HeadPerturbation, NormalizedAttention, set_guidance
 from diffaccel.attach.attachment import restore_attn_processor, set_attn_processor
 from diffaccel.bindings.position_ids import image_grids
 from diffaccel.bindings.rope import Yarn, scaled_rope
@@ -97,3 +98,15 @@ def test_angles_cannot_be_sharpened():
     with pytest.raises(InputError, match="pass Linear or Ntk"):
         with scaled_rope(tiny.model, height=Yarn(2.0, 64)):
             pass
+
+
+def test_guidance_refuses_pipelines_whose_prompts_it_cannot_find():
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    model = MODELS["DreamLiteUNetModel"]().model
+    pipe = diffusers.DreamLitePipeline(None, None, None, None, model, scheduler)
+    with pytest.raises(InputError, match="tells which rows of a batch hold the prompt"):
+        set_guidance(pipe, HeadPerturbation(layers=(0,)), scale=1.0)
+    model = MODELS["ChromaTransformer2DModel"]().model
+    pipe = diffusers.ChromaPipeline(scheduler, None, None, None, model)
+    with pytest.raises(InputError, match="whose prompt is one argument, got Chroma"):
+        set_guidance(pipe, NormalizedAttention(torch.ones(1, 4, 32)), scale=1.0)
