@@ -110,3 +110,16 @@ def test_guidance_refuses_pipelines_whose_prompts_it_cannot_find():
     pipe = diffusers.ChromaPipeline(scheduler, None, None, None, model)
     with pytest.raises(InputError, match="whose prompt is one argument, got Chroma"):
         set_guidance(pipe, NormalizedAttention(torch.ones(1, 4, 32)), scale=1.0)
+
+
+def test_a_model_for_the_empty_prompt_is_served_and_not_guided():
+    model, other = (MODELS["Ideogram4Transformer2DModel"]().model for _ in range(2))
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    pipe = diffusers.Ideogram4Pipeline(scheduler, None, None, None, model, other)
+    report = set_attn_processor(pipe, HALF).report()
+    assert [part.component for part in report.denoisers] == [
+        "transformer",
+        "unconditional_transformer",
+    ]
+    with pytest.raises(InputError, match="with and without the prompt"):
+        set_guidance(pipe, HeadPerturbation(layers=(0,)), scale=1.0)
