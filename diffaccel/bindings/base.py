@@ -142,7 +142,7 @@ class Binding:
     """Why no guidance can serve the family, "" where it can."""
 
     one_prompt: str = ""
-    """Why `NormalizedAttention`, which needs two prompts in a call, cannot, "" where it can."""
+    """Why a call cannot get another prompt, as `NormalizedAttention` needs, "" where it can."""
 
     text_length: int = 0
     """Tokens to which pipelines pad a prompt that is cross-attended; 0 where text is joint."""

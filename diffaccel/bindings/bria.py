@@ -33,6 +33,7 @@ class BriaFiboBinding(BriaBinding):
     """Fibo: every block gets other features of the text; each latent element is a token."""
 
     patch = 1
+    one_prompt = "its prompt is more than one argument of a call"
 
     def example_call(
         self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1
@@ -58,6 +59,7 @@ class BriaFibo2Binding(Binding):
     )
     block_outputs = ("x",)
     scales_rope = True
+    one_prompt = "its prompt is more than one argument of a call"
 
     def family(self, model: Any, pipe: Any) -> str:
         return "bria-fibo2"

@@ -97,6 +97,8 @@ class ChromaBinding(FluxBinding):
     it, attention runs dense. A bool mask, or none, is served.
     """
 
+    one_prompt = "its prompt is more than one argument of a call"
+
     def example_call(
         self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1
     ) -> dict[str, Any]:
@@ -163,6 +165,7 @@ class Krea2Binding(FluxBinding):
 
     patterns = ((r"transformer_blocks\.\d+\.attn", "joint"),)
     block_outputs = ("hidden_states",)
+    one_prompt = "its prompt is more than one argument of a call"
 
     def skip_reason(self, name: str) -> str:
         return "text token refiner"

@@ -26,6 +26,8 @@ class OmniGenBinding(Binding):
     """
 
     patterns = ((r"layers\.\d+\.self_attn", "joint"),)
+    batches_prompts = True
+    one_prompt = "its prompt is more than one argument of a call"
 
     def family(self, model: Any, pipe: Any) -> str:
         return "omnigen"

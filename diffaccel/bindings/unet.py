@@ -83,7 +83,7 @@ class DreamLiteBinding(UNetBinding):
     Only the deep levels have self-attention.
     """
 
-    text_length = 0
+    text_length = 200
 
     def family(self, model: Any, pipe: Any) -> str:
         return "dreamlite"

@@ -18,6 +18,7 @@ from torch import nn
 
 from diffaccel.attach.attachment import denoisers
 from diffaccel.bindings import binding_of
+from diffaccel.errors import ModelError
 from diffaccel.guidance.guide import GuidanceState, Guide, guides_of
 from diffaccel.guidance.normalized.config import NormalizedAttention
 from diffaccel.guidance.normalized.guides import normalized_guide
@@ -142,6 +143,11 @@ def set_guidance(
     if not 0.0 <= start <= stop <= 1.0:
         raise ValueError(f"0 <= start <= stop <= 1 must hold, got start={start}, stop={stop}")
     models = denoisers(pipe)
+    if "unconditional_transformer" in models:
+        raise ModelError(
+            "guidance needs a model that predicts with and without the prompt, "
+            f"{type(pipe).__name__} has one for each; use the pipeline's own guidance_scale"
+        )
     if any(binding_of(model).batches_prompts for model in models.values()):
         check_tells_rows(pipe)
     for name, model in models.items():

@@ -12,6 +12,9 @@ PROMPT_FIRST = {
 }
 """Pipelines whose prompt comes first of several parts of the batch, where they guide."""
 
+UNTOLD = ("OmniGenPipeline", "DreamLitePipeline")
+"""Pipelines whose batch has two or three parts, by whether they edit, which they do not say."""
+
 SWITCHES = ("do_classifier_free_guidance", "guidance_scale")
 
 
@@ -77,8 +80,9 @@ def check_tells_rows(pipe: Any) -> None:
     Raises:
         ModelError: The class has no property that does.
     """
-    if not any(hasattr(type(pipe), name) for name in SWITCHES):
+    name = type(pipe).__name__
+    if name in UNTOLD or not any(hasattr(type(pipe), switch) for switch in SWITCHES):
         raise ModelError(
             f"guidance needs a pipeline that tells which rows of a batch hold the prompt (by "
-            f"{' or '.join(SWITCHES)}), {type(pipe).__name__} does not; use another pipeline"
+            f"{' or '.join(SWITCHES)}), {name} does not; use another pipeline"
         )

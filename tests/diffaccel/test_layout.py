@@ -32,6 +32,7 @@ def test_condition_tokens_are_no_text_but_lie_outside_the_visual_slice():
     )
     assert layout.text_length == 3
     assert layout.exact_slices == (slice(0, 7), slice(13, 18))
+    assert layout.own_slices == (slice(0, 3), slice(7, 13))
     assert layout.visual_slice == slice(7, 13)
 
 
@@ -39,7 +40,7 @@ def test_text_alone_has_no_visual_part():
     layout = TokenLayout((Segment("text", 9),))
     assert layout.visual is None and layout.grid is None
     assert layout.visual_slice == slice(0, 0)
-    assert layout.exact_slices == (slice(0, 9),)
+    assert layout.exact_slices == layout.own_slices == (slice(0, 9),)
 
 
 def test_is_hashable_comparable_frozen_and_its_repr_rebuilds_it():

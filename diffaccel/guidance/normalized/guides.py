@@ -124,13 +124,12 @@ class JointGuide(NormalizedGuide):
         layout = call.inputs().layout
         if self._keys is not None and layout.text_length:
             call = replace(call, mask=self._mask(layout))
-        output = compute(call)
-        half = len(output) // 2
-        image = slice(None) if call.is_visual_part else layout.visual_slice
+        output = call.completed(compute(call))
+        half, image = len(output) // 2, layout.visual_slice
         guided = self.perturbation.combined(output[:half, image], output[half:, image], self.scale)
         output = output.clone()
         output[:half, image] = output[half:, image] = guided
-        return output
+        return call.asked(output)
 
     def _mask(self, layout: TokenLayout) -> Tensor:
         """Returns which tokens are attended to, (2 B, 1, 1, N); one tensor for each layout."""

@@ -1,0 +1,125 @@
+"""Calls of pipelines that carry more than text and an image: references, caches, odd masks."""
+
+from __future__ import annotations
+
+import diffusers
+import pytest
+import torch
+from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
+from PIL import Image
+from tiny_models import MODELS
+
+from diffaccel import HeadPerturbation, NormalizedAttention, set_guidance
+from diffaccel.attach.attachment import restore_attn_processor, set_attn_processor
+from diffaccel.bindings.position_ids import image_grids
+from diffaccel.bindings.rope import Yarn, scaled_rope
+from diffaccel.errors import InputError
+from diffaccel.methods import RectifiedSpaAttn
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+HALF = RectifiedSpaAttn(
+    drop=0.5, p_remain=0.0, neighbors=False, block=16, dense_steps=0, dense_layers=()
+)
+
+
+def test_klein_attends_sparsely_to_cached_references_at_every_step():
+    model = MODELS["Flux2Transformer2DModel"]().model
+    vae = diffusers.AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(4,) * 4, layers_per_block=1, latent_channels=4, norm_num_groups=1,
+        use_quant_conv=False, use_post_quant_conv=False,
+    )  # fmt: skip
+    pipe = diffusers.Flux2KleinKVPipeline(
+        diffusers.FlowMatchEulerDiscreteScheduler(), vae.eval(), None, None, model
+    )
+    pipe.set_progress_bar_config(disable=True)
+
+    def sample():
+        return pipe(
+            prompt_embeds=torch.ones(1, 6, 32), image=[Image.new("RGB", (128, 64), "red")],
+            height=80, width=208, num_inference_steps=2, output_type="latent",
+            generator=torch.Generator().manual_seed(0),
+        ).images  # fmt: skip
+
+    stock = sample()
+    with set_attn_processor(pipe, HALF, always=True) as attachment:
+        sampled = sample()
+        layers = attachment.report().denoisers[0].layers
+    assert not torch.equal(sampled, stock) and torch.equal(sample(), stock)
+    for layer in layers:
+        assert (layer.sparse_calls, layer.dense_calls) == (2, {})
+        lengths = [(part.kind, part.length) for part in layer.layout.segments]
+        assert lengths == [("text", 6), ("condition", 32), ("visual", 65)]
+
+
+def test_reading_an_image_to_edit_is_dense_and_says_so():
+    tiny = MODELS["GlmImageTransformer2DModel"]()
+    results = []
+    for method in (None, HALF):
+        cache = GlmImageKVCache(2)
+        cache.set_mode("write")
+        if method is not None:
+            attachment = set_attn_processor(tiny.model, method, always=True)
+            with pytest.warns(UserWarning, match="reads an image to edit"):
+                tiny.predict({**tiny.arguments, "kv_caches": cache})
+            layers = attachment.report().denoisers[0].layers
+            assert all(layer.dense_calls and not layer.sparse_calls for layer in layers)
+            restore_attn_processor(tiny.model)
+        else:
+            tiny.predict({**tiny.arguments, "kv_caches": cache})
+        results.append([layer.k_caches[0] for layer in cache.caches])
+    assert all(map(torch.equal, *results))
+
+
+def test_a_mask_that_is_added_to_the_scores_runs_dense():
+    """The pipelines of Chroma pass a mask of ones and zeros as floats, which SDPA adds."""
+    tiny = MODELS["ChromaTransformer2DModel"]()
+    arguments = {**tiny.arguments, "attention_mask": tiny.arguments["attention_mask"].float()}
+    stock = tiny.predict(arguments)
+    assert not torch.allclose(stock, tiny.predict(), atol=1e-4)
+    attachment = set_attn_processor(tiny.model, HALF, always=True)
+    with pytest.warns(UserWarning, match="is not key padding"):
+        assert torch.equal(tiny.predict(arguments), stock)
+    assert attachment.report().density == 1.0
+
+
+def test_images_are_told_apart_by_any_axis_of_their_ids():
+    first = torch.cartesian_prod(*map(torch.arange, (1, 3, 4, 1)))
+    second = torch.cartesian_prod(*map(torch.arange, (1, 2, 5, 1)))
+    for axis in (0, 3):
+        moved = second.clone()
+        moved[:, axis] = -1
+        assert image_grids(torch.cat([first, moved])) == [(1, 3, 4), (1, 2, 5)]
+    assert image_grids(first[None].expand(2, -1, -1)) == [(1, 3, 4)]
+
+
+def test_angles_cannot_be_sharpened():
+    tiny = MODELS["ErnieImageTransformer2DModel"]()
+    with pytest.raises(InputError, match="pass Linear or Ntk"):
+        with scaled_rope(tiny.model, height=Yarn(2.0, 64)):
+            pass
+
+
+def test_guidance_refuses_pipelines_whose_prompts_it_cannot_find():
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    model = MODELS["DreamLiteUNetModel"]().model
+    pipe = diffusers.DreamLitePipeline(None, None, None, None, model, scheduler)
+    with pytest.raises(InputError, match="tells which rows of a batch hold the prompt"):
+        set_guidance(pipe, HeadPerturbation(layers=(0,)), scale=1.0)
+    model = MODELS["ChromaTransformer2DModel"]().model
+    pipe = diffusers.ChromaPipeline(scheduler, None, None, None, model)
+    with pytest.raises(InputError, match="whose prompt is one argument, got Chroma"):
+        set_guidance(pipe, NormalizedAttention(torch.ones(1, 4, 32)), scale=1.0)
+
+
+def test_a_model_for_the_empty_prompt_is_served_and_not_guided():
+    model, other = (MODELS["Ideogram4Transformer2DModel"]().model for _ in range(2))
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    pipe = diffusers.Ideogram4Pipeline(scheduler, None, None, None, model, other)
+    report = set_attn_processor(pipe, HALF).report()
+    assert [part.component for part in report.denoisers] == [
+        "transformer",
+        "unconditional_transformer",
+    ]
+    with pytest.raises(InputError, match="with and without the prompt"):
+        set_guidance(pipe, HeadPerturbation(layers=(0,)), scale=1.0)
