@@ -102,7 +102,9 @@ class DenoiserState:
         if self.method is None or layer.kind == "cross" or call.is_text_part:
             return call.dense()
         if call.is_cross_attention:
-            if call.index == 0:
+            # Beside the calls of text, one that does not fit the layout is no cross-attention.
+            is_unfit = self.binding.attends_text_apart and call.layout is not None
+            if call.index == 0 or is_unfit:
                 reason = "its keys come from another sequence"
                 self.method.record(layer, self.layout(layer), reason)
             return call.dense()

@@ -119,7 +119,10 @@ class _Schedule:
         self._is_rising: bool | None = None
         # FLUX and Qwen pipelines divide timesteps by 1000, others pass them as they are.
         noise = _largest(timestep)
-        self._unit = 1 if noise in self._values or not noise <= 1 < max(self._values) else 1000
+        # A list from 1000 to 1 holds both readings of 1: a run begins with its first entry.
+        is_first = noise != self._values[0] == 1000 * noise
+        is_plain = noise in self._values and not is_first
+        self._unit = 1 if is_plain or not noise <= 1 < max(self._values) else 1000
         index = _told_index(scheduler, len(self._values))
         self._first = self._index = self._found(timestep, 0) if index is None else index
         self._calls = getattr(scheduler, "counter", None)  # PNDM counts from where a run begins

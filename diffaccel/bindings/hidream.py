@@ -51,6 +51,8 @@ class HiDreamBinding(Binding):
         height, width = (patched(side, patch) for side in latents.shape[-2:])
         is_square = latents.shape[-2] == latents.shape[-1]
         filling = 0 if is_square else model.max_seq - height * width
+        if filling < 0:
+            raise LayoutUnknown(f"the model takes {model.max_seq} tokens of an image at most")
         text = call["encoder_hidden_states_t5"].shape[1]
         text += 2 * call["encoder_hidden_states_llama3"].shape[2]
         segments = (

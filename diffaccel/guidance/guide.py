@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SHARED = frozenset({"image_rotary_emb", "img_ids", "txt_ids"})  # arguments without a batch axis
 SECOND = frozenset({"encoder_hidden_states_llama3"})  # arguments whose second axis is the batch
+LISTS = frozenset({"img_shapes", "shape_list"})  # arguments with one entry per sample
 
 
 class GuidanceState:
@@ -251,6 +252,8 @@ def on_batch(value: Any, count: int, change: Callable[[Tensor], Tensor], name: s
     """Changes every tensor of a call that has `count` rows, inside of containers too."""
     if name in SHARED:
         return value
+    if name in LISTS and isinstance(value, list) and len(value) == count:
+        return [value[row] for row in change(torch.arange(count)).tolist()]
     if name in SECOND:
         return on_batch(value.transpose(0, 1), count, change).transpose(0, 1)
     if isinstance(value, Tensor):

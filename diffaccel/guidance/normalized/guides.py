@@ -99,9 +99,6 @@ class JointGuide(NormalizedGuide):
         doubled = on_batch(arguments, rows, lambda t: torch.cat([t, t]))
         for name, tensor in negative.items():
             doubled[name] = torch.cat([arguments[name], tensor])
-        for name in ("img_shapes", "shape_list"):  # one entry per sample
-            if isinstance(arguments.get(name), list):
-                doubled[name] = arguments[name] * 2
         self.is_active = True
         self._started = perf_counter()
         return (), doubled

@@ -10,6 +10,8 @@ from tiny_models.base import lengths, noise
 
 from diffaccel.attach.attachment import set_attn_processor
 from diffaccel.attach.state import as_padding_mask
+from diffaccel.bindings.qwen_image21 import QwenImage21Binding
+from diffaccel.layout import TokenLayout
 from diffaccel.methods import RectifiedSpaAttn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -92,6 +94,17 @@ def test_hidream_from_patches_runs_as_stock():
         set_attn_processor(tiny.model, HALF, always=True),
     ):
         assert torch.equal(tiny.predict(arguments), stock)
+
+
+def test_a_wrong_layout_is_told_where_text_attends_apart(monkeypatch):
+    tiny = MODELS["QwenImage21Transformer2DModel"]()
+    stock = tiny.predict()
+    wrong = TokenLayout.image(9, 14, text_before=5)
+    monkeypatch.setattr(QwenImage21Binding, "layout", lambda *_: wrong)
+    with set_attn_processor(tiny.model, HALF, always=True) as attachment:
+        assert torch.equal(tiny.predict(), stock)
+        layers = attachment.report().denoisers[0].layers
+    assert all(layer.dense_calls and not layer.sparse_calls for layer in layers)
 
 
 def test_an_expanded_mask_is_not_compared():

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SCALE = 3.0
 UNGUIDED = [name for name, build in MODELS.items() if binding_of(build().model).unguided]
 GUIDED = [name for name in MODELS if name not in UNGUIDED]
+BATCHED = [name for name in GUIDED if binding_of(MODELS[name]().model).batches_prompts]
 JOINT = {
     "FluxTransformer2DModel",
     "CogView4Transformer2DModel",
@@ -55,8 +56,14 @@ class Held(DiffusionPipeline):
         return self.transformer(**arguments, return_dict=False)[0]
 
 
-def held(tiny):
-    return Held(tiny.model, FlowMatchEulerDiscreteScheduler())
+class HeldTwice(Held):
+    """The same, the negative prompt first in each batch."""
+
+    do_classifier_free_guidance = True
+
+
+def held(tiny, kind=Held):
+    return kind(tiny.model, FlowMatchEulerDiscreteScheduler())
 
 
 @contextmanager
@@ -118,6 +125,21 @@ def test_perturbed_attention_guidance_is_its_formula(name):
     expected = stock + SCALE * (stock - damaged)
     torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-4)
     assert torch.equal(pipe(tiny.arguments), stock)
+
+
+@pytest.mark.parametrize("name", BATCHED)
+def test_only_the_rows_of_the_prompt_are_damaged(name):
+    """Every argument of a call is cut to these rows, whatever its axes are."""
+    tiny = MODELS[name]()
+    layers = binding_of(tiny.model).layers(tiny.model)
+    stock = tiny.predict()
+    with attention_changed(tiny, itself, [layers[-1].name]):
+        damaged = tiny.predict()
+    pipe = held(tiny, HeldTwice)
+    with set_guidance(pipe, HeadPerturbation(layers=(len(layers) - 1,)), scale=SCALE):
+        output = pipe(tiny.arguments)
+    expected = stock + SCALE * (stock - damaged)[1:]
+    torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", GUIDED)
