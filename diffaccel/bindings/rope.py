@@ -21,7 +21,7 @@ def scaled_rope(
     """Returns a context in which the rotary position embedding of a denoiser is scaled.
 
     Args:
-        model: A FLUX or Wan transformer.
+        model: A transformer whose binding scales its rotary positions.
         frames: What happens to the frame axis (in FLUX: the image index); None for nothing.
         height: What happens to rows.
         width: What happens to columns.
@@ -31,7 +31,7 @@ def scaled_rope(
     """
     binding = binding_of(model)
     if not binding.scales_rope:
-        known = " and ".join(name for name, binding in BINDINGS.items() if binding.scales_rope)
+        known = ", ".join(name for name, binding in BINDINGS.items() if binding.scales_rope)
         raise UnsupportedModelError(
             f"rotary positions can be scaled in {known}, got {type(model).__name__}; leave them "
             "as they are"
