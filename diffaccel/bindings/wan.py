@@ -230,7 +230,7 @@ class AnyFlowFARBinding(AnyFlowBinding):
         if call.arguments.get("kv_cache") is None or flags["is_cache_step"]:
             raise LayoutUnknown("chunks of frames attend causally")
         config, chunks = model.config, call["chunk_partition"]
-        video = super().layout(model, call, layer).visual
+        video = super().layout(model, call, layer)
         height, width = call["hidden_states"].shape[-2:]
         _, rows, columns = config.compressed_patch_size
         cached = flags["num_cached_chunks"]
@@ -238,7 +238,7 @@ class AnyFlowFARBinding(AnyFlowBinding):
         before = sum(chunks[:coarse]) * (height // rows) * (width // columns)
         before += sum(chunks[coarse:cached]) * video.grid[1] * video.grid[2]
         rest = Segment("condition", -video.length % 128)
-        return TokenLayout((Segment("condition", before), video, rest))
+        return TokenLayout((Segment("condition", before), video.visual, rest))
 
     def example_call(
         self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1
