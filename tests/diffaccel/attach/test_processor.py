@@ -247,11 +247,22 @@ def test_two_ranks_equal_one_process(tmp_path):
         (torch.tensor([True, True, False]).expand(2, 1, 1, 3), [[True, True, False]] * 2),
         (torch.tensor([[[[0.0, -1e4, float("-inf")]]]]), [[True, False, False]] * 2),
         (torch.tensor([[[[0.0, -1.5, 0.0]]]]), None),
-        (torch.ones(3, 3, dtype=torch.bool), None),
-        (torch.ones(2, 4, 1, 3, dtype=torch.bool), None),
-        (torch.ones(2, 1, 3, 3, dtype=torch.bool), None),
+        (torch.ones(3, 3, dtype=torch.bool).tril(), None),
+        (torch.ones(3, 3, dtype=torch.bool), [[True] * 3] * 2),
+        (torch.ones(2, 4, 1, 3, dtype=torch.bool), [[True] * 3] * 2),
+        (torch.ones(2, 1, 3, 3, dtype=torch.bool), [[True] * 3] * 2),
     ],
-    ids=["row", "one-sample", "batch", "additive", "bias", "square", "per-head", "per-query"],
+    ids=[
+        "row",
+        "one-sample",
+        "batch",
+        "additive",
+        "bias",
+        "causal",
+        "square",
+        "per-head",
+        "per-query",
+    ],
 )
 def test_which_masks_are_key_padding(mask, expected):
     found = as_padding_mask(mask, batch=2, length=3)
