@@ -247,10 +247,10 @@ def test_two_ranks_equal_one_process(tmp_path):
         (torch.tensor([True, True, False]).expand(2, 1, 1, 3), [[True, True, False]] * 2),
         (torch.tensor([[[[0.0, -1e4, float("-inf")]]]]), [[True, False, False]] * 2),
         (torch.tensor([[[[0.0, -1.5, 0.0]]]]), None),
-        (torch.ones(3, 3, dtype=torch.bool).tril(), None),
         (torch.ones(3, 3, dtype=torch.bool), [[True] * 3] * 2),
         (torch.ones(2, 4, 1, 3, dtype=torch.bool), [[True] * 3] * 2),
         (torch.ones(2, 1, 3, 3, dtype=torch.bool), [[True] * 3] * 2),
+        (torch.ones(3, 3, dtype=torch.bool).tril(), None),
     ],
     ids=[
         "row",
@@ -258,10 +258,10 @@ def test_two_ranks_equal_one_process(tmp_path):
         "batch",
         "additive",
         "bias",
-        "causal",
         "square",
         "per-head",
         "per-query",
+        "causal",
     ],
 )
 def test_which_masks_are_key_padding(mask, expected):
