@@ -335,8 +335,11 @@ def _call(
     attached = _LAYERS[int(handle)]
     dispatch = None
     if place & 1:
+        backend = getattr(attached.stock, "_attention_backend", None)
+        if backend == "flex" and mask is None:
+            backend = None  # inside an operation nothing compiles it
         dispatch = {
-            "backend": getattr(attached.stock, "_attention_backend", None),
+            "backend": backend,
             "parallel_config": getattr(attached.stock, "_parallel_config", None),
         }
     options = _options(0.0, False, bool(place & 4))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import prod
 from typing import Any
 
 import torch
@@ -38,7 +37,7 @@ class WanBinding(Binding):
     def family(self, model: Any, pipe: Any) -> str:
         settings = getattr(pipe, "config", {})
         config = model.config
-        if settings.get("expand_timesteps") or config.in_channels == config.out_channels == 48:
+        if settings.get("expand_timesteps") or config.out_channels == 48:
             return "wan2.2-ti2v"
         has_experts = getattr(pipe, "transformer_2", None) is not None
         version = "wan2.2" if has_experts or settings.get("boundary_ratio") else "wan2.1"
@@ -54,7 +53,7 @@ class WanBinding(Binding):
         told = told_native(model)
         if told is not None:
             return told
-        if self.family(model, None) == "wan2.2-ti2v":
+        if model.config.out_channels == 48:
             return (31, 22, 40)  # 121 frames of 704 x 1280, each token 32 x 32 pixels
         is_large = model.config.num_attention_heads >= 40
         return (21, 45, 80) if is_large else (21, 30, 52)  # 81 frames, 720 or 480 rows
@@ -72,8 +71,10 @@ class WanBinding(Binding):
             "timestep": zeros(model, batch),
             "encoder_hidden_states": zeros(model, batch, text, config.text_dim),
         }
-        if config.get("image_dim") is not None:  # CLIP of a picture of 224 x 224
-            call["encoder_hidden_states_image"] = zeros(model, batch, 257, config.image_dim)
+        if config.get("image_dim") is not None:
+            # CLIP of pictures of 224 x 224; with positions, of a first and a last frame.
+            pictures = batch * (1 if config.pos_embed_seq_len is None else 2)
+            call["encoder_hidden_states_image"] = zeros(model, pictures, 257, config.image_dim)
         return call
 
     @contextmanager
@@ -225,20 +226,19 @@ class AnyFlowFARBinding(AnyFlowBinding):
     """
 
     def layout(self, model: Any, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
-        flags = call.arguments.get("kv_cache_flag")
+        flags = call.arguments.get("kv_cache_flag") or {"is_cache_step": True}
         if call.arguments.get("kv_cache") is None or flags["is_cache_step"]:
             raise LayoutUnknown("chunks of frames attend causally")
-        _, frames, _, height, width = call["hidden_states"].shape
         config, chunks = model.config, call["chunk_partition"]
-        grid = tuple(map(patched, (frames, height, width), config.patch_size))
+        video = super().layout(model, call, layer)
+        height, width = call["hidden_states"].shape[-2:]
         _, rows, columns = config.compressed_patch_size
         cached = flags["num_cached_chunks"]
         coarse = max(cached + 1 - config.full_chunk_limit, 0)
         before = sum(chunks[:coarse]) * (height // rows) * (width // columns)
-        before += sum(chunks[coarse:cached]) * grid[1] * grid[2]
-        video = Segment("visual", prod(grid), grid)
+        before += sum(chunks[coarse:cached]) * video.grid[1] * video.grid[2]
         rest = Segment("condition", -video.length % 128)
-        return TokenLayout((Segment("condition", before), video, rest))
+        return TokenLayout((Segment("condition", before), video.visual, rest))
 
     def example_call(
         self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1

@@ -108,7 +108,7 @@ def test_guidance_refuses_pipelines_whose_prompts_it_cannot_find():
         set_guidance(pipe, HeadPerturbation(layers=(0,)), scale=1.0)
     model = MODELS["ChromaTransformer2DModel"]().model
     pipe = diffusers.ChromaPipeline(scheduler, None, None, None, model)
-    with pytest.raises(InputError, match="whose prompt is one argument, got Chroma"):
+    with pytest.raises(InputError, match="more than one argument of a call"):
         set_guidance(pipe, NormalizedAttention(torch.ones(1, 4, 32)), scale=1.0)
 
 

@@ -80,6 +80,7 @@ def dense_free(tiny):
     ]
 
 
+@pytest.mark.slow
 def test_blocks_that_kandinsky_chooses_are_its_own():
     model = built(diffusers.Kandinsky5Transformer3DModel, **SMALL)
     for block in model.visual_transformer_blocks:
@@ -99,6 +100,7 @@ def test_blocks_that_kandinsky_chooses_are_its_own():
     assert all(sum(layer.dense_calls.values()) == 1 for layer in layers)
 
 
+@pytest.mark.slow
 def test_a_chunk_that_is_kept_for_later_ones_runs_dense():
     tiny = MODELS["AnyFlowFARTransformer3DModel:first"]()
     flag = {"num_cached_chunks": 0, "is_cache_step": True}
@@ -125,3 +127,18 @@ def test_masks_that_are_expanded_are_key_padding():
     keys = torch.tensor([[True, True, False]])
     mask = keys[:, None, None].expand(1, 2, 3, 3)
     assert torch.equal(as_padding_mask(mask, 1, 3), keys)
+
+
+@pytest.mark.slow
+def test_flex_attention_is_not_run_without_a_compiler_inside_a_compiled_model(monkeypatch):
+    """AnyFlow FAR asks for it by name; uncompiled, it holds the scores of all pairs."""
+    tiny = MODELS["AnyFlowFARTransformer3DModel"]()
+    stock = tiny.predict()
+
+    def refuse(*_, **__):
+        raise AssertionError("FlexAttention ran")
+
+    with set_attn_processor(tiny.model, FullAttn()):
+        monkeypatch.setattr(torch.nn.attention.flex_attention, "flex_attention", refuse)
+        tiny.model.compile(backend="eager")
+        torch.testing.assert_close(tiny.predict(), stock, rtol=1e-4, atol=1e-5)

@@ -36,9 +36,10 @@ def tiny(
 def with_image(model_class: type, **config: Any) -> TinyModel:
     """Image to video: the first frame in further channels, its image tokens before 512 of text."""
     image = {"in_channels": 36, "image_dim": 8, "added_kv_proj_dim": 24}
+    pictures = 4 if "pos_embed_seq_len" in config else 2
     model = tiny(
         model_class, image | config, encoder_hidden_states=noise(2, 512, 32, seed=2),
-        encoder_hidden_states_image=noise(2, 257, 8, seed=3),
+        encoder_hidden_states_image=noise(pictures, 257, 8, seed=3),
     )  # fmt: skip
     model.text = 512
     return model
@@ -133,6 +134,9 @@ def anyflow() -> TinyModel:
 MODELS: dict[str, Builder] = {
     "WanTransformer3DModel": lambda: tiny(diffusers.WanTransformer3DModel),
     "WanTransformer3DModel:image": lambda: with_image(diffusers.WanTransformer3DModel),
+    "WanTransformer3DModel:first_and_last": lambda: with_image(
+        diffusers.WanTransformer3DModel, pos_embed_seq_len=514
+    ),
     "WanTransformer3DModel:ti2v": each_token_its_timestep,
     "WanTransformer3DModel:edit": channels_of_another_video,
     "WanVACETransformer3DModel": vace,
