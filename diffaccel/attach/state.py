@@ -40,6 +40,7 @@ class DenoiserState:
         method: What computes the self-attention, None where the stock processors do.
         hooks: Path of a layer -> what else acts at its attention, outermost last.
         root_hooks: Handles of the denoiser's hooks.
+        context: diffusers' configuration of context parallelism, None without.
     """
 
     def __init__(self, binding: Binding, layers: tuple[AttentionLayer, ...]) -> None:
@@ -48,6 +49,7 @@ class DenoiserState:
         self.method: MethodState | None = None
         self.hooks: dict[str, tuple[AttentionHook, ...]] = {}
         self.root_hooks: tuple[RemovableHandle, ...] = ()
+        self.context: Any = None
         self._readings: dict[int, tuple[Tensor, Any]] = {}
         # Thread and depth of the call that runs; setdefault and pop are atomic, and are copied.
         self._caller: dict[str, int] = {}
@@ -59,12 +61,15 @@ class DenoiserState:
         """Reads step and layouts of one model call; runs before the model does.
 
         Raises:
-            ModelError: The model runs in another thread.
+            ModelError: The model runs in another thread, or on ranks that its method cannot share.
         """
         self._caller.setdefault("thread", get_ident())
         self.check_thread(model)
         self._depth += 1
         self._forget_call()
+        self.context = context_of(model)
+        if self.context is not None and self.method is not None:
+            self.method.check_parallel(self.context)
         call = ModelCall.of(model, args, kwargs, self._readings)
         if self.method is not None:
             pipe = running_pipeline(model)
@@ -122,7 +127,8 @@ class DenoiserState:
         """Returns a call that has no obstacle as methods take it."""
         scale = call.query.shape[-1] ** -0.5 if call.scale is None else call.scale
         mask = None if call.mask is None else self.padding_mask(call)
-        return AttentionInputs(call.query, call.key, call.value, layout, scale, mask)
+        first = None if call.share is None else call.share.first_head
+        return AttentionInputs(call.query, call.key, call.value, layout, scale, mask, first)
 
     def padding_mask(self, call: AttentionCall) -> Tensor | None:
         """Returns the mask of a call as a (B, N) bool key-padding mask, True = may be attended.
@@ -210,6 +216,12 @@ def state_of(model: nn.Module) -> DenoiserState | None:
         if isinstance(owner, DenoiserState):
             return owner
     return None
+
+
+def context_of(model: nn.Module) -> Any:
+    """Returns diffusers' configuration of context parallelism of a denoiser, None without."""
+    config = getattr(model, "_parallel_config", None)
+    return getattr(config, "context_parallel_config", None)
 
 
 def as_padding_mask(mask: Tensor, batch: int, length: int) -> Tensor | None:

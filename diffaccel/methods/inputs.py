@@ -96,6 +96,7 @@ class AttentionInputs:
         layout: What the N tokens are.
         scale: Factor on the scores.
         mask: (B, N) bool, True where a token may be attended; None for all.
+        first_head: Index in its layer of the first head where ranks share them, else None.
     """
 
     query: Tensor
@@ -104,6 +105,7 @@ class AttentionInputs:
     layout: TokenLayout
     scale: float
     mask: Tensor | None
+    first_head: int | None = None
 
     @classmethod
     def checked(

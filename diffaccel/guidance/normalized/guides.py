@@ -121,7 +121,9 @@ class JointGuide(NormalizedGuide):
             call = replace(call, mask=self._mask(layout, call.query.shape[1]))
         output = compute(call)
         half, image = len(output) // 2, layout.visual_slice
-        guided = self.perturbation.combined(output[:half, image], output[half:, image], self.scale)
+        total = None if call.share is None else call.share.total
+        sound, pushed = output[:half, image], output[half:, image]
+        guided = self.perturbation.combined(sound, pushed, self.scale, total)
         output = output.clone()
         output[:half, image] = output[half:, image] = guided
         return output
