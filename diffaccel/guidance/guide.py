@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from diffaccel.attach.attachment import DENOISERS
 from diffaccel.attach.caches import caches_bypassed
 from diffaccel.attach.running import running_pipeline
+from diffaccel.attach.state import context_of
 from diffaccel.attach.step_clock import StepClock
 from diffaccel.bindings import ModelCall, binding_of
 from diffaccel.errors import ModelError
@@ -168,6 +169,10 @@ class Guide:
         """Returns why a compiled denoiser cannot be guided so, "" where it can."""
         return ""
 
+    def why_not_parallel(self, model: nn.Module) -> str:
+        """Returns why a denoiser whose tokens ranks share cannot be guided so, "" where it can."""
+        return ""
+
     @property
     def latents(self) -> Tensor:
         """What the model is called with."""
@@ -215,6 +220,15 @@ class Guide:
                 f"{reason}; guide before torch.compile, or use HeadPerturbation"
             )
 
+    def _refuse_parallel(self, model: nn.Module) -> None:
+        reason = "" if context_of(model) is None else self.why_not_parallel(model)
+        if reason:
+            raise ModelError(
+                f"{type(self.perturbation).__name__} cannot guide a denoiser under context "
+                f"parallelism, since {reason}; use HeadPerturbation, or do without "
+                "enable_parallelism"
+            )
+
     @torch.compiler.disable
     def _enter_call(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         if self._inside:
@@ -230,6 +244,7 @@ class Guide:
         if not self.acts():
             return None
         self._refuse_compiled()
+        self._refuse_parallel(model)
         return self.before(model, args, kwargs)
 
     @torch.compiler.disable

@@ -17,6 +17,7 @@ from diffaccel.guidance.guide import (
     unconsumed,
     with_prediction,
 )
+from diffaccel.guidance.perturb.blocks import PermuteTokens, SkipLayers, splits_tokens
 from diffaccel.guidance.perturb.damage import Damage, Perturbation
 from diffaccel.guidance.perturb.heads import HeadPerturbation
 from diffaccel.guidance.perturb.shared_prefix import SharedPrefix
@@ -48,6 +49,17 @@ class DifferenceGuide(Guide):
         if isinstance(self.perturbation, HeadPerturbation):
             return ""
         return "it exchanges whole blocks"
+
+    def why_not_parallel(self, model: nn.Module) -> str:
+        """Ranks hold a part of a sequence each, which the first block hands out in some models."""
+        if isinstance(self.perturbation, PermuteTokens):
+            return "it shuffles whole sequences, of which each rank has a part"
+        if isinstance(self.perturbation, SkipLayers):
+            for index in self.perturbation.touched:
+                name = self._layers[index].block
+                if splits_tokens(model.get_submodule(name), self._binding):
+                    return f"it leaves {name} out, which splits or joins the tokens of the ranks"
+        return ""
 
     def forget_run(self) -> None:
         """Begins a new run."""

@@ -1,13 +1,16 @@
 """One of several processes that share models by context parallelism; compares with one process.
 
-Usage: python parallel_ranks.py RANK RANKS MEETING_FILE
+Usage: python parallel_ranks.py RANK RANKS MEETING_FILE [PART ...]
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
+import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +29,20 @@ from diffusers.models._modeling_parallel import (  # noqa: E402
     ContextParallelOutput as Gather,
 )
 
-from diffaccel.attach.attachment import set_attn_processor  # noqa: E402
+from diffaccel import (  # noqa: E402
+    HeadPerturbation,
+    NormalizedAttention,
+    PermuteTokens,
+    SkipLayers,
+    restore_guidance,
+    set_attn_processor,
+)
 from diffaccel.methods import (  # noqa: E402
     FullAttn,
     NeighborhoodAttn,
     RectifiedSpaAttn,
     SparseAttn,
+    TokenMergingAttn,
 )
 
 OPTIONS = {"block": 16, "dense_steps": 0, "dense_layers": ()}
@@ -98,6 +109,13 @@ def refused(do: Callable[[], Any], *words: str) -> None:
         raise AssertionError(f"nobody refused {words}")
 
 
+def share(model: torch.nn.Module, name: str = "", **degrees: Any) -> torch.nn.Module:
+    """Returns the model after it was split among the ranks."""
+    config = ContextParallelConfig(**degrees)
+    model.enable_parallelism(config=config, cp_plan=PLANS.get(name))
+    return model
+
+
 def family(name: str, degrees: dict[str, Any], **changes: Any) -> None:
     """Every method gives on two ranks what it gives on one, and is removed without a trace."""
     model, call = model_and_call(name, **changes)
@@ -110,10 +128,10 @@ def family(name: str, degrees: dict[str, Any], **changes: Any) -> None:
     assert torch.equal(stock, expected[0])
     assert all((stock - other).abs().max() > 1e-3 for other in expected[1:])
 
-    config, plan = ContextParallelConfig(**degrees), PLANS.get(name)
-    model.enable_parallelism(config=config, cp_plan=plan)
-    is_ring = config.ring_degree > 1
-    alone = None if is_ring else output(model, call)
+    reference = share(copy.deepcopy(model), name, **degrees)
+    set_attn_processor(model, SPARSE)
+    share(model, name, **degrees)
+    close(output(model, call), expected[METHODS.index(SPARSE)])
     for method, one, density in zip(METHODS, expected, densities, strict=True):
         attachment = set_attn_processor(model, method)
         close(output(model, call), one)
@@ -122,10 +140,122 @@ def family(name: str, degrees: dict[str, Any], **changes: Any) -> None:
         assert all((layer.sparse_calls == 1) == (method != FullAttn()) for layer in layers)
         close(torch.tensor([layer.density for layer in layers]), torch.tensor(density))
     attachment.remove()
-    if alone is None:  # PyTorch's SDPA has no lse for the ring of diffusers
+    if "ring_degree" in degrees:  # PyTorch's SDPA has no lse for the ring of diffusers
+        refused(lambda: output(reference, call), "return_lse")
         refused(lambda: output(model, call), "return_lse")
     else:
-        assert torch.equal(output(model, call), alone)
+        assert torch.equal(output(model, call), output(reference, call))
+
+
+def uneven_heads() -> None:
+    """A ring needs no even number of heads, but one for each rank."""
+    _, call = model_and_call("wan2.1")
+    model = tiny_pipelines.wan_transformer(num_attention_heads=3)
+    with set_attn_processor(model, SPARSE):
+        expected = output(model, call)
+    share(model, ring_degree=RANKS)
+    set_attn_processor(model, SPARSE)
+    close(output(model, call), expected)
+
+    model = share(tiny_pipelines.wan_transformer(num_attention_heads=1), ring_degree=RANKS)
+    set_attn_processor(model, SPARSE)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        refused(lambda: output(model, call), "return_lse")
+    assert any("1 heads cannot be shared by 2 ranks" in str(x.message) for x in caught)
+
+
+def half_precision() -> None:
+    model, call = model_and_call("flux")
+    model.to(torch.bfloat16)
+    call = {
+        key: x.bfloat16() if isinstance(x, torch.Tensor) and x.ndim == 3 else x
+        for key, x in call.items()
+    }
+    call["pooled_projections"] = call["pooled_projections"].bfloat16()
+    attachment = set_attn_processor(model, SPARSE)
+    expected = output(model, call)
+    share(model, ulysses_degree=RANKS)
+    torch.testing.assert_close(output(model, call), expected, rtol=0.05, atol=0.05)
+    assert attachment.report().layers[0].sparse_calls == 2
+
+
+def what_is_refused() -> None:
+    model, call = model_and_call("wan2.1")
+    share(model, ulysses_degree=RANKS)
+    set_attn_processor(model, TokenMergingAttn())
+    refused(lambda: output(model, call), "TokenMergingAttn", "over all heads")
+    set_attn_processor(model, SPARSE)
+    for processor in model.attn_processors.values():
+        processor._parallel_config = None  # layers know of the ranks by the model
+    output(model, call)
+
+    # Text that no rank shares would be seen once for each of them.
+    model, call = model_and_call("sd3")
+    plan = {
+        "transformer_blocks.0": {"hidden_states": Split(1, 3)}, "proj_out": Gather(1, 3),
+    }  # fmt: skip
+    config = ContextParallelConfig(ulysses_degree=RANKS)
+    model.enable_parallelism(config=config, cp_plan=plan)
+    set_attn_processor(model, SPARSE)
+    refused(lambda: output(model, call), "no even share of each stream", "cp_plan")
+
+
+def gradients() -> None:
+    """They come from diffusers, as on one process."""
+    model, call = model_and_call("flux")
+    share(model, ulysses_degree=RANKS)
+    stock = output(model, call)
+    attachment = set_attn_processor(model, SPARSE)
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = output(model, call)
+        found.sum().backward()
+    close(found, stock)
+    assert model.x_embedder.weight.grad.abs().max() > 0
+    (reason,) = attachment.report().dense_calls
+    assert "gradients" in reason
+
+
+def compiled() -> None:
+    model, call = model_and_call("flux")
+    with set_attn_processor(model, SPARSE):
+        expected = output(model, call)
+    share(model, ulysses_degree=RANKS)
+    set_attn_processor(model, SPARSE)
+    model.compile(backend="aot_eager")
+    close(output(model, call), expected)
+
+
+def guided(name: str, *perturbations: Any) -> None:
+    """Guidance gives on two ranks what it gives on one, with a method beside it."""
+    one, many = (tiny_pipelines.BUILDERS[name]() for _ in range(2))
+    share(many.pipe.transformer, name, ulysses_degree=RANKS)
+    for tiny in (one, many):
+        tiny.pipe.set_attn_processor(SPARSE)
+    for perturbation in perturbations:
+        plain = isinstance(perturbation, NormalizedAttention)
+        changes = {"guidance_scale": 1.0} if plain else {}
+        expected, found = (
+            (tiny.pipe.set_guidance(perturbation, scale=2.0), tiny.sample(**changes))[1]
+            for tiny in (one, many)
+        )
+        close(found, expected)
+        restore_guidance(one.pipe)
+        assert (one.sample(**changes) - expected).abs().max() > 1e-3
+
+
+def guidance() -> None:
+    heads = HeadPerturbation(heads=((0, 0), (1, 1)), strength=0.7)
+    image = HeadPerturbation(heads=((1, 0),), scope="image")
+    text = tiny_pipelines._random(1, 8, 32, seed=5)
+    guided("flux", heads, image, SkipLayers((1,)), NormalizedAttention(text))
+    guided("wan2.1", heads, SkipLayers((1,)), NormalizedAttention(text.repeat(1, 2, 1)))
+    wan = tiny_pipelines.wan21()
+    share(wan.pipe.transformer, ulysses_degree=RANKS)
+    for perturbation in (PermuteTokens((1,)), SkipLayers((0,))):
+        with wan.pipe.set_guidance(perturbation):
+            refused(wan.sample, type(perturbation).__name__, "context parallelism")
 
 
 def main() -> None:
@@ -140,11 +270,29 @@ def main() -> None:
         "prompt_embeds": tiny_pipelines._random(1, 12, 16),
         "prompt_attention_mask": tiny_pipelines._padded(7, 5),
     }
-    for name in ("flux", "sd3", "qwen", "wan2.1", "cogvideox", "ltx"):
-        family(name, ulysses)
-    family("hunyuan", ulysses, **even)
-    for name in ("flux", "qwen", "wan2.1"):
-        family(name, ring)
+    odd = {"prompt_embeds": tiny_pipelines._random(1, 11, 32)}
+    parts: dict[str, Callable[[], None]] = {
+        **{
+            name: partial(family, name, ulysses)
+            for name in ("flux", "sd3", "qwen", "wan2.1", "cogvideox", "ltx")
+        },
+        "hunyuan": partial(family, "hunyuan", ulysses, **even),
+        "flux, odd": partial(family, "flux", ulysses | {"ulysses_anything": True}, **odd),
+        "flux, odd ring": partial(family, "flux", ring | {"ring_anything": True}, **odd),
+        "hunyuan, odd": partial(family, "hunyuan", ulysses | {"ulysses_anything": True}),
+        "qwen, ring": partial(family, "qwen", ring),
+        "wan2.1, ring": partial(family, "wan2.1", ring),
+        **{
+            part.__name__: part
+            for part in (
+                uneven_heads, half_precision, what_is_refused, gradients, compiled, guidance,
+            )
+        },
+    }  # fmt: skip
+    chosen = sys.argv[4:] or parts
+    for name in chosen:
+        print(name, flush=True)
+        parts[name]()
 
 
 with torch.no_grad():
