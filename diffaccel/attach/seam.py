@@ -23,7 +23,7 @@ from torch import Tensor
 
 from diffaccel.attach.call import AttentionCall, AttentionHook, Compute
 from diffaccel.attach.context_parallel import attend_in_parallel
-from diffaccel.attach.finite import check_finite
+from diffaccel.attach.finite import checked
 from diffaccel.errors import ModelError
 from diffaccel.kernels.arguments import Tensors
 from diffaccel.methods.inputs import as_autocast, need_gradients
@@ -80,12 +80,11 @@ class AttachedLayer:
         compute: Compute = self.state.attend
         for hook in self.active_hooks():
             compute = partial(hook.attend, compute=compute)
-        is_split = self.state.context is not None
-        output = attend_in_parallel(call, compute) if is_split else compute(call)
         method = self.state.method
         if method is not None and method.check:
-            check_finite(call, output, method.clock.step)
-        return output
+            compute = partial(checked, compute=compute, step=method.clock.step)
+        is_split = self.state.context is not None
+        return attend_in_parallel(call, compute) if is_split else compute(call)
 
     def active_hooks(self) -> list[AttentionHook]:
         """Returns what acts at the layer beside the method at present, outermost last."""

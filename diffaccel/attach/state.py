@@ -139,11 +139,12 @@ class DenoiserState:
         mask = call.mask
         if mask is None:
             return None
-        known = self._masks.get(id(mask))
+        batch, length = call.query.shape[:2]
+        known = self._masks.get((id(mask), length))
         if known is None:
-            batch, length = call.query.shape[:2]
             # Keeping the mask keeps its id from being given to another one.
-            known = self._masks[id(mask)] = (mask, as_padding_mask(mask, batch, length))
+            known = mask, as_padding_mask(mask, batch, length)
+            self._masks[id(mask), length] = known
         return known[1]
 
     def never_called(self, attached: AttachedLayer) -> None:
@@ -206,7 +207,7 @@ class DenoiserState:
 
     def _forget_call(self) -> None:
         self._layouts: dict[str, TokenLayout | str] = {}
-        self._masks: dict[int, tuple[Tensor, Tensor | None]] = {}
+        self._masks: dict[tuple[int, int], tuple[Tensor, Tensor | None]] = {}
 
 
 def state_of(model: nn.Module) -> DenoiserState | None:

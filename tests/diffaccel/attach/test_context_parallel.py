@@ -39,5 +39,5 @@ def test_two_ranks_equal_one(tmp_path):
         for rank in range(2)
     ]
     for rank in ranks:
-        output, _ = rank.communicate(timeout=300)
+        output, _ = rank.communicate(timeout=600)
         assert rank.returncode == 0, output
