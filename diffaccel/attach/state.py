@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from diffaccel.attach.processor import attached_layer
-from diffaccel.attach.running import running_pipeline
+from diffaccel.attach.running import Caller, running_pipeline
 from diffaccel.bindings import LayoutUnknown, ModelCall
 from diffaccel.errors import ModelError
 from diffaccel.layout import TokenLayout
@@ -49,9 +48,7 @@ class DenoiserState:
         self.hooks: dict[str, tuple[AttentionHook, ...]] = {}
         self.root_hooks: tuple[RemovableHandle, ...] = ()
         self._readings: dict[int, tuple[Tensor, Any]] = {}
-        # Thread and depth of the call that runs; setdefault and pop are atomic, and are copied.
-        self._caller: dict[str, int] = {}
-        self._depth = 0
+        self._caller = Caller()
         self._forget_call()
 
     @torch.compiler.disable
@@ -59,11 +56,9 @@ class DenoiserState:
         """Reads step and layouts of one model call; runs before the model does.
 
         Raises:
-            ModelError: The model runs in another thread.
+            ModelError: The model, or a pipeline that has begun with it, runs in another thread.
         """
-        self._caller.setdefault("thread", get_ident())
-        self.check_thread(model)
-        self._depth += 1
+        self._caller.enter(model)
         self._forget_call()
         call = ModelCall.of(model, args, kwargs, self._readings)
         if self.method is not None:
@@ -79,22 +74,7 @@ class DenoiserState:
     @torch.compiler.disable
     def end_call(self, *_: Any) -> None:
         """Lets other threads call the model; runs after it, also where it failed."""
-        if self._caller.get("thread") == get_ident():
-            self._depth -= 1
-            if self._depth == 0:
-                self._caller.pop("thread")
-
-    def check_thread(self, model: nn.Module) -> None:
-        """Refuses while the model runs in another thread: steps and layouts are of one call.
-
-        Raises:
-            ModelError: It does.
-        """
-        if self._caller.get("thread", get_ident()) != get_ident():
-            raise ModelError(
-                f"an attached model runs in one thread at a time, and {type(model).__name__} runs "
-                "in another one; wait for it, or give each thread a copy of the model"
-            )
+        self._caller.leave()
 
     def attend(self, call: AttentionCall) -> Tensor:
         """Answers an attention call (B, N, H, D) by the method, or as the stock layer would."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffaccel.attach.attachment import DENOISERS
 from diffaccel.attach.caches import caches_bypassed
-from diffaccel.attach.running import running_pipeline
+from diffaccel.attach.running import Caller, running_pipeline
 from diffaccel.attach.step_clock import StepClock
 from diffaccel.bindings import ModelCall, binding_of
 from diffaccel.errors import ModelError
@@ -123,6 +123,7 @@ class Guide:
         self._rows = PromptRows()
         self._binding = binding_of(model)
         self._layers = self._binding.layers(model)
+        self._caller = Caller()
         self._inside = False
         self._run = state.run
         self._call: ModelCall | Any = None
@@ -167,6 +168,11 @@ class Guide:
     def why_not_compiled(self) -> str:
         """Returns why a compiled denoiser cannot be guided so, "" where it can."""
         return ""
+
+    @property
+    def model(self) -> Any:
+        """The denoiser, None where it is gone."""
+        return self._model()
 
     @property
     def latents(self) -> Tensor:
@@ -217,6 +223,7 @@ class Guide:
 
     @torch.compiler.disable
     def _enter_call(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        self._caller.enter(model)
         if self._inside:
             return None
         self._model = weakref.ref(model)
@@ -236,7 +243,7 @@ class Guide:
     def _leave_call(
         self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any
     ) -> Any:
-        if self._inside or not self.acts():
+        if not self._caller.leave() or self._inside or not self.acts():
             return None
         return self.after(model, args, kwargs, output)
 
