@@ -74,10 +74,11 @@ def refuse_running(models: Iterable[nn.Module]) -> None:
     Raises:
         ModelError: One does, or a pipeline that holds it.
     """
-    models, own = tuple(models), get_ident()
-    for thread, frame in sys._current_frames().items():
+    models, frames = tuple(models), sys._current_frames()
+    del frames[get_ident()]  # a frame that knows itself is a reference cycle
+    for frame in frames.values():
         for model in models:
-            if thread != own and _runs(frame, model):
+            if _runs(frame, model):
                 raise ModelError(
                     "methods and guidance are exchanged while a model does not run, and "
                     f"{type(model).__name__} runs in another thread; wait for it, or give each "

@@ -115,7 +115,7 @@ def test_nothing_is_exchanged_while_a_model_runs(tiny_pipelines, name, state, at
 @pytest.mark.parametrize("state", ["method", *GUIDANCE])
 @pytest.mark.parametrize("name", ["flux", "sdxl"])
 def test_a_run_in_another_thread_is_refused_and_disturbs_none(tiny_pipelines, name, state, at):
-    """It has a pipeline of its own, as `from_pipe` makes them, so that only the model is shared."""
+    """It has a pipeline of its own, as by `from_pipe`: only the model is shared."""
     tiny, other = (tiny_pipelines.BUILDERS[name]() for _ in range(2))
     for part, model in tiny.denoisers().items():
         setattr(other.pipe, part, model)
