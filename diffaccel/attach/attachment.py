@@ -79,8 +79,7 @@ class Attachment:
         state = state_of(model)
         if state is None or state.method is not self._methods[name]:
             return skipped
-        reason = "its processor was replaced after the method was attached"
-        return skipped | dict.fromkeys(state.lost(model), reason)
+        return skipped | state.lost(model)
 
     def __enter__(self) -> Attachment:
         return self

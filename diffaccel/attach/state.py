@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from diffaccel.bindings import AttentionLayer, Binding
 
 
+REPLACED = "its processor was replaced after the method was attached"
+GUIDES = "the pipeline guides at this layer, with a processor of its own"
+
+
 class DenoiserState:
     """What acts at the attention of one denoiser, and what its current model call tells.
 
@@ -48,6 +52,7 @@ class DenoiserState:
         self.hooks: dict[str, tuple[AttentionHook, ...]] = {}
         self.root_hooks: tuple[RemovableHandle, ...] = ()
         self._readings: dict[int, tuple[Tensor, Any]] = {}
+        self._lost: dict[str, str] = {}
         self._caller = Caller()
         self._forget_call()
 
@@ -64,12 +69,17 @@ class DenoiserState:
         if self.method is not None:
             pipe = running_pipeline(model)
             if self.method.begin_call(call.arguments.get("timestep"), pipe):
-                self._warn_of_lost(model)
+                self._lost = self.lost(model)
+                self._warn_of_lost()
         streams: dict[tuple[str, int], TokenLayout | str] = {}
         for layer in self.layers:
             if layer.stream not in streams:
                 streams[layer.stream] = self._read_layout(model, call, layer)
             self._layouts[layer.name] = streams[layer.stream]
+        if self.method is not None and self._lost:
+            for name, reason in self.lost(model).items():
+                layer = next(layer for layer in self.method.layers if layer.name == name)
+                self.method.record(layer, self.layout(layer), reason)
 
     @torch.compiler.disable
     def end_call(self, *_: Any) -> None:
@@ -137,16 +147,18 @@ class DenoiserState:
             name = type(self.method.method).__name__
             warnings.warn(f"{name} ran dense in {layer.name}: {reason}", stacklevel=2)
 
-    def lost(self, model: nn.Module) -> tuple[str, ...]:
-        """Returns the layers of the method whose processors were replaced since."""
-        return tuple(
-            layer.name
-            for layer in (() if self.method is None else self.method.layers)
-            if attached_layer(model.get_submodule(layer.name).processor) is None
-        )
+    def lost(self, model: nn.Module) -> dict[str, str]:
+        """Returns the layers of the method whose processors were replaced since, and why."""
+        lost = {}
+        for layer in () if self.method is None else self.method.layers:
+            processor: Any = model.get_submodule(layer.name).processor
+            if attached_layer(processor) is None:
+                is_guiding = type(processor).__name__.startswith("PAG")
+                lost[layer.name] = GUIDES if is_guiding else REPLACED
+        return lost
 
-    def _warn_of_lost(self, model: nn.Module) -> None:
-        lost = self.lost(model)
+    def _warn_of_lost(self) -> None:
+        lost = [name for name, reason in self._lost.items() if reason == REPLACED]
         if lost and self.method is not None and "lost" not in self.method.warned:
             self.method.warned.add("lost")
             name = type(self.method.method).__name__
