@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 METHOD = SparseAttn(keep=0.5, block=16, dense_steps=0, dense_layers=())
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
-QUICK = ("flux", "sdxl")
+QUICK = ("flux",)
 FAMILIES = [
     pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
     for name in (
@@ -116,7 +116,9 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("name", ["flux", "wan2.1", "sd15"])
+@pytest.mark.parametrize(
+    "name", ["flux", *(pytest.param(name, marks=pytest.mark.slow) for name in ("wan2.1", "sd15"))]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_kinds_of_adapters(tiny_pipelines, name, kind):
     tiny = tiny_pipelines.BUILDERS[name]()

@@ -223,7 +223,14 @@ def native_backend():
     registry._active_backend = before
 
 
-@pytest.mark.parametrize("name", ["flux", "wan2.1", "qwen", "sd3", "sdxl"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "flux",
+        "sd3",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("wan2.1", "qwen", "sdxl")),
+    ],
+)
 @pytest.mark.parametrize("backend", ["_native_math", "flex"])
 def test_backends_are_those_of_the_user(tiny_pipelines, native_backend, name, backend):
     tiny = tiny_pipelines.BUILDERS[name]()

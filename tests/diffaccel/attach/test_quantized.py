@@ -54,7 +54,10 @@ def dequantised(model):
 
 
 @pytest.mark.parametrize("quantise", QUANTISED)
-@pytest.mark.parametrize("name", ["flux", "wan2.2", "sd3", "sd15"])
+@pytest.mark.parametrize(
+    "name",
+    ["flux", "sd15", *(pytest.param(name, marks=pytest.mark.slow) for name in ("wan2.2", "sd3"))],
+)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_full_attention_is_stock_and_sparse_that_of_the_same_weights(
     tiny_pipelines, name, quantise, when

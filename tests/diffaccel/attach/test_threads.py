@@ -92,7 +92,7 @@ def during(tiny, acts, at):
 
 @pytest.mark.parametrize("at", ["call", "run"])
 @pytest.mark.parametrize("state", ["", "method", *GUIDANCE])
-@pytest.mark.parametrize("name", ["flux", "sdxl"])
+@pytest.mark.parametrize("name", ["flux", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_nothing_is_exchanged_while_a_model_runs(tiny_pipelines, name, state, at):
     tiny = tiny_pipelines.BUILDERS[name]()
     attachment = attach(tiny, state)
@@ -113,7 +113,7 @@ def test_nothing_is_exchanged_while_a_model_runs(tiny_pipelines, name, state, at
 
 @pytest.mark.parametrize("at", ["call", "run"])
 @pytest.mark.parametrize("state", ["method", *GUIDANCE])
-@pytest.mark.parametrize("name", ["flux", "sdxl"])
+@pytest.mark.parametrize("name", ["flux", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_a_run_in_another_thread_is_refused_and_disturbs_none(tiny_pipelines, name, state, at):
     """It has a pipeline of its own, as by `from_pipe`: only the model is shared."""
     tiny, other = (tiny_pipelines.BUILDERS[name]() for _ in range(2))
