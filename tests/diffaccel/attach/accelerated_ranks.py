@@ -1,6 +1,6 @@
-"""One of the processes of `accelerate launch`; each makes the pictures of its prompts.
+"""One of several processes of accelerate; each makes the pictures of its prompts.
 
-Usage: accelerate launch --cpu --num_processes 2 accelerated_ranks.py FOLDER
+Usage: torchrun --standalone --nproc_per_node 2 accelerated_ranks.py FOLDER
 """
 
 from __future__ import annotations

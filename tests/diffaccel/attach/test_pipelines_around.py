@@ -318,7 +318,8 @@ def test_a_pipeline_made_from_another_shares_the_method(tiny_pipelines):
 @pytest.mark.slow
 def test_processes_of_accelerate_make_the_pictures_of_one(tiny_pipelines, tmp_path):
     script = Path(__file__).parent / "accelerated_ranks.py"
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    # what `accelerate launch` calls; on CPUs it would start one process, or ask for MPI
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [sys.executable, *launch, str(script), str(tmp_path)],
         capture_output=True,
