@@ -11,6 +11,7 @@ from diffaccel.attach.call import AttentionHook
 from diffaccel.attach.method_state import MethodState
 from diffaccel.attach.processor import attached, attached_layer, unattached
 from diffaccel.attach.report import Report
+from diffaccel.attach.running import refuse_running
 from diffaccel.attach.seam import AttachedLayer
 from diffaccel.attach.state import DenoiserState, state_of
 from diffaccel.attach.step_clock import StepClock
@@ -60,7 +61,12 @@ class Attachment:
             method.reset()
 
     def remove(self) -> None:
-        """Puts the models' own processors back; does nothing where that was done already."""
+        """Puts the models' own processors back; does nothing where that was done already.
+
+        Raises:
+            ModelError: A denoiser, or a pipeline that holds it, runs in another thread.
+        """
+        refuse_running(self._denoisers.values())
         for name, model in self._denoisers.items():
             state = state_of(model)
             # Another method may have been set since: that one stays.
@@ -73,8 +79,7 @@ class Attachment:
         state = state_of(model)
         if state is None or state.method is not self._methods[name]:
             return skipped
-        reason = "its processor was replaced after the method was attached"
-        return skipped | dict.fromkeys(state.lost(model), reason)
+        return skipped | state.lost(model)
 
     def __enter__(self) -> Attachment:
         return self
@@ -110,6 +115,7 @@ def set_attn_processor(
     Raises:
         TypeError: The method is not a method, or the target neither pipeline nor model.
         UnsupportedModelError: No binding knows the model, or the pipeline has no denoiser.
+        ModelError: A denoiser, or a pipeline that holds it, runs in another thread.
     """
     if not isinstance(method, Method):
         raise TypeError(
@@ -117,6 +123,7 @@ def set_attn_processor(
             "pass an instance such as diffaccel.RectifiedSpaAttn()"
         )
     models = denoisers(target)
+    refuse_running(models.values())
     pipe = None if isinstance(target, nn.Module) else target
     methods = {
         name: _method_state(name, model, pipe, method, always) for name, model in models.items()
@@ -135,8 +142,13 @@ def restore_attn_processor(target: Any) -> None:
 
     Args:
         target: A diffusers pipeline, or a denoiser itself.
+
+    Raises:
+        ModelError: A denoiser, or a pipeline that holds it, runs in another thread.
     """
-    for model in denoisers(target).values():
+    models = denoisers(target)
+    refuse_running(models.values())
+    for model in models.values():
         remove_method(model)
 
 
@@ -177,7 +189,6 @@ def attach(model: nn.Module, names: tuple[str, ...]) -> DenoiserState:
             model.register_forward_pre_hook(state.begin_call, with_kwargs=True),
             model.register_forward_hook(state.end_call, always_call=True),
         )
-    state.check_thread(model)
     layers = {layer.name: layer for layer in state.layers}
     for name in names:
         module: Any = model.get_submodule(name)

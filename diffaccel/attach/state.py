@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from diffaccel.attach.processor import attached_layer
-from diffaccel.attach.running import running_pipeline
+from diffaccel.attach.running import Caller, running_pipeline
 from diffaccel.bindings import LayoutUnknown, ModelCall
 from diffaccel.errors import ModelError
 from diffaccel.layout import TokenLayout
@@ -24,6 +23,10 @@ if TYPE_CHECKING:
     from diffaccel.attach.method_state import MethodState
     from diffaccel.attach.seam import AttachedLayer
     from diffaccel.bindings import AttentionLayer, Binding
+
+
+REPLACED = "its processor was replaced after the method was attached"
+GUIDES = "the pipeline guides at this layer, with a processor of its own"
 
 
 class DenoiserState:
@@ -51,9 +54,8 @@ class DenoiserState:
         self.root_hooks: tuple[RemovableHandle, ...] = ()
         self.context: Any = None
         self._readings: dict[int, tuple[Tensor, Any]] = {}
-        # Thread and depth of the call that runs; setdefault and pop are atomic, and are copied.
-        self._caller: dict[str, int] = {}
-        self._depth = 0
+        self._lost: dict[str, str] = {}
+        self._caller = Caller()
         self._forget_call()
 
     @torch.compiler.disable
@@ -61,11 +63,10 @@ class DenoiserState:
         """Reads step and layouts of one model call; runs before the model does.
 
         Raises:
-            ModelError: The model runs in another thread, or on ranks that its method cannot share.
+            ModelError: The model, or a pipeline that has begun with it, runs in another thread, or
+                on ranks that its method cannot share.
         """
-        self._caller.setdefault("thread", get_ident())
-        self.check_thread(model)
-        self._depth += 1
+        self._caller.enter(model)
         self._forget_call()
         self.context = context_of(model)
         if self.context is not None and self.method is not None:
@@ -74,32 +75,22 @@ class DenoiserState:
         if self.method is not None:
             pipe = running_pipeline(model)
             if self.method.begin_call(call.arguments.get("timestep"), pipe):
-                self._warn_of_lost(model)
+                self._lost = self.lost(model)
+                self._warn_of_lost()
         streams: dict[tuple[str, int], TokenLayout | str] = {}
         for layer in self.layers:
             if layer.stream not in streams:
                 streams[layer.stream] = self._read_layout(model, call, layer)
             self._layouts[layer.name] = streams[layer.stream]
+        if self.method is not None and self._lost:
+            for name, reason in self.lost(model).items():
+                layer = next(layer for layer in self.method.layers if layer.name == name)
+                self.method.record(layer, self.layout(layer), reason)
 
     @torch.compiler.disable
     def end_call(self, *_: Any) -> None:
         """Lets other threads call the model; runs after it, also where it failed."""
-        if self._caller.get("thread") == get_ident():
-            self._depth -= 1
-            if self._depth == 0:
-                self._caller.pop("thread")
-
-    def check_thread(self, model: nn.Module) -> None:
-        """Refuses while the model runs in another thread: steps and layouts are of one call.
-
-        Raises:
-            ModelError: It does.
-        """
-        if self._caller.get("thread", get_ident()) != get_ident():
-            raise ModelError(
-                f"an attached model runs in one thread at a time, and {type(model).__name__} runs "
-                "in another one; wait for it, or give each thread a copy of the model"
-            )
+        self._caller.leave()
 
     def attend(self, call: AttentionCall) -> Tensor:
         """Answers an attention call (B, N, H, D) by the method, or as the stock layer would."""
@@ -164,16 +155,18 @@ class DenoiserState:
             name = type(self.method.method).__name__
             warnings.warn(f"{name} ran dense in {layer.name}: {reason}", stacklevel=2)
 
-    def lost(self, model: nn.Module) -> tuple[str, ...]:
-        """Returns the layers of the method whose processors were replaced since."""
-        return tuple(
-            layer.name
-            for layer in (() if self.method is None else self.method.layers)
-            if attached_layer(model.get_submodule(layer.name).processor) is None
-        )
+    def lost(self, model: nn.Module) -> dict[str, str]:
+        """Returns the layers of the method whose processors were replaced since, and why."""
+        lost = {}
+        for layer in () if self.method is None else self.method.layers:
+            processor: Any = model.get_submodule(layer.name).processor
+            if attached_layer(processor) is None:
+                is_guiding = type(processor).__name__.startswith("PAG")
+                lost[layer.name] = GUIDES if is_guiding else REPLACED
+        return lost
 
-    def _warn_of_lost(self, model: nn.Module) -> None:
-        lost = self.lost(model)
+    def _warn_of_lost(self) -> None:
+        lost = [name for name, reason in self._lost.items() if reason == REPLACED]
         if lost and self.method is not None and "lost" not in self.method.warned:
             self.method.warned.add("lost")
             name = type(self.method.method).__name__

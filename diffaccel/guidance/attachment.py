@@ -17,6 +17,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from diffaccel.attach.attachment import denoisers
+from diffaccel.attach.running import refuse_running
 from diffaccel.bindings import binding_of
 from diffaccel.guidance.guide import GuidanceState, Guide, guides_of
 from diffaccel.guidance.normalized.config import NormalizedAttention
@@ -83,7 +84,12 @@ class GuidanceAttachment:
         )
 
     def remove(self) -> None:
-        """Takes the guidance off; does nothing where that was done already."""
+        """Takes the guidance off; does nothing where that was done already.
+
+        Raises:
+            ModelError: A denoiser, or a pipeline that holds it, runs in another thread.
+        """
+        refuse_running(guide.model for guide in self._guides if guide.model is not None)
         for guide in self._guides:
             guide.remove()
         if getattr(self._pipe, "_diffaccel_guidance", None) is self:
@@ -128,7 +134,8 @@ def set_guidance(
         TypeError: The perturbation is none, or the target is not a pipeline.
         ValueError: A number is out of range, or the model has no such layer or head.
         UnsupportedModelError: No binding knows the model.
-        ModelError: The pipeline does not tell which rows of a batch hold the prompt.
+        ModelError: The pipeline does not tell which rows of a batch hold the prompt, or a
+            denoiser runs in another thread.
     """
     if not isinstance(perturbation, Perturbation | NormalizedAttention):
         raise TypeError(f"a perturbation is needed, got {type(perturbation).__name__}; {INSTEAD}")
@@ -147,7 +154,7 @@ def set_guidance(
     for name, model in models.items():
         if not isinstance(perturbation, NormalizedAttention):
             check_layers(name, model, perturbation)
-    restore_guidance(pipe)
+    restore_guidance(pipe)  # refuses denoisers that run in another thread
     state = GuidanceState(pipe, (start, stop))
     build: Any = (
         normalized_guide if isinstance(perturbation, NormalizedAttention) else DifferenceGuide
@@ -159,8 +166,14 @@ def set_guidance(
 
 
 def restore_guidance(pipe: DiffusionPipeline) -> None:
-    """Takes guidance off the denoisers of a pipeline, whichever pipeline it was set on."""
-    for model in denoisers(pipe).values():
+    """Takes guidance off the denoisers of a pipeline, whichever pipeline it was set on.
+
+    Raises:
+        ModelError: A denoiser, or a pipeline that holds it, runs in another thread.
+    """
+    models = denoisers(pipe)
+    refuse_running(models.values())
+    for model in models.values():
         for guide in guides_of(model):
             guide.remove()
     vars(pipe).pop("_diffaccel_guidance", None)

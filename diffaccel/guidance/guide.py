@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffaccel.attach.attachment import DENOISERS
 from diffaccel.attach.caches import caches_bypassed
-from diffaccel.attach.running import running_pipeline
+from diffaccel.attach.running import Caller, running_pipeline
 from diffaccel.attach.state import context_of
 from diffaccel.attach.step_clock import StepClock
 from diffaccel.bindings import ModelCall, binding_of
@@ -124,6 +124,7 @@ class Guide:
         self._rows = PromptRows()
         self._binding = binding_of(model)
         self._layers = self._binding.layers(model)
+        self._caller = Caller()
         self._inside = False
         self._run = state.run
         self._call: ModelCall | Any = None
@@ -172,6 +173,11 @@ class Guide:
     def why_not_parallel(self, model: nn.Module) -> str:
         """Returns why a denoiser whose tokens ranks share cannot be guided so, "" where it can."""
         return ""
+
+    @property
+    def model(self) -> Any:
+        """The denoiser, None where it is gone."""
+        return self._model()
 
     @property
     def latents(self) -> Tensor:
@@ -231,6 +237,7 @@ class Guide:
 
     @torch.compiler.disable
     def _enter_call(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        self._caller.enter(model)
         if self._inside:
             return None
         self._model = weakref.ref(model)
@@ -251,7 +258,7 @@ class Guide:
     def _leave_call(
         self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any
     ) -> Any:
-        if self._inside or not self.acts():
+        if not self._caller.leave() or self._inside or not self.acts():
             return None
         return self.after(model, args, kwargs, output)
 
