@@ -27,6 +27,9 @@ CACHES = frozenset(
 )
 """Modules of `diffusers.hooks` whose hooks keep tensors from one call for another."""
 
+READS_CONTEXT = frozenset({"first_block_cache", "sea_cache", "taylorseer_cache"})
+"""Those of `CACHES` that pipelines have to tell which prompt they ask for."""
+
 CACHE_DIT = "cache_dit"
 """The package whose cache exchanges a denoiser's `forward`."""
 
