@@ -333,13 +333,16 @@ def drawn(run: Run, cache: str, method: Method, prompt: str, seed: int) -> Drawn
 
 def model_rows(
     name: str, count: int, settings: Mapping[str, int]
-) -> tuple[list[Row], list[Shown]]:
-    """Measures all variants of one model on its first `count` prompts.
+) -> Iterator[tuple[list[Row], list[Shown]]]:
+    """Measures all variants of one model, and yields what is known after each prompt.
 
     Args:
         name: Of `RUNS`.
-        count: 1 to 4.
+        count: Prompts, 1 to 4.
         settings: Arguments of the run, where they are not the defaults.
+
+    Yields:
+        Rows over all prompts so far, and the pictures of the latest.
     """
     run = RUNS[name](**settings)
     caches = [
@@ -352,33 +355,45 @@ def model_rows(
     variants = [(cache, method) for method in run.methods for cache in caches]
     found: dict[tuple[str, Method], list[Drawn]] = {variant: [] for variant in variants}
     drawn(run, *variants[0], run.prompts[0], 0)  # warms up
-    shown = []
     for number, prompt in enumerate(run.prompts[:count]):
         turn = number * len(variants) // count  # no variant always runs first
         for variant in variants[turn:] + variants[:turn]:
             place = apart if variant[0] == "cache-dit" else run
-            found[variant].append(drawn(place, *variant, prompt, number))
-        exact = found[variants[0]][number].frames
-        for (cache, method), pictures in found.items():
-            near = psnr(pictures[number].frames, exact)
-            caption = f"{near:.1f} dB, {pictures[number].seconds:.1f} s"
-            title = f"{name} {run.size}: {prompt}; {method!r}"
-            shown.append(Shown(title, cache, caption, pictures[number].frames))
-            print(title, cache, caption, file=sys.stderr, flush=True)
-    base = found[variants[0]]
-    rows = [
-        Row(
-            model=name, size=run.size, steps=run.steps, cache=cache, method=repr(method),
-            prompts=count,
-            attention_calls=sum(x.calls for x in pictures) / sum(x.calls for x in base),
-            density=fmean(x.density for x in pictures),
-            seconds=median(x.seconds for x in pictures),
-            speed_up=median(b.seconds / x.seconds for b, x in zip(base, pictures, strict=True)),
-            psnr=fmean(psnr(x.frames, b.frames) for b, x in zip(base, pictures, strict=True)),
-        )
-        for (cache, method), pictures in found.items()
-    ]  # fmt: skip
-    return rows, shown
+            latest = drawn(place, *variant, prompt, number)
+            found[variant].append(latest)
+            print(name, prompt, *variant, f"{latest.seconds:.1f} s", file=sys.stderr, flush=True)
+        exact = found[variants[0]]
+        yield (
+            [_row(name, run, *variant, found[variant], exact) for variant in variants],
+            [
+                Shown(
+                    f"{name} {run.size}: {prompt}; {type(method).__name__}", cache,
+                    f"{psnr(pictures[-1].frames, exact[-1].frames):.1f} dB, "
+                    f"{pictures[-1].seconds:.1f} s",
+                    pictures[-1].frames,
+                )
+                for (cache, method), pictures in found.items()
+            ],
+        )  # fmt: skip
+
+
+def _row(
+    name: str, run: Run, cache: str, method: Method, pictures: list[Drawn], exact: list[Drawn]
+) -> Row:
+    pairs = list(zip(exact, pictures, strict=True))
+    return Row(
+        model=name,
+        size=run.size,
+        steps=run.steps,
+        cache=cache,
+        method=repr(method),
+        prompts=len(pictures),
+        attention_calls=sum(x.calls for x in pictures) / sum(x.calls for x in exact),
+        density=fmean(x.density for x in pictures),
+        seconds=median(x.seconds for x in pictures),
+        speed_up=median(dense.seconds / x.seconds for dense, x in pairs),
+        psnr=fmean(psnr(x.frames, dense.frames) for dense, x in pairs),
+    )
 
 
 COLUMNS: dict[str, Column] = {
@@ -402,17 +417,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows: list[Row] = []
     shown: list[Shown] = []
     for name in options.models:
-        settings = {} if options.steps is None else {"steps": options.steps}
-        if options.size is not None:
-            settings["size"] = options.size
-        found, pictures = model_rows(name, options.count, settings)
+        asked = {"steps": options.steps, "size": options.size}
+        settings = {key: value for key, value in asked.items() if value is not None}
+        found: list[Row] = []
+        for found, pictures in model_rows(name, options.count, settings):
+            shown += pictures
+            if options.csv:
+                write_rows(options.csv, found, facts)
+            if options.sheet:
+                write_sheet(options.sheet, shown, tuple(CACHES))
         rows += found
-        shown += pictures
-        if options.csv:
-            write_rows(options.csv, found, facts)
     print("\n".join(table(rows, COLUMNS)))
-    if options.sheet:
-        write_sheet(options.sheet, shown, tuple(CACHES))
     return 0
 
 

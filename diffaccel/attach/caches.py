@@ -62,14 +62,15 @@ def refuse_caches(model: nn.Module, why: str, caches: frozenset[str], instead: s
 def caches_bypassed(model: nn.Module) -> Iterator[None]:
     """While active, every call is computed in full; caches neither answer nor learn of it."""
     references: list[Any] = [ref for hook, ref in _hooks(model) if _cache(hook) in CACHES]
-    patched, uncached = model.forward, _uncached_forward(model)
+    denoiser: Any = model
+    patched, uncached = denoiser.forward, _uncached_forward(model)
     before = [
         (reference.pre_forward, reference.forward, reference.post_forward)
         for reference in references
     ]
     try:
         if uncached is not None:
-            model.forward = uncached
+            denoiser.forward = uncached
         for reference in references:
             reference.pre_forward = _same_arguments
             reference.forward = reference.original_forward or reference.forward
@@ -77,7 +78,7 @@ def caches_bypassed(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         if uncached is not None:
-            model.forward = patched
+            denoiser.forward = patched
         for reference, parts in zip(references, before, strict=True):
             reference.pre_forward, reference.forward, reference.post_forward = parts
 

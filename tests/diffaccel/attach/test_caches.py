@@ -137,6 +137,8 @@ def test_a_bypassed_cache_computes_everything_and_comes_back(cache):
         with caches_bypassed(model):
             assert torch.equal(cached.sample(), plain)
         assert torch.equal(cached.sample(), stock)
+        cached.disable()
+        assert not caches_of(model) and torch.equal(cached.sample(), plain)
 
 
 @pytest.mark.parametrize("cache", [None, *sorted(RUNS)])
