@@ -154,6 +154,8 @@ class MethodState:
         is_new = self.clock.tick(timestep, pipe)
         if is_new:
             self._forget_run()
+        if self.clock.step is not None:
+            self._steps.setdefault(self.clock.step, StepLog())
         self._positions: dict[int, tuple[Position, str]] = {}
         return is_new
 
@@ -233,8 +235,13 @@ class MethodState:
             dense_steps={
                 step: ", ".join(log.dense_calls)
                 for step, log in sorted(self._steps.items())
-                if not log.sparse_calls
+                if log.dense_calls and not log.sparse_calls
             },
+            idle_steps=tuple(
+                step
+                for step, log in sorted(self._steps.items())
+                if not log.sparse_calls and not log.dense_calls
+            ),
         )
 
     def _scheduled(self, layer: AttentionLayer) -> tuple[Position, str]:

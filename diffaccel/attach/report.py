@@ -68,7 +68,8 @@ class DenoiserReport:
         layers: The layers that the method serves.
         skipped: Path of every other attention layer -> why it kept its own attention.
         steps: Denoising steps seen.
-        dense_steps: Index of every step without a sparse call -> reason.
+        dense_steps: Index of every step with dense calls alone -> reason.
+        idle_steps: Index of every step in which no layer was called, since a cache answered.
     """
 
     component: str
@@ -79,6 +80,7 @@ class DenoiserReport:
     skipped: dict[str, str]
     steps: int
     dense_steps: dict[int, str]
+    idle_steps: tuple[int, ...] = ()
 
     @property
     def density(self) -> float | None:
@@ -90,6 +92,8 @@ class DenoiserReport:
         lines = [f"{name}: {self.method} on {len(self.layers)} layers, family {self.family}"]
         if self.density is not None:
             lines.append(f"  density {self.density:.3f}, steps {self.steps}")
+        if self.idle_steps:
+            lines.append(f"  steps without attention: {len(self.idle_steps)} (a cache answered)")
         lines += [f"  dense steps {span}: {reason}" for span, reason in self._dense_spans()]
         lines += [
             f"  {layer.name} ({layer.kind}): {self.skipped[layer.name]}"

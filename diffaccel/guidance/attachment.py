@@ -41,7 +41,8 @@ class GuidanceReport:
         extra_forwards: Additional forwards, parts of one counted by the stages that ran. A
             forward is one of the rows of the prompt alone, without those of classifier-free
             guidance.
-        rerun: Share of the model's stages that an additional forward runs.
+        rerun: Share of the model's stages that an additional forward ran; caches leave nothing
+            to be shared, so that it is 1 beside them. What to expect before the first run.
         seconds: Wall-clock time of the additional forwards; None on devices that run ahead.
     """
 
@@ -79,7 +80,7 @@ class GuidanceAttachment:
             steps=len(state.steps),
             guided_steps=len(state.guided),
             extra_forwards=state.extra_forwards,
-            rerun=first.rerun,
+            rerun=state.extra_forwards / state.forwards if state.forwards else first.rerun,
             seconds=state.seconds,
         )
 

@@ -38,7 +38,8 @@ class GuidanceState:
         run: Number of the run, by which guides tell that a new one has begun.
         steps: Denoising steps seen in the latest run.
         guided: Those that were guided.
-        extra_forwards: Additional forwards of the latest run, see `GuidanceReport`.
+        forwards: Additional forwards of the latest run, whole or not.
+        extra_forwards: The same, parts of one counted by their share, see `GuidanceReport`.
         seconds: Time that they took, None on devices that run ahead.
     """
 
@@ -80,16 +81,18 @@ class GuidanceState:
         position = self.step / planned if planned else self.clock.progress or 0.0
         return self.window[0] <= position < self.window[1]
 
-    def count(self, forwards: float, seconds: float | None) -> None:
-        """Notes that the current step was guided, and what it cost."""
+    def count(self, share: float, seconds: float | None) -> None:
+        """Notes that the current step was guided by a share of a forward, and what it cost."""
         self.guided.add(self.step)
-        self.extra_forwards += forwards
+        self.forwards += 1
+        self.extra_forwards += share
         known = self.seconds
         self.seconds = None if seconds is None or known is None else known + seconds
 
     def _forget_run(self) -> None:
         self.steps: set[int] = set()
         self.guided: set[int] = set()
+        self.forwards = 0
         self.extra_forwards = 0.0
         self.seconds = 0.0
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffaccel.attach.attachment import add_attention_hook, remove_attention_hook
-from diffaccel.attach.caches import caches_of
+from diffaccel.attach.caches import CACHE_DIT, caches_of, refuse_caches
 from diffaccel.attach.call import AttentionCall, AttentionHook, Compute
 from diffaccel.attach.seam import AttachedLayer
 from diffaccel.bindings import binding_of
@@ -28,7 +28,7 @@ from diffaccel.guidance.normalized.config import NormalizedAttention
 from diffaccel.guidance.normalized.negative_prompt import MASKS, lengthened, negative_prompt_of
 from diffaccel.layout import TokenLayout
 
-READS_ROWS = frozenset({"faster_cache", "first_block_cache", "sea_cache"})
+READS_ROWS = frozenset({CACHE_DIT, "faster_cache", "first_block_cache", "sea_cache"})
 """Caches that decide by the values of a whole batch, or take a half of it for the empty prompt."""
 
 
@@ -98,6 +98,7 @@ class JointGuide(NormalizedGuide):
         if isinstance(arguments.get("img_shapes"), list):
             doubled["img_shapes"] = arguments["img_shapes"] * 2
         self.is_active = True
+        self._ran: set[str] = set()
         self._started = perf_counter()
         return (), doubled
 
@@ -108,12 +109,14 @@ class JointGuide(NormalizedGuide):
             return None
         prediction = output[0]
         on_cpu = prediction.device.type == "cpu"
-        # Half of the call is what the pipeline asked for.
-        self._state.count(1.0, (perf_counter() - self._started) / 2 if on_cpu else None)
+        # Half of the call is what the pipeline asked for; caches leave out layers of both halves.
+        share = len(self._ran) / len(self._names)
+        self._state.count(share, (perf_counter() - self._started) / 2 if on_cpu else None)
         return with_prediction(output, prediction[: len(prediction) // 2])
 
     def attend(self, call: AttentionCall, compute: Compute) -> Tensor:
         """Guides the image tokens of an attention output (2 B, N, H, D)."""
+        self._ran.add(call.layer.name)
         if call.is_cross_attention:
             return compute(call)
         layout = call.inputs().layout
@@ -235,7 +238,7 @@ def _refuse_longer(model: nn.Module, length: int) -> None:
 
 
 def _refuse_caches(model: nn.Module, whole: bool) -> None:
-    """Raises ModelError where rows added to the batch would disturb a cache of diffusers.
+    """Raises ModelError where rows added to the batch would disturb a cache.
 
     Args:
         model: The denoiser.
@@ -244,13 +247,8 @@ def _refuse_caches(model: nn.Module, whole: bool) -> None:
     caches = caches_of(model)
     if whole:
         caches &= READS_ROWS
-    if caches:
-        advice = "" if caches & READS_ROWS else " or guide all steps"
-        raise ModelError(
-            f"NormalizedAttention adds rows to the batch of {type(model).__name__}, which "
-            f"{' and '.join(sorted(caches))} cannot tell from the prompt's; call "
-            f"disable_cache(){advice}"
-        )
+    instead = "" if caches & READS_ROWS else " or guide all steps"
+    refuse_caches(model, "NormalizedAttention adds rows to the batch", caches, instead)
 
 
 class _ReachedError(Exception):
