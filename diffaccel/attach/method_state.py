@@ -151,6 +151,8 @@ class MethodState:
         is_new = self.clock.tick(timestep, pipe)
         if is_new:
             self._forget_run()
+        if self.clock.step is not None:  # a step counts where caches leave all layers out as well
+            self._steps.setdefault(self.clock.step, StepLog())
         self._positions: dict[int, tuple[Position, str]] = {}
         return is_new
 
@@ -208,7 +210,7 @@ class MethodState:
             dense_steps={
                 step: ", ".join(log.dense_calls)
                 for step, log in sorted(self._steps.items())
-                if not log.sparse_calls
+                if log.dense_calls and not log.sparse_calls
             },
         )
 

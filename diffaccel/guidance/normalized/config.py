@@ -74,8 +74,9 @@ class NormalizedAttention:
             negative: (B, N, H, D), Z-.
             scale: w.
         """
-        sound = positive.float()
-        pushed = sound + scale * (sound - negative.float())
+        wide = torch.promote_types(positive.dtype, torch.float32)
+        sound = positive.to(wide)
+        pushed = sound + scale * (sound - negative.to(wide))
         norm = sound.abs().sum((-2, -1), keepdim=True)
         pushed_norm = pushed.abs().sum((-2, -1), keepdim=True)
         limited = (norm * self.limit / pushed_norm.clamp(min=LEAST)).clamp(max=1.0)
