@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,18 +60,30 @@ class Refused(Exception):
 
 def judged(seed: int) -> Verdict:
     """Judges the first draw of a seed that stock diffusers can run."""
+    with quiet():
+        return _judged(*runnable(seed))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """While active, one thread computes, and nobody warns."""
     torch.set_num_threads(1)
     diffusers.logging.set_verbosity(diffusers.logging.CRITICAL)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for draw in range(MOST_DRAWS):
-            composition = drawn(seed, draw)
-            try:
-                expected = _stock(composition)
-            except Exception:  # whatever stock diffusers raises  # noqa: BLE001
-                continue
-            if expected.isfinite().all():
-                return _judged(composition, expected)
+        yield
+
+
+def runnable(seed: int) -> tuple[Composition, Tensor]:
+    """Returns the first draw of a seed that stock diffusers can run, and what stock makes."""
+    for draw in range(MOST_DRAWS):
+        composition = drawn(seed, draw)
+        try:
+            untouched = _stock(composition)
+        except Exception:  # whatever stock diffusers raises  # noqa: BLE001
+            continue
+        if untouched.isfinite().all():
+            return composition, untouched
     raise RuntimeError(f"stock diffusers runs no draw of seed {seed}")
 
 

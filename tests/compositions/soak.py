@@ -20,7 +20,6 @@ import os
 import sys
 import threading
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,15 +27,15 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import diffusers  # noqa: E402
 import psutil  # noqa: E402
 import torch  # noqa: E402
 
 from diffaccel.attach import seam  # noqa: E402
 from tests.compositions import stock  # noqa: E402
-from tests.compositions.draw import Composition, drawn  # noqa: E402
+from tests.compositions.draw import Composition  # noqa: E402
 from tests.compositions.families import FAMILIES  # noqa: E402
-from tests.compositions.judge import Refused, attach, guide  # noqa: E402
+from tests.compositions.judge import Refused, attach, guide, quiet, runnable  # noqa: E402
+from tests.support import tiny_pipelines  # noqa: E402
 
 WARM_UP = 3
 """Passes whose counts are not compared."""
@@ -48,27 +47,27 @@ MIB = 1 << 20
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs, prints a line for each pass, and returns 1 where something grew."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seeds", type=int, default=44, help="compositions of one pass")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    diffusers.logging.set_verbosity(diffusers.logging.CRITICAL)
-    warnings.simplefilter("ignore")
-    pipes: dict[str, Any] = {}
-    compositions = []
-    for seed in range(options.seeds):
-        composition = lasting(drawn(seed))
-        compositions.append(composition)
-        pipes.setdefault(composition.family, stock.pipeline(composition))
+    with quiet():
+        return soak(options.minutes, options.seeds)
+
+
+def soak(least: float, seeds: int) -> int:
+    """Prints a line for each pass; returns 1 where something grew."""
+    compositions = [lasting(runnable(seed)[0]) for seed in range(seeds)]
+    pipes = {c.family: tiny_pipelines.BUILDERS[c.family]() for c in compositions}
+    schedulers = {family: tiny.pipe.scheduler for family, tiny in pipes.items()}
     started = time.perf_counter()
     minutes: list[float] = []
     memory: list[float] = []
     counted: list[Counter[str]] = []
-    while not minutes or minutes[-1] < options.minutes or len(minutes) < WARM_UP + 2:
+    while not minutes or minutes[-1] < least or len(minutes) < WARM_UP + 2:
         for composition in compositions:
-            use(composition, pipes[composition.family])
+            use(composition, pipes[composition.family], schedulers[composition.family])
         found = counts(pipes)
         minutes.append((time.perf_counter() - started) / 60)
         memory.append(psutil.Process().memory_info().rss / MIB)
@@ -91,14 +90,20 @@ def lasting(composition: Composition) -> Composition:
     return replace(composition, adapter=None, dtype="fp32", cache=cache)
 
 
-def use(composition: Composition, tiny: Any) -> None:
-    """Attaches, runs at two sizes, and removes; some runs fail, some pipelines are dropped."""
+def use(composition: Composition, tiny: Any, scheduler: Any) -> None:
+    """Attaches, runs at two sizes, and removes; some runs fail, some pipelines are dropped.
+
+    Args:
+        composition: What is run.
+        tiny: The pipeline that stays.
+        scheduler: With which it was built.
+    """
     is_dropped = composition.seed % 5 == 4
     if is_dropped:
         tiny = stock.pipeline(composition)
     attached: dict[str, Any] = {}
     try:
-        tiny.pipe.scheduler = stock.scheduler(composition, tiny.pipe.scheduler)
+        tiny.pipe.scheduler = stock.scheduler(composition, scheduler)
         tiny.arguments = stock.arguments(composition, tiny.arguments, torch.float32)
         stock.add_cache(composition, tiny)
         attach(composition, tiny, attached)

@@ -10,6 +10,7 @@ from diffaccel import (
     HeadPerturbation,
     NormalizedAttention,
     SkipLayers,
+    SparseAttn,
     set_attn_processor,
     set_guidance,
 )
@@ -122,6 +123,18 @@ def test_a_cache_learns_nothing_of_a_negative_prompt(tiny_pipelines, name, cache
     if name in JOINT:
         with pytest.raises(ModelError, match="guide all steps"):
             set_guidance(tiny.pipe, method, scale=1.0, stop=0.5)
+
+
+def test_steps_in_which_a_cache_leaves_all_layers_out_are_steps(tiny_pipelines):
+    tiny = tiny_pipelines.flux()
+    tiny.pipe.transformer.enable_cache(CACHES["mag_cache"](tiny.pipe))
+    method = SparseAttn(keep=0.5, block=16, dense_steps=1, dense_layers=0)
+    attachment = set_attn_processor(tiny.pipe, method)
+    tiny.sample(**STEPS)
+    (report,) = attachment.report().denoisers
+    calls = sum(sum(layer.dense_calls.values()) + layer.sparse_calls for layer in report.layers)
+    assert calls < 5 * len(report.layers), "the cache does nothing here"
+    assert report.steps == 5 and report.dense_steps == {0: "dense_steps=1"}
 
 
 @pytest.mark.parametrize("cache", ["first_block_cache", "pyramid_attention_broadcast"])
