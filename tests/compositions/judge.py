@@ -67,11 +67,16 @@ def judged(seed: int) -> Verdict:
 @contextmanager
 def quiet() -> Iterator[None]:
     """While active, one thread computes, and nobody warns."""
+    threads, verbosity = torch.get_num_threads(), diffusers.logging.get_verbosity()
     torch.set_num_threads(1)
     diffusers.logging.set_verbosity(diffusers.logging.CRITICAL)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        diffusers.logging.set_verbosity(verbosity)
 
 
 def runnable(seed: int) -> tuple[Composition, Tensor]:
