@@ -34,7 +34,7 @@ from diffaccel.attach import seam  # noqa: E402
 from tests.compositions import stock  # noqa: E402
 from tests.compositions.draw import Composition  # noqa: E402
 from tests.compositions.families import FAMILIES  # noqa: E402
-from tests.compositions.judge import Refused, attach, guide, quiet, runnable  # noqa: E402
+from tests.compositions.judge import attach, guide, quiet, runnable  # noqa: E402
 from tests.support import tiny_pipelines  # noqa: E402
 
 WARM_UP = 3
@@ -69,16 +69,17 @@ def soak(least: float, seeds: int) -> int:
     memory: list[float] = []
     first: Counter[str] = Counter()
     while not minutes or minutes[-1] < least or len(minutes) < WARM_UP + 2:
-        for composition in compositions:
-            use(composition, pipes[composition.family], schedulers[composition.family])
+        ran = sum(use(c, pipes[c.family], schedulers[c.family]) for c in compositions)
         found = counts(pipes)
         minutes.append((time.perf_counter() - started) / 60)
         memory.append(psutil.Process().memory_info().rss / MIB)
         if len(minutes) <= WARM_UP + 1:
             first = found
         facts = ", ".join(f"{found[name]} {name}" for name in NAMES)
-        print(f"{minutes[-1]:6.2f} min: {memory[-1]:.1f} MiB, {facts}", flush=True)
+        print(f"{minutes[-1]:6.2f} min: {memory[-1]:.1f} MiB, {ran} uses, {facts}", flush=True)
     problems = grown(first, found)
+    if ran < len(compositions) / 2:
+        problems.append(f"only {ran} of {len(compositions)} uses ran")
     rate = slope(minutes, memory)
     print(f"resident memory grows by {rate:.3f} MiB per minute, {MOST_GROWTH} are allowed")
     if rate > MOST_GROWTH and minutes[-1] >= LEAST_MINUTES:
@@ -94,8 +95,10 @@ def lasting(composition: Composition) -> Composition:
     return replace(composition, adapter=None, dtype="fp32", cache=cache)
 
 
-def use(composition: Composition, tiny: Any, scheduler: Any) -> None:
+def use(composition: Composition, tiny: Any, scheduler: Any) -> bool:
     """Attaches, runs at two sizes, and removes; some runs fail, some pipelines are dropped.
+
+    Returns whether all of it ran: some combinations are refused, or not for stock diffusers.
 
     Args:
         composition: What is run.
@@ -113,17 +116,16 @@ def use(composition: Composition, tiny: Any, scheduler: Any) -> None:
         attach(composition, tiny, attached)
         guide(composition, tiny, attached)
         stock.run(composition, tiny)
-        smaller = replace(composition, rows=composition.rows + 1)
-        tiny.arguments = stock.arguments(smaller, tiny.arguments, torch.float32)
+        larger = replace(composition, rows=composition.rows + 1)
+        tiny.arguments = stock.arguments(larger, tiny.arguments, torch.float32)
         if composition.seed % 3 == 0:
-            fail(smaller, tiny)
-        stock.run(smaller, tiny)
+            fail(larger, tiny)
+        stock.run(larger, tiny)
         for attachment in attached.values():
             str(attachment.report())
-    except (Refused, stock.NotStockError):
-        pass
-    except Exception:  # stock diffusers cannot run every draw  # noqa: BLE001
-        sys.exc_info()
+        return True
+    except Exception:  # of any kind: what is left behind is what counts here  # noqa: BLE001
+        return False
     finally:
         if not is_dropped:
             for attachment in attached.values():

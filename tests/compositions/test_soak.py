@@ -17,6 +17,7 @@ def test_a_tensor_that_stays_after_each_pass_is_found(monkeypatch, capsys, leaks
     def use(composition, tiny, scheduler):
         if leaks:
             kept.append(torch.zeros(1))
+        return True
 
     monkeypatch.setattr(soak, "use", use)
     assert soak.soak(0, 1) == leaks
