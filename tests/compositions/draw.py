@@ -1,8 +1,8 @@
 """What is drawn: one use of the product on one tiny pipeline, all of it told by a seed.
 
-Where stock diffusers cannot run a draw, the next one of the same seed takes its place: so what a seed
-stands for depends on which optional packages are installed (peft for LoRA, scipy and torchsde for
-some schedulers).
+Where stock diffusers cannot run a draw, the next one of the same seed takes its place: so what a
+seed stands for depends on which optional packages are installed (peft for LoRA, scipy and torchsde
+for some schedulers).
 """
 
 from __future__ import annotations

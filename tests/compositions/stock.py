@@ -104,7 +104,8 @@ def arguments(drawn: Composition, template: dict[str, Any], dtype: torch.dtype) 
     for sign in ("", "negative_") if drawn.has_cfg else ("",):
         tokens = drawn.negative_text if sign else drawn.text
         for name, value in template.items():
-            if "prompt" not in name or name.startswith("negative"):
+            is_own = isinstance(value, torch.Tensor) and not name.startswith("negative")
+            if "prompt" not in name or not is_own:
                 continue
             if value.ndim == 3:
                 value = random(batch, tokens, value.shape[2])

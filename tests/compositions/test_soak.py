@@ -21,7 +21,15 @@ def test_a_tensor_that_stays_after_each_pass_is_found(monkeypatch, capsys, leaks
 
     monkeypatch.setattr(soak, "use", use)
     assert soak.soak(0, 1) == leaks
-    assert ("tensors: " in capsys.readouterr().out.splitlines()[-2]) == leaks
+    assert ("\ntensors: " in capsys.readouterr().out) == leaks
+
+
+def test_a_pipeline_is_used_again_and_again(tiny_pipelines):
+    composition = soak.lasting(soak.runnable(0)[0])
+    tiny = tiny_pipelines.BUILDERS[composition.family]()
+    scheduler = tiny.pipe.scheduler
+    assert soak.use(composition, tiny, scheduler) and soak.use(composition, tiny, scheduler)
+    assert not soak.hooks({"": tiny})
 
 
 def test_the_slope_of_memory_is_that_of_a_line_after_the_warm_up():
