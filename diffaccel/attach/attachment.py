@@ -9,7 +9,13 @@ from torch import nn
 
 from diffaccel.attach.call import AttentionHook
 from diffaccel.attach.method_state import MethodState
-from diffaccel.attach.processor import attached, attached_layer, unattached
+from diffaccel.attach.processor import (
+    attached,
+    attached_layer,
+    redirected,
+    unattached,
+    why_opaque,
+)
 from diffaccel.attach.report import Report
 from diffaccel.attach.running import refuse_running
 from diffaccel.attach.seam import AttachedLayer
@@ -22,6 +28,7 @@ from diffaccel.bindings import (
     binding_of,
     processor_modules,
 )
+from diffaccel.errors import ModelError
 from diffaccel.methods.base import Method
 
 DENOISERS = ("transformer", "transformer_2", "unet")
@@ -231,6 +238,29 @@ def remove_method(model: nn.Module) -> None:
 def add_attention_hook(model: nn.Module, hook: AttentionHook, names: tuple[str, ...]) -> None:
     """Lets a hook act at the attention of some layers, beside a method and other hooks."""
     attach(model, names).add_hook(hook, names)
+
+
+def check_hookable(model: nn.Module, names: tuple[str, ...]) -> None:
+    """Raises ModelError where a layer's processor lets no hook act at its attention."""
+    module: Any
+    for name in names:
+        module = model.get_submodule(name)
+        layer = attached_layer(module.processor)
+        stock = unattached(module.processor) if layer is None else layer.stock
+        if redirected(type(stock).__call__) is None:
+            raise ModelError(f"attention of {name} cannot be changed: {why_opaque(stock)}")
+
+
+def check_hooked(model: nn.Module, names: tuple[str, ...]) -> None:
+    """Raises ModelError where a layer's processor was replaced after a hook was added."""
+    module: Any
+    for name in names:
+        module = model.get_submodule(name)
+        if attached_layer(module.processor) is None:
+            raise ModelError(
+                f"guidance no longer acts at {name} of {type(model).__name__}, whose processor "
+                "was replaced after it was set; call set_guidance again"
+            )
 
 
 def remove_attention_hook(model: nn.Module, hook: AttentionHook) -> None:

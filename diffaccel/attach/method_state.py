@@ -154,7 +154,7 @@ class MethodState:
         is_new = self.clock.tick(timestep, pipe)
         if is_new:
             self._forget_run()
-        if self.clock.step is not None:
+        if self.clock.step is not None:  # a step counts where caches leave all layers out as well
             self._steps.setdefault(self.clock.step, StepLog())
         self._positions: dict[int, tuple[Position, str]] = {}
         return is_new

@@ -111,6 +111,11 @@ def redirected(call: Any) -> Callable[..., Any] | None:
     return copied
 
 
+def why_opaque(stock: Any) -> str:
+    """Says that a processor calls no attention that could be exchanged."""
+    return f"{type(stock).__name__} does not compute its attention with SDPA"
+
+
 _ATTENTION_NAMES = {"dispatch_attention_fn", "scaled_dot_product_attention"}
 
 

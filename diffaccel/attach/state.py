@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from diffaccel.attach.processor import attached_layer
+from diffaccel.attach.processor import attached_layer, why_opaque
 from diffaccel.attach.running import Caller, running_pipeline
 from diffaccel.bindings import LayoutUnknown, ModelCall
 from diffaccel.errors import ModelError
@@ -141,7 +141,7 @@ class DenoiserState:
     def never_called(self, attached: AttachedLayer) -> None:
         """Notes that a layer's processor computed its attention in another way."""
         layer = attached.layer
-        reason = f"{type(attached.stock).__name__} does not compute its attention with SDPA"
+        reason = why_opaque(attached.stock)
         if any(hook.is_active for hook in self.hooks.get(layer.name, ())):
             raise ModelError(f"attention of {layer.name} cannot be changed: {reason}")
         if self.method is not None and layer.kind != "cross":

@@ -135,8 +135,9 @@ def set_guidance(
         TypeError: The perturbation is none, or the target is not a pipeline.
         ValueError: A number is out of range, or the model has no such layer or head.
         UnsupportedModelError: No binding knows the model.
-        ModelError: The pipeline does not tell which rows of a batch hold the prompt, or a
-            denoiser runs in another thread.
+        ModelError: The pipeline does not tell which rows of a batch hold the prompt, the processor
+            of a layer computes its attention in another way than by SDPA, or a denoiser runs in
+            another thread.
     """
     if not isinstance(perturbation, Perturbation | NormalizedAttention):
         raise TypeError(f"a perturbation is needed, got {type(perturbation).__name__}; {INSTEAD}")
@@ -160,7 +161,14 @@ def set_guidance(
     build: Any = (
         normalized_guide if isinstance(perturbation, NormalizedAttention) else DifferenceGuide
     )
-    guides = [build(state, model, perturbation, scale) for model in models.values()]
+    guides: list[Guide] = []
+    try:
+        for model in models.values():
+            guides.append(build(state, model, perturbation, scale))
+    except Exception:  # that one denoiser refuses must not leave another guided
+        for guide in guides:
+            guide.remove()
+        raise
     attachment = GuidanceAttachment(pipe, state, guides)
     pipe._diffaccel_guidance = attachment
     return attachment

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from diffaccel.attach.attachment import DENOISERS
+from diffaccel.attach.attachment import DENOISERS, check_hooked
 from diffaccel.attach.caches import caches_bypassed
 from diffaccel.attach.running import Caller, running_pipeline
 from diffaccel.attach.state import context_of
@@ -183,6 +183,11 @@ class Guide:
         return self._model()
 
     @property
+    def hooked(self) -> tuple[str, ...]:
+        """Paths of the layers at whose attention it acts."""
+        return ()
+
+    @property
     def latents(self) -> Tensor:
         """What the model is called with."""
         return self._call.arguments[self._binding.latents]
@@ -204,9 +209,11 @@ class Guide:
 
     def acts(self) -> bool:
         """Whether the current call is guided."""
-        if self.scale == 0 or getattr(self.perturbation, "strength", 1.0) == 0:
-            return False
-        return self._state.is_inside()
+        return self.changes_something() and self._state.is_inside()
+
+    def changes_something(self) -> bool:
+        """Whether guided calls differ from others."""
+        return self.scale != 0 and getattr(self.perturbation, "strength", 1.0) != 0
 
     def prompt_rows(self, count: int) -> slice:
         """Returns which rows belong to the prompt."""
@@ -251,6 +258,8 @@ class Guide:
             self._rows.forget_run()
             self.is_compiled = self._finds_compiled()
             self.forget_run()
+        if self.changes_something():
+            check_hooked(model, self.hooked)
         if not self.acts():
             return None
         self._refuse_compiled()

@@ -82,8 +82,9 @@ class NormalizedAttention:
             scale: w.
             total: Sums a tensor over the ranks that share the heads, None where H are all.
         """
-        sound = positive.float()
-        pushed = sound + scale * (sound - negative.float())
+        wide = torch.promote_types(positive.dtype, torch.float32)
+        sound = positive.to(wide)
+        pushed = sound + scale * (sound - negative.to(wide))
         norms = torch.stack([x.abs().sum((-2, -1), keepdim=True) for x in (sound, pushed)])
         norm, pushed_norm = norms if total is None else total(norms)
         limited = (norm * self.limit / pushed_norm.clamp(min=LEAST)).clamp(max=1.0)

@@ -10,7 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffaccel.attach.attachment import add_attention_hook, remove_attention_hook
+from diffaccel.attach.attachment import (
+    add_attention_hook,
+    check_hookable,
+    remove_attention_hook,
+)
 from diffaccel.attach.caches import CACHE_DIT, caches_of, refuse_caches
 from diffaccel.attach.call import AttentionCall, AttentionHook, Compute
 from diffaccel.attach.seam import AttachedLayer
@@ -54,9 +58,15 @@ class NormalizedGuide(Guide, AttentionHook):
         # Whatever is refused is refused before anything is put on the model.
         self._negative = negative_prompt_of(state.pipe(), perturbation)
         _refuse_longer(model, self._negative.length)
+        check_hookable(model, names)
         super().__init__(state, model, perturbation, scale)
         self._names = names
         add_attention_hook(model, self, names)
+
+    @property
+    def hooked(self) -> tuple[str, ...]:
+        """Paths of the layers at whose attention it acts."""
+        return self._names
 
     def remove(self) -> None:
         """Takes the hooks off."""
@@ -94,7 +104,8 @@ class JointGuide(NormalizedGuide):
         negative = self._negative.replaced_in(arguments, rows, length)
         doubled = on_batch(arguments, rows, lambda t: torch.cat([t, t]))
         for name, tensor in negative.items():
-            doubled[name] = torch.cat([arguments[name], tensor])
+            # One prompt for several images may come as one row, which models broadcast.
+            doubled[name] = torch.cat([arguments[name].expand_as(tensor), tensor])
         if isinstance(arguments.get("img_shapes"), list):
             doubled["img_shapes"] = arguments["img_shapes"] * 2
         self.is_active = True

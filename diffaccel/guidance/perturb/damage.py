@@ -10,7 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffaccel.attach.attachment import add_attention_hook, remove_attention_hook
+from diffaccel.attach.attachment import (
+    add_attention_hook,
+    check_hookable,
+    remove_attention_hook,
+)
 from diffaccel.attach.call import AttentionCall, AttentionHook, Compute
 from diffaccel.bindings import binding_of
 from diffaccel.guidance.perturb.blocks import PermuteTokens, SkipLayers
@@ -29,6 +33,9 @@ class Damage:
     Args:
         model: The denoiser. A method that it has stays.
         perturbation: What is damaged.
+
+    Attributes:
+        hooked: Paths of the layers at whose attention it acts.
     """
 
     def __init__(self, model: nn.Module, perturbation: Perturbation) -> None:
@@ -37,10 +44,12 @@ class Damage:
         self._binding = binding_of(model)
         self._layers = self._binding.layers(model)
         self._hook: DamagedHeads | None = None
+        self.hooked: tuple[str, ...] = ()
         if isinstance(perturbation, HeadPerturbation):
             self._hook = DamagedHeads(perturbation)
-            names = tuple(self._layers[index].name for index in perturbation.touched)
-            add_attention_hook(model, self._hook, names)
+            self.hooked = tuple(self._layers[index].name for index in perturbation.touched)
+            check_hookable(model, self.hooked)
+            add_attention_hook(model, self._hook, self.hooked)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_model": _nothing}

@@ -29,14 +29,19 @@ class DifferenceGuide(Guide):
     def __init__(
         self, state: GuidanceState, model: nn.Module, perturbation: Perturbation, scale: float
     ) -> None:
+        self._damage = Damage(model, perturbation)  # first, as it refuses some processors
         super().__init__(state, model, perturbation, scale)
-        self._damage = Damage(model, perturbation)
         stages = self._binding.stages(model)
         length = _sound_stages(stages, self._layers[perturbation.touched[0]].name)
         if self.is_compiled:
             length = 0  # a compiled graph hands out nothing from its middle
         self.rerun = 1.0 - length / len(stages)
         self._prefix = SharedPrefix(model, self._binding, length)
+
+    @property
+    def hooked(self) -> tuple[str, ...]:
+        """Paths of the layers at whose attention it acts."""
+        return self._damage.hooked
 
     def remove(self) -> None:
         """Takes the hooks off."""
