@@ -205,7 +205,7 @@ def caching(run: Run, name: str) -> Iterator[None]:
 
             cache_dit.disable_cache(run.pipe)
         for module in run.model.modules():
-            registry = getattr(module, "_diffusers_hook", None)
+            registry: Any = getattr(module, "_diffusers_hook", None)
             for hook in () if registry is None else tuple(registry.hooks):
                 registry.remove_hook(hook, recurse=False)
 
