@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/pip install --quiet -c constraints.txt
 
-.PHONY: image test test-long lint
+.PHONY: image test test-long soak lint
 .venv:
 	$(PYTHON) -m venv .venv
 
@@ -14,10 +14,15 @@ test: .venv
 	$(PIP) -e '.[test]'
 	.venv/bin/pytest
 
-# ten times as many drawn cases, more than 5,000 against the oracle
+# ten times as many drawn cases: more than 5,000 against the oracle, 300 compositions
 test-long: .venv
+	$(PIP) -e '.[test,lora]'
+	DIFFACCEL_TEST_CASES=10 .venv/bin/pytest tests/kernels tests/compositions
+
+# ten minutes in which nothing may grow
+soak: .venv
 	$(PIP) -e '.[test]'
-	DIFFACCEL_TEST_CASES=10 .venv/bin/pytest tests/kernels
+	.venv/bin/python -m tests.compositions.soak --minutes 10
 
 lint: .venv
 	$(PIP) -e '.[test]'

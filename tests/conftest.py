@@ -1,4 +1,4 @@
-"""What tests of all folders share: the error rule, tiny pipelines, threads and memory."""
+"""What all tests share: drawn cases, the error rule, tiny pipelines, threads and memory."""
 
 import os
 from types import ModuleType
@@ -9,6 +9,19 @@ import torch
 from diffaccel.benchmarks.ops.error_rule import error_limit
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+QUICK_CASES = 10
+
+
+def pytest_generate_tests(metafunc):
+    """Gives each drawn case its own test; DIFFACCEL_TEST_CASES, if set, times as many.
+
+    All but the first ones are slow.
+    """
+    for marker in metafunc.definition.iter_markers("drawn"):
+        factor = int(os.environ.get("DIFFACCEL_TEST_CASES", "1"))
+        seeds = range(marker.args[0] * factor)
+        slow = [pytest.param(seed, marks=pytest.mark.slow) for seed in seeds[QUICK_CASES:]]
+        metafunc.parametrize("seed", [*seeds[:QUICK_CASES], *slow])
 
 
 @pytest.fixture(scope="session")

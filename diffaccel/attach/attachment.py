@@ -9,8 +9,15 @@ from torch import nn
 
 from diffaccel.attach.call import AttentionHook
 from diffaccel.attach.method_state import MethodState
-from diffaccel.attach.processor import attached, attached_layer, unattached
+from diffaccel.attach.processor import (
+    attached,
+    attached_layer,
+    redirected,
+    unattached,
+    why_opaque,
+)
 from diffaccel.attach.report import Report
+from diffaccel.attach.running import refuse_running
 from diffaccel.attach.seam import AttachedLayer
 from diffaccel.attach.state import DenoiserState, state_of
 from diffaccel.attach.step_clock import StepClock
@@ -22,6 +29,7 @@ from diffaccel.bindings import (
     processor_modules,
     set_processor,
 )
+from diffaccel.errors import ModelError
 from diffaccel.methods.base import Method
 
 DENOISERS = (
@@ -71,7 +79,12 @@ class Attachment:
             method.reset()
 
     def remove(self) -> None:
-        """Puts the models' own processors back; does nothing where that was done already."""
+        """Puts the models' own processors back; does nothing where that was done already.
+
+        Raises:
+            ModelError: A denoiser, or a pipeline that holds it, runs in another thread.
+        """
+        refuse_running(self._denoisers.values())
         for name, model in self._denoisers.items():
             state = state_of(model)
             # Another method may have been set since: that one stays.
@@ -84,8 +97,7 @@ class Attachment:
         state = state_of(model)
         if state is None or state.method is not self._methods[name]:
             return skipped
-        reason = "its processor was replaced after the method was attached"
-        return skipped | dict.fromkeys(state.lost(model), reason)
+        return skipped | state.lost(model)
 
     def __enter__(self) -> Attachment:
         return self
@@ -121,6 +133,7 @@ def set_attn_processor(
     Raises:
         TypeError: The method is not a method, or the target neither pipeline nor model.
         UnsupportedModelError: No binding knows the model, or the pipeline has no denoiser.
+        ModelError: A denoiser, or a pipeline that holds it, runs in another thread.
     """
     if not isinstance(method, Method):
         raise TypeError(
@@ -128,6 +141,7 @@ def set_attn_processor(
             "pass an instance such as diffaccel.RectifiedSpaAttn()"
         )
     models = denoisers(target)
+    refuse_running(models.values())
     pipe = None if isinstance(target, nn.Module) else target
     methods = {
         name: _method_state(name, model, pipe, method, always) for name, model in models.items()
@@ -146,8 +160,13 @@ def restore_attn_processor(target: Any) -> None:
 
     Args:
         target: A diffusers pipeline, or a denoiser itself.
+
+    Raises:
+        ModelError: A denoiser, or a pipeline that holds it, runs in another thread.
     """
-    for model in denoisers(target).values():
+    models = denoisers(target)
+    refuse_running(models.values())
+    for model in models.values():
         remove_method(model)
 
 
@@ -191,7 +210,6 @@ def attach(model: nn.Module, names: tuple[str, ...]) -> DenoiserState:
             model.register_forward_pre_hook(state.begin_call, with_kwargs=True),
             model.register_forward_hook(state.end_call, always_call=True),
         )
-    state.check_thread(model)
     layers = {layer.name: layer for layer in state.layers}
     for name in names:
         module: Any = model.get_submodule(name)
@@ -233,6 +251,29 @@ def remove_method(model: nn.Module) -> None:
 def add_attention_hook(model: nn.Module, hook: AttentionHook, names: tuple[str, ...]) -> None:
     """Lets a hook act at the attention of some layers, beside a method and other hooks."""
     attach(model, names).add_hook(hook, names)
+
+
+def check_hookable(model: nn.Module, names: tuple[str, ...]) -> None:
+    """Raises ModelError where a layer's processor lets no hook act at its attention."""
+    module: Any
+    for name in names:
+        module = model.get_submodule(name)
+        layer = attached_layer(module.processor)
+        stock = unattached(module.processor) if layer is None else layer.stock
+        if redirected(type(stock).__call__) is None:
+            raise ModelError(f"attention of {name} cannot be changed: {why_opaque(stock)}")
+
+
+def check_hooked(model: nn.Module, names: tuple[str, ...]) -> None:
+    """Raises ModelError where a layer's processor was replaced after a hook was added."""
+    module: Any
+    for name in names:
+        module = model.get_submodule(name)
+        if attached_layer(module.processor) is None:
+            raise ModelError(
+                f"guidance no longer acts at {name} of {type(model).__name__}, whose processor "
+                "was replaced after it was set; call set_guidance again"
+            )
 
 
 def remove_attention_hook(model: nn.Module, hook: AttentionHook) -> None:

@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_dispatch import (
-    _templated_context_parallel_attention,
-    dispatch_attention_fn,
-)
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor
 
 from diffaccel.attach.obstacles import obstacle
@@ -19,6 +16,7 @@ from diffaccel.errors import ModelError
 from diffaccel.methods.inputs import AttentionInputs
 
 if TYPE_CHECKING:
+    from diffaccel.attach.context_parallel import HeadShare
     from diffaccel.attach.seam import AttachedLayer
     from diffaccel.bindings import AttentionLayer
     from diffaccel.layout import TokenLayout
@@ -40,6 +38,7 @@ class AttentionCall:
         dispatch: Further arguments of `dispatch_attention_fn` (backend, parallel_config,
             attention_kwargs); None where the layer calls SDPA itself.
         needs_gradients: Whether a backward pass may follow; methods have none.
+        share: Which of the layer's heads these are, None for all.
     """
 
     attached: AttachedLayer
@@ -52,6 +51,7 @@ class AttentionCall:
     options: dict[str, Any]
     dispatch: dict[str, Any] | None
     needs_gradients: bool = False
+    share: HeadShare | None = None
 
     @property
     def layer(self) -> AttentionLayer:
@@ -159,29 +159,11 @@ class AttentionCall:
         layout: Any = self.layout
         return self.attached.state.inputs(self, layout)
 
-    @property
-    def context_parallelism(self) -> Any:
-        """diffusers' configuration of context parallelism, None without."""
-        config = None if self.dispatch is None else self.dispatch.get("parallel_config")
-        return getattr(config, "context_parallel_config", None)
-
-    def gathered(self, compute: Compute) -> Tensor:
-        """Answers a call under Ulysses parallelism: all tokens and a part of the heads."""
-        options: Any = self.dispatch
-
-        def forward(
-            context: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *_: Any,
-            **__: Any,
-        ) -> Tensor:  # fmt: skip
-            dispatch = {**options, "parallel_config": None}
-            return compute(
-                replace(self, query=query, key=key, value=value, mask=mask, dispatch=dispatch)
-            )
-
-        return _templated_context_parallel_attention(
-            self.query, self.key, self.value, self.mask, scale=self.scale, forward_op=forward,
-            backward_op=None, _parallel_config=options["parallel_config"],
-        )  # fmt: skip
+    def alone(self) -> AttentionCall:
+        """Returns the call as one whose tokens are all here."""
+        if self.dispatch is None:
+            return self
+        return replace(self, dispatch={**self.dispatch, "parallel_config": None})
 
 
 Compute = Callable[[AttentionCall], Tensor]

@@ -9,7 +9,14 @@ from torch import Tensor
 from diffaccel.errors import ModelError
 
 if TYPE_CHECKING:
-    from diffaccel.attach.call import AttentionCall
+    from diffaccel.attach.call import AttentionCall, Compute
+
+
+def checked(call: AttentionCall, compute: Compute, step: int | None) -> Tensor:
+    """Answers a call by `compute`, and checks the answer."""
+    output = compute(call)
+    check_finite(call, output, step)
+    return output
 
 
 def check_finite(call: AttentionCall, output: Tensor, step: int | None) -> None:

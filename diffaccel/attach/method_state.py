@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffaccel.attach.forecast import device_facts, slower_reason
-from diffaccel.attach.obstacles import planned_obstacle, unplanned_obstacle
+from diffaccel.attach.obstacles import parallelism, planned_obstacle, unplanned_obstacle
 from diffaccel.attach.report import DenoiserReport, LayerReport
+from diffaccel.errors import ModelError
 from diffaccel.methods.inputs import GRADIENTS_NEEDED, Position
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class LayerLog:
     kept_pairs: Tensor | float = 0.0
     layout: TokenLayout | None = None
     visited: Visited | None = None
+    ranks: int = 1
 
     def record(
         self,
@@ -68,6 +70,7 @@ class LayerLog:
             density=float(self.kept_pairs) / self.pairs if self.pairs else None,
             pairs=self.pairs,
             visited=self.visited,
+            ranks=self.ranks,
         )
 
 
@@ -151,6 +154,8 @@ class MethodState:
         is_new = self.clock.tick(timestep, pipe)
         if is_new:
             self._forget_run()
+        if self.clock.step is not None:  # a step counts where caches leave all layers out as well
+            self._steps.setdefault(self.clock.step, StepLog())
         self._positions: dict[int, tuple[Position, str]] = {}
         return is_new
 
@@ -159,10 +164,13 @@ class MethodState:
         attached = call.attached
         layer, state = attached.layer, attached.state
         layout: Any = state.layout(layer)  # where it is unknown, that is an obstacle
+        density: Tensor | float = 1.0
+        visited: Visited | None = None
         position, reason = self._scheduled(layer)
         if not reason:
+            reason = parallelism(call)
             plan = self._plan(call, layout)
-            reason = plan.obstacle or unplanned_obstacle(call)
+            reason = reason or plan.obstacle or unplanned_obstacle(call)
             if reason:
                 state.warn_once(layer, reason)
             reason = reason or plan.why_dense
@@ -170,11 +178,16 @@ class MethodState:
                 reason = GRADIENTS_NEEDED
                 state.warn_once(layer, reason)
         if reason:
-            self.record(layer, layout, reason)
-            return call.dense()
-        attended = state.compute(call, layout, position)
-        self.record(layer, layout, attended.why_dense, attended.density, plan.visited)
-        return attended.output
+            output = call.dense()
+        else:
+            attended = state.compute(call, layout, position)
+            output, density, reason = attended
+            visited = plan.visited
+        self._logs[layer.name].ranks = 1 if call.share is None else call.share.ranks
+        if call.share is not None:  # on every rank, whatever each of them did
+            density = call.share.mean(density, output.device)
+        self.record(layer, layout, reason, density, visited)
+        return output
 
     def record(
         self,
@@ -188,6 +201,20 @@ class MethodState:
         self._logs[layer.name].record(layout, density, reason, visited)
         if self.clock.step is not None:
             self._steps.setdefault(self.clock.step, StepLog()).record(reason)
+
+    def check_parallel(self, context: Any) -> None:
+        """Refuses context parallelism where heads cannot be computed apart.
+
+        Raises:
+            ModelError: The method is such a one.
+        """
+        if self.method.compares_heads:
+            ranks = context.ring_degree * context.ulysses_degree
+            raise ModelError(
+                f"{self.method!r} compares tokens over all heads of a layer, which context "
+                f"parallelism shares among {ranks} ranks; use another method such as "
+                "diffaccel.SparseAttn(), or do without enable_parallelism"
+            )
 
     def report(self, component: str, model: str, skipped: dict[str, str]) -> DenoiserReport:
         """Returns what happened in the latest run; waits for the device.
@@ -208,8 +235,13 @@ class MethodState:
             dense_steps={
                 step: ", ".join(log.dense_calls)
                 for step, log in sorted(self._steps.items())
-                if not log.sparse_calls
+                if log.dense_calls and not log.sparse_calls
             },
+            idle_steps=tuple(
+                step
+                for step, log in sorted(self._steps.items())
+                if not log.sparse_calls and not log.dense_calls
+            ),
         )
 
     def _scheduled(self, layer: AttentionLayer) -> tuple[Position, str]:

@@ -8,13 +8,15 @@ from diffusers.hooks.layer_skip import AttentionScoreSkipFunctionMode
 from torch import Tensor
 from torch.overrides import _get_current_function_mode_stack
 
+from diffaccel.attach.context_parallel import holds_all, why_not_exchanged
+
 if TYPE_CHECKING:
     from diffaccel.attach.call import AttentionCall
 
 
 def obstacle(call: AttentionCall) -> str:
     """Returns the first reason why a call cannot go to a method, "" where it can."""
-    return planned_obstacle(call) or unplanned_obstacle(call)
+    return parallelism(call) or planned_obstacle(call) or unplanned_obstacle(call)
 
 
 def planned_obstacle(call: AttentionCall) -> str:
@@ -30,15 +32,10 @@ def unplanned_obstacle(call: AttentionCall) -> str:
 
 
 def parallelism(call: AttentionCall) -> str:
-    """Ulysses hands a layer all tokens and a part of the heads, which suits every method."""
-    context = call.context_parallelism
-    if context is None:
+    """Where tokens are split among ranks, they come here in exchange for heads, or not at all."""
+    if call.attached.state.context is None or call.share is not None or holds_all(call):
         return ""
-    if call.layer.kind == "joint":
-        return "context parallelism changes the token order of joint sequences"
-    if (context.ring_degree or 1) > 1:
-        return "ring parallelism shows a layer only a part of the keys at a time"
-    return ""
+    return why_not_exchanged(call)
 
 
 def unknown_layout(call: AttentionCall) -> str:
@@ -80,4 +77,4 @@ def skipped_scores(call: AttentionCall) -> str:
     return ""
 
 
-PLANNED = (parallelism, unknown_layout, unsupported_arguments)
+PLANNED = (unknown_layout, unsupported_arguments)

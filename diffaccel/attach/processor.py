@@ -118,6 +118,11 @@ def _copied(function: Any, module: ModuleType) -> FunctionType:
     return copied
 
 
+def why_opaque(stock: Any) -> str:
+    """Says that a processor calls no attention that could be exchanged."""
+    return f"{type(stock).__name__} does not compute its attention with SDPA"
+
+
 _ATTENTION_NAMES = {"dispatch_attention_fn", "scaled_dot_product_attention"}
 
 

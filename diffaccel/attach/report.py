@@ -27,6 +27,8 @@ class LayerReport:
         pairs: Query-key pairs of all calls, the weight of this layer in an overall density.
         visited: What the kernel computed in the latest sparse call and what it would have with
             tiles that fit, where that differs from the pairs that count.
+        ranks: Processes that shared the heads of the latest call (context parallelism), 1 where
+            this one computed all. Densities are of all heads.
     """
 
     name: str
@@ -37,6 +39,7 @@ class LayerReport:
     density: float | None
     pairs: int
     visited: Visited | None = None
+    ranks: int = 1
 
     def __str__(self) -> str:
         if not self.sparse_calls and not self.dense_calls:
@@ -46,6 +49,8 @@ class LayerReport:
             parts.append(f"density {self.density:.3f}")
         if self.visited is not None:
             parts.append(f"visited {self.visited.visited:.3f} (ideal {self.visited.ideal:.3f})")
+        if self.ranks > 1:
+            parts.append(f"heads shared by {self.ranks} ranks")
         parts.append(f"{self.sparse_calls} sparse")
         parts += [f"{count} dense: {reason}" for reason, count in self.dense_calls.items()]
         return ", ".join(parts)
@@ -63,7 +68,8 @@ class DenoiserReport:
         layers: The layers that the method serves.
         skipped: Path of every other attention layer -> why it kept its own attention.
         steps: Denoising steps seen.
-        dense_steps: Index of every step without a sparse call -> reason.
+        dense_steps: Index of every step with dense calls alone -> reason.
+        idle_steps: Index of every step in which no layer was called, since a cache answered.
     """
 
     component: str
@@ -74,6 +80,7 @@ class DenoiserReport:
     skipped: dict[str, str]
     steps: int
     dense_steps: dict[int, str]
+    idle_steps: tuple[int, ...] = ()
 
     @property
     def density(self) -> float | None:
@@ -85,6 +92,8 @@ class DenoiserReport:
         lines = [f"{name}: {self.method} on {len(self.layers)} layers, family {self.family}"]
         if self.density is not None:
             lines.append(f"  density {self.density:.3f}, steps {self.steps}")
+        if self.idle_steps:
+            lines.append(f"  steps without attention: {len(self.idle_steps)} (a cache answered)")
         lines += [f"  dense steps {span}: {reason}" for span, reason in self._dense_spans()]
         lines += [
             f"  {layer.name} ({layer.kind}): {self.skipped[layer.name]}"

@@ -22,9 +22,9 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor
 
 from diffaccel.attach.call import AttentionCall, AttentionHook, Compute
-from diffaccel.attach.finite import check_finite
+from diffaccel.attach.context_parallel import attend_in_parallel
+from diffaccel.attach.finite import checked
 from diffaccel.attach.key_padding import KeyPadding
-from diffaccel.attach.obstacles import parallelism
 from diffaccel.errors import ModelError
 from diffaccel.kernels.arguments import Tensors
 from diffaccel.methods.inputs import as_autocast, need_gradients
@@ -81,23 +81,15 @@ class AttachedLayer:
         compute: Compute = self.state.attend
         for hook in self.active_hooks():
             compute = partial(hook.attend, compute=compute)
-        dispatch = call.dispatch
-        if dispatch and dispatch.get("parallel_config") and self._gathers(call):
-            compute = partial(AttentionCall.gathered, compute=compute)
-        output = compute(call)
         method = self.state.method
         if method is not None and method.check:
-            check_finite(call, output, method.clock.step)
-        return output
+            compute = partial(checked, compute=compute, step=method.clock.step)
+        is_split = self.state.context is not None
+        return attend_in_parallel(call, compute) if is_split else compute(call)
 
     def active_hooks(self) -> list[AttentionHook]:
         """Returns what acts at the layer beside the method at present, outermost last."""
         return [hook for hook in self.state.hooks.get(self.layer.name, ()) if hook.is_active]
-
-    def _gathers(self, call: AttentionCall) -> bool:
-        """Whether the tokens of all devices come here, in exchange for heads (Ulysses)."""
-        has_context = call.context_parallelism is not None
-        return has_context and self.layer.kind == "self" and not parallelism(call)
 
     def _run(self, run: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         mask = kwargs.get("attention_mask")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from diffaccel.attach.processor import attached_layer
-from diffaccel.attach.running import running_pipeline
+from diffaccel.attach.processor import attached_layer, why_opaque
+from diffaccel.attach.running import Caller, running_pipeline
 from diffaccel.bindings import LayoutUnknown, ModelCall
 from diffaccel.errors import ModelError
 from diffaccel.layout import TokenLayout
@@ -24,6 +23,10 @@ if TYPE_CHECKING:
     from diffaccel.attach.method_state import MethodState
     from diffaccel.attach.seam import AttachedLayer
     from diffaccel.bindings import AttentionLayer, Binding
+
+
+REPLACED = "its processor was replaced after the method was attached"
+GUIDES = "the pipeline guides at this layer, with a processor of its own"
 
 
 class DenoiserState:
@@ -40,6 +43,7 @@ class DenoiserState:
         method: What computes the self-attention, None where the stock processors do.
         hooks: Path of a layer -> what else acts at its attention, outermost last.
         root_hooks: Handles of the denoiser's hooks.
+        context: diffusers' configuration of context parallelism, None without.
     """
 
     def __init__(self, binding: Binding, layers: tuple[AttentionLayer, ...]) -> None:
@@ -48,10 +52,10 @@ class DenoiserState:
         self.method: MethodState | None = None
         self.hooks: dict[str, tuple[AttentionHook, ...]] = {}
         self.root_hooks: tuple[RemovableHandle, ...] = ()
+        self.context: Any = None
         self._readings: dict[int, tuple[Tensor, Any]] = {}
-        # Thread and depth of the call that runs; setdefault and pop are atomic, and are copied.
-        self._caller: dict[str, int] = {}
-        self._depth = 0
+        self._lost: dict[str, str] = {}
+        self._caller = Caller()
         self._forget_call()
 
     @torch.compiler.disable
@@ -59,42 +63,34 @@ class DenoiserState:
         """Reads step and layouts of one model call; runs before the model does.
 
         Raises:
-            ModelError: The model runs in another thread.
+            ModelError: The model, or a pipeline that has begun with it, runs in another thread, or
+                on ranks that its method cannot share.
         """
-        self._caller.setdefault("thread", get_ident())
-        self.check_thread(model)
-        self._depth += 1
+        self._caller.enter(model)
         self._forget_call()
+        self.context = context_of(model)
+        if self.context is not None and self.method is not None:
+            self.method.check_parallel(self.context)
         call = ModelCall.of(model, args, kwargs, self._readings)
         if self.method is not None:
             pipe = running_pipeline(model)
             if self.method.begin_call(self.binding.timestep(call), pipe):
-                self._warn_of_lost(model)
+                self._lost = self.lost(model)
+                self._warn_of_lost()
         streams: dict[tuple[str, int], TokenLayout | str] = {}
         for layer in self.layers:
             if layer.stream not in streams:
                 streams[layer.stream] = self._read_layout(model, call, layer)
             self._layouts[layer.name] = streams[layer.stream]
+        if self.method is not None and self._lost:
+            for name, reason in self.lost(model).items():
+                layer = next(layer for layer in self.method.layers if layer.name == name)
+                self.method.record(layer, self.layout(layer), reason)
 
     @torch.compiler.disable
     def end_call(self, *_: Any) -> None:
         """Lets other threads call the model; runs after it, also where it failed."""
-        if self._caller.get("thread") == get_ident():
-            self._depth -= 1
-            if self._depth == 0:
-                self._caller.pop("thread")
-
-    def check_thread(self, model: nn.Module) -> None:
-        """Refuses while the model runs in another thread: steps and layouts are of one call.
-
-        Raises:
-            ModelError: It does.
-        """
-        if self._caller.get("thread", get_ident()) != get_ident():
-            raise ModelError(
-                f"an attached model runs in one thread at a time, and {type(model).__name__} runs "
-                "in another one; wait for it, or give each thread a copy of the model"
-            )
+        self._caller.leave()
 
     def attend(self, call: AttentionCall) -> Tensor:
         """Answers an attention call (B, N, H, D) by the method, or as the stock layer would."""
@@ -130,7 +126,8 @@ class DenoiserState:
             key, value = (x.repeat_interleave(groups, 2) for x in (key, value))
         query, asking = call.completed(call.query), call.asking
         exact = tuple(part for part in asking if part != layout.visual_slice) if asking else None
-        return AttentionInputs(query, key, value, layout, scale, mask, exact)
+        first = None if call.share is None else call.share.first_head
+        return AttentionInputs(query, key, value, layout, scale, mask, exact, first)
 
     def compute(self, call: AttentionCall, layout: TokenLayout, position: Position) -> Attended:
         """Answers a call that has no obstacle by the method."""
@@ -155,22 +152,23 @@ class DenoiserState:
         mask = call.mask
         if not isinstance(mask, Tensor):  # FlexAttention has masks of its own
             return None
-        known = self._masks.get(id(mask))
+        batch, length = call.key.shape[:2]
+        known = self._masks.get((id(mask), length))
         if known is None:
-            batch, length = call.key.shape[:2]
             layout = None if call.is_visual_part else call.layout
             rows = slice(None) if layout is None else layout.visual_slice
             written = mask
             if call.dispatch is not None and mask.shape == (batch, length):
                 written = mask[:, None, None]  # diffusers' dispatcher takes it as key padding
             # Keeping the mask keeps its id from being given to another one.
-            known = self._masks[id(mask)] = (mask, as_padding_mask(written, batch, length, rows))
+            known = mask, as_padding_mask(written, batch, length, rows)
+            self._masks[id(mask), length] = known
         return known[1]
 
     def never_called(self, attached: AttachedLayer) -> None:
         """Notes that a layer's processor computed its attention in another way."""
         layer = attached.layer
-        reason = f"{type(attached.stock).__name__} does not compute its attention with SDPA"
+        reason = why_opaque(attached.stock)
         if any(hook.is_active for hook in self.hooks.get(layer.name, ())):
             raise ModelError(f"attention of {layer.name} cannot be changed: {reason}")
         if self.method is not None and layer.kind != "cross":
@@ -184,16 +182,18 @@ class DenoiserState:
             name = type(self.method.method).__name__
             warnings.warn(f"{name} ran dense in {layer.name}: {reason}", stacklevel=2)
 
-    def lost(self, model: nn.Module) -> tuple[str, ...]:
-        """Returns the layers of the method whose processors were replaced since."""
-        return tuple(
-            layer.name
-            for layer in (() if self.method is None else self.method.layers)
-            if attached_layer(model.get_submodule(layer.name).processor) is None
-        )
+    def lost(self, model: nn.Module) -> dict[str, str]:
+        """Returns the layers of the method whose processors were replaced since, and why."""
+        lost = {}
+        for layer in () if self.method is None else self.method.layers:
+            processor: Any = model.get_submodule(layer.name).processor
+            if attached_layer(processor) is None:
+                is_guiding = type(processor).__name__.startswith("PAG")
+                lost[layer.name] = GUIDES if is_guiding else REPLACED
+        return lost
 
-    def _warn_of_lost(self, model: nn.Module) -> None:
-        lost = self.lost(model)
+    def _warn_of_lost(self) -> None:
+        lost = [name for name, reason in self._lost.items() if reason == REPLACED]
         if lost and self.method is not None and "lost" not in self.method.warned:
             self.method.warned.add("lost")
             name = type(self.method.method).__name__
@@ -227,7 +227,7 @@ class DenoiserState:
 
     def _forget_call(self) -> None:
         self._layouts: dict[str, TokenLayout | str] = {}
-        self._masks: dict[int, tuple[Tensor, Tensor | None]] = {}
+        self._masks: dict[tuple[int, int], tuple[Tensor, Tensor | None]] = {}
 
 
 def state_of(model: nn.Module) -> DenoiserState | None:
@@ -237,6 +237,12 @@ def state_of(model: nn.Module) -> DenoiserState | None:
         if isinstance(owner, DenoiserState):
             return owner
     return None
+
+
+def context_of(model: nn.Module) -> Any:
+    """Returns diffusers' configuration of context parallelism of a denoiser, None without."""
+    config = getattr(model, "_parallel_config", None)
+    return getattr(config, "context_parallel_config", None)
 
 
 def as_padding_mask(

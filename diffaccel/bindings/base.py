@@ -124,6 +124,10 @@ class Binding:
     """(regular expression over the module path, kind of `AttentionLayer`); the first full match
     counts."""
 
+    stacks: tuple[str, ...] = ("transformer_blocks", "single_transformer_blocks")
+    """Attributes of the denoiser that hold its blocks, in the order of layers. The order in which
+    modules are registered does not last: cache-dit takes stacks out and puts them back."""
+
     block_outputs: tuple[str, ...] = ("hidden_states",)
     """Names of the arguments of a block that it returns changed, in the order of its outputs."""
 
@@ -231,7 +235,7 @@ class Binding:
     def layers(self, model: Any) -> tuple[AttentionLayer, ...]:
         """Returns the layers of self-attention over visual tokens, in the model's order."""
         found: list[AttentionLayer] = []
-        for name, _ in processor_modules(model):
+        for name in sorted((name for name, _ in processor_modules(model)), key=self._stack):
             kind = self._kind(name)
             if kind in ("joint", "self"):
                 found.append(AttentionLayer(name, kind, len(found), self.level(model, name)))
@@ -257,6 +261,11 @@ class Binding:
         """Returns why a method does not serve a layer."""
         is_cross = self._kind(name) == "cross"
         return "cross-attention" if is_cross else "not attention over visual tokens"
+
+    def _stack(self, name: str) -> int:
+        """Returns the place of a layer's stack; sorting is stable, so layers keep theirs in it."""
+        stack = name.partition(".")[0]
+        return self.stacks.index(stack) if stack in self.stacks else len(self.stacks)
 
     def _kind(self, name: str) -> str:
         for pattern, kind in self.patterns:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from diffaccel.bindings.base import AttentionLayer, Binding, ModelCall, zeros
@@ -16,6 +15,7 @@ class UNetBinding(Binding):
         (r".+\.attentions\.\d+\.transformer_blocks\.\d+\.attn1", "self"),
         (r".+\.attentions\.\d+\.transformer_blocks\.\d+\.attn2", "cross"),
     )
+    stacks = ("down_blocks", "mid_block", "up_blocks")
     is_chain = False
     batches_prompts = True
     latents = "sample"
@@ -23,14 +23,6 @@ class UNetBinding(Binding):
 
     def family(self, model: Any, pipe: Any) -> str:
         return "sdxl" if model.config.addition_embed_type == "text_time" else "sd15"
-
-    def layers(self, model: Any) -> tuple[AttentionLayer, ...]:
-        # Down, middle, up: the order of a call, which is not the order of the modules.
-        places = ("down_blocks", "mid_block", "up_blocks")
-        found = sorted(
-            super().layers(model), key=lambda layer: places.index(layer.name.split(".")[0])
-        )
-        return tuple(replace(layer, index=index) for index, layer in enumerate(found))
 
     def stages(self, model: Any) -> tuple[str, ...]:
         down = [f"down_blocks.{index}" for index in range(len(model.down_blocks))]

@@ -17,6 +17,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from diffaccel.attach.attachment import denoisers
+from diffaccel.attach.running import refuse_running
 from diffaccel.bindings import binding_of
 from diffaccel.errors import ModelError
 from diffaccel.guidance.guide import GuidanceState, Guide, guides_of
@@ -41,7 +42,8 @@ class GuidanceReport:
         extra_forwards: Additional forwards, parts of one counted by the stages that ran. A
             forward is one of the rows of the prompt alone, without those of classifier-free
             guidance.
-        rerun: Share of the model's stages that an additional forward runs.
+        rerun: Share of the model's stages that an additional forward ran; caches leave nothing
+            to be shared, so that it is 1 beside them. What to expect before the first run.
         seconds: Wall-clock time of the additional forwards; None on devices that run ahead.
     """
 
@@ -79,12 +81,17 @@ class GuidanceAttachment:
             steps=len(state.steps),
             guided_steps=len(state.guided),
             extra_forwards=state.extra_forwards,
-            rerun=first.rerun,
+            rerun=state.extra_forwards / state.forwards if state.forwards else first.rerun,
             seconds=state.seconds,
         )
 
     def remove(self) -> None:
-        """Takes the guidance off; does nothing where that was done already."""
+        """Takes the guidance off; does nothing where that was done already.
+
+        Raises:
+            ModelError: A denoiser, or a pipeline that holds it, runs in another thread.
+        """
+        refuse_running(guide.model for guide in self._guides if guide.model is not None)
         for guide in self._guides:
             guide.remove()
         if getattr(self._pipe, "_diffaccel_guidance", None) is self:
@@ -129,7 +136,9 @@ def set_guidance(
         TypeError: The perturbation is none, or the target is not a pipeline.
         ValueError: A number is out of range, or the model has no such layer or head.
         UnsupportedModelError: No binding knows the model.
-        ModelError: The pipeline does not tell which rows of a batch hold the prompt.
+        ModelError: The pipeline does not tell which rows of a batch hold the prompt, the processor
+            of a layer computes its attention in another way than by SDPA, or a denoiser runs in
+            another thread.
     """
     if not isinstance(perturbation, Perturbation | NormalizedAttention):
         raise TypeError(f"a perturbation is needed, got {type(perturbation).__name__}; {INSTEAD}")
@@ -153,20 +162,33 @@ def set_guidance(
     for name, model in models.items():
         if not isinstance(perturbation, NormalizedAttention):
             check_layers(name, model, perturbation)
-    restore_guidance(pipe)
+    restore_guidance(pipe)  # refuses denoisers that run in another thread
     state = GuidanceState(pipe, (start, stop))
     build: Any = (
         normalized_guide if isinstance(perturbation, NormalizedAttention) else DifferenceGuide
     )
-    guides = [build(state, model, perturbation, scale) for model in models.values()]
+    guides: list[Guide] = []
+    try:
+        for model in models.values():
+            guides.append(build(state, model, perturbation, scale))
+    except Exception:  # that one denoiser refuses must not leave another guided
+        for guide in guides:
+            guide.remove()
+        raise
     attachment = GuidanceAttachment(pipe, state, guides)
     pipe._diffaccel_guidance = attachment
     return attachment
 
 
 def restore_guidance(pipe: DiffusionPipeline) -> None:
-    """Takes guidance off the denoisers of a pipeline, whichever pipeline it was set on."""
-    for model in denoisers(pipe).values():
+    """Takes guidance off the denoisers of a pipeline, whichever pipeline it was set on.
+
+    Raises:
+        ModelError: A denoiser, or a pipeline that holds it, runs in another thread.
+    """
+    models = denoisers(pipe)
+    refuse_running(models.values())
+    for model in models.values():
         for guide in guides_of(model):
             guide.remove()
     vars(pipe).pop("_diffaccel_guidance", None)

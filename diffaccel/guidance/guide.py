@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from diffaccel.attach.attachment import DENOISERS
+from diffaccel.attach.attachment import DENOISERS, check_hooked
 from diffaccel.attach.caches import caches_bypassed
-from diffaccel.attach.running import running_pipeline
+from diffaccel.attach.running import Caller, running_pipeline
+from diffaccel.attach.state import context_of
 from diffaccel.attach.step_clock import StepClock
 from diffaccel.bindings import ModelCall, binding_of
 from diffaccel.errors import ModelError
@@ -39,7 +40,8 @@ class GuidanceState:
         run: Number of the run, by which guides tell that a new one has begun.
         steps: Denoising steps seen in the latest run.
         guided: Those that were guided.
-        extra_forwards: Additional forwards of the latest run, see `GuidanceReport`.
+        forwards: Additional forwards of the latest run, whole or not.
+        extra_forwards: The same, parts of one counted by their share, see `GuidanceReport`.
         seconds: Time that they took, None on devices that run ahead.
     """
 
@@ -81,16 +83,18 @@ class GuidanceState:
         position = self.step / planned if planned else self.clock.progress or 0.0
         return self.window[0] <= position < self.window[1]
 
-    def count(self, forwards: float, seconds: float | None) -> None:
-        """Notes that the current step was guided, and what it cost."""
+    def count(self, share: float, seconds: float | None) -> None:
+        """Notes that the current step was guided by a share of a forward, and what it cost."""
         self.guided.add(self.step)
-        self.extra_forwards += forwards
+        self.forwards += 1
+        self.extra_forwards += share
         known = self.seconds
         self.seconds = None if seconds is None or known is None else known + seconds
 
     def _forget_run(self) -> None:
         self.steps: set[int] = set()
         self.guided: set[int] = set()
+        self.forwards = 0
         self.extra_forwards = 0.0
         self.seconds = 0.0
 
@@ -130,6 +134,7 @@ class Guide:
         self._model: Callable[[], Any] = weakref.ref(model)
         self._rows = PromptRows()
         self._layers = self._binding.layers(model)
+        self._caller = Caller()
         self._inside = False
         self._run = state.run
         self._call: ModelCall | Any = None
@@ -175,6 +180,20 @@ class Guide:
         """Returns why a compiled denoiser cannot be guided so, "" where it can."""
         return ""
 
+    def why_not_parallel(self, model: nn.Module) -> str:
+        """Returns why a denoiser whose tokens ranks share cannot be guided so, "" where it can."""
+        return ""
+
+    @property
+    def model(self) -> Any:
+        """The denoiser, None where it is gone."""
+        return self._model()
+
+    @property
+    def hooked(self) -> tuple[str, ...]:
+        """Paths of the layers at whose attention it acts."""
+        return ()
+
     @property
     def latents(self) -> Tensor:
         """What the model is called with."""
@@ -197,9 +216,11 @@ class Guide:
 
     def acts(self) -> bool:
         """Whether the current call is guided."""
-        if self.scale == 0 or getattr(self.perturbation, "strength", 1.0) == 0:
-            return False
-        return self._state.is_inside()
+        return self.changes_something() and self._state.is_inside()
+
+    def changes_something(self) -> bool:
+        """Whether guided calls differ from others."""
+        return self.scale != 0 and getattr(self.perturbation, "strength", 1.0) != 0
 
     def prompt_rows(self, count: int) -> slice:
         """Returns which rows belong to the prompt."""
@@ -222,8 +243,18 @@ class Guide:
                 f"{reason}; guide before torch.compile, or use HeadPerturbation"
             )
 
+    def _refuse_parallel(self, model: nn.Module) -> None:
+        reason = "" if context_of(model) is None else self.why_not_parallel(model)
+        if reason:
+            raise ModelError(
+                f"{type(self.perturbation).__name__} cannot guide a denoiser under context "
+                f"parallelism, since {reason}; use HeadPerturbation, or do without "
+                "enable_parallelism"
+            )
+
     @torch.compiler.disable
     def _enter_call(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        self._caller.enter(model)
         if self._inside:
             return None
         self._model = weakref.ref(model)
@@ -234,16 +265,19 @@ class Guide:
             self._rows.forget_run()
             self.is_compiled = self._finds_compiled()
             self.forget_run()
+        if self.changes_something():
+            check_hooked(model, self.hooked)
         if not self.acts():
             return None
         self._refuse_compiled()
+        self._refuse_parallel(model)
         return self.before(model, args, kwargs)
 
     @torch.compiler.disable
     def _leave_call(
         self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any
     ) -> Any:
-        if self._inside or not self.acts():
+        if not self._caller.leave() or self._inside or not self.acts():
             return None
         return self.after(model, args, kwargs, output)
 

@@ -45,6 +45,11 @@ class Method:
         shown = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in knobs if f.repr)
         return f"{type(self).__name__}({shown})"
 
+    @property
+    def compares_heads(self) -> bool:
+        """Whether what one head gives depends on the others, so that ranks cannot share them."""
+        return False
+
     def attend(
         self,
         query: Tensor,

@@ -97,6 +97,7 @@ class AttentionInputs:
         scale: Factor on the scores.
         mask: (B, N) bool, True where a token may be attended; None for all.
         asking: Where the text and condition tokens lie whose rows are wanted; None for all.
+        first_head: Index in its layer of the first head where ranks share them, else None.
     """
 
     query: Tensor
@@ -106,6 +107,7 @@ class AttentionInputs:
     scale: float
     mask: Tensor | None
     asking: tuple[slice, ...] | None = None
+    first_head: int | None = None
 
     @classmethod
     def checked(

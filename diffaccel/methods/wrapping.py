@@ -24,6 +24,10 @@ class WrappingMethod(Method):
 
     method: Method
 
+    @property
+    def compares_heads(self) -> bool:
+        return self.method.compares_heads
+
     def expected_density(self, layout: TokenLayout) -> float | None:
         return self.method.expected_density(layout)
 

@@ -7,13 +7,15 @@ above native size, where attention is what costs.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from inspect import unwrap
 from typing import Any
 
 import torch
 from diffusers import AutoPipelineForImage2Image
 from PIL import Image
 
-from diffaccel.attach.attachment import set_attn_processor
+from diffaccel.attach.attachment import denoisers, set_attn_processor
+from diffaccel.attach.caches import CACHE_DIT, READS_CONTEXT, caches_of, refuse_caches
 from diffaccel.attach.report import Report
 from diffaccel.pipelines.image.beyond_native import beyond_native, scaled_positions, scheduler_for
 from diffaccel.pipelines.image.job import ImageJob, Size
@@ -56,7 +58,7 @@ def generate_image(pipe: Any, job: ImageJob, *, timing: Timing | None = None) ->
         The image, the time of each phase, and the method's report of each stage.
 
     Raises:
-        InputError: A switch does not suit the model.
+        InputError: A switch does not suit the model, or a cache of its denoiser cannot follow.
         UnsupportedModelError: The denoiser's attention is not known.
     """
     timing = timing or Timing()
@@ -89,7 +91,7 @@ def refine_image(
         The larger image, and what the attention method did.
 
     Raises:
-        InputError: A switch does not suit the model.
+        InputError: A switch does not suit the model, or a cache of its denoiser cannot follow.
         UnsupportedModelError: The denoiser's attention is not known.
     """
     timing = timing or Timing()
@@ -97,6 +99,7 @@ def refine_image(
         with beyond_native(pipe, job) as attachment:
             return _redraw(pipe, job, image, job.preset.codec, timing), attachment.report()
     refiner = AutoPipelineForImage2Image.from_pipe(pipe)
+    _check_caches(pipe, refiner)
     refiner.set_progress_bar_config(disable=True)
     refiner.scheduler = scheduler_for(pipe, job)
     with beyond_native(refiner, job) as attachment:
@@ -104,10 +107,22 @@ def refine_image(
 
 
 def _check_model(pipe: Any, job: ImageJob) -> None:
-    """Refuses an unknown model, and switches that do not suit it, before any work."""
+    """Refuses an unknown model, and switches and caches that do not suit, before any work."""
+    if len(job.stages) > 1 and not job.switches.direct:
+        _check_caches(pipe, AutoPipelineForImage2Image.from_pipe(pipe))
     with set_attn_processor(pipe, job.attention):
         scaled_positions(pipe, job)
         scheduler_for(pipe, job)
+
+
+def _check_caches(pipe: Any, refiner: Any) -> None:
+    """Refuses caches that live by what the text-to-image pipeline alone tells them."""
+    refused = {CACHE_DIT}  # entered by the pipeline for which it was enabled
+    if "cache_context" not in unwrap(type(refiner).__call__).__code__.co_names:
+        refused |= READS_CONTEXT
+    for model in denoisers(pipe).values():
+        why = f"{type(refiner).__name__} makes the calls"
+        refuse_caches(model, why, caches_of(model) & refused)
 
 
 def _sample_at_once(pipe: Any, job: ImageJob, timing: Timing) -> tuple[Image.Image, Report]:

@@ -22,11 +22,10 @@ from diffaccel.attach.attachment import (
     remove_attention_hook,
     set_attn_processor,
 )
-from diffaccel.attach.caches import caches_of
+from diffaccel.attach.caches import caches_of, refuse_caches
 from diffaccel.attach.call import AttentionCall, AttentionHook, Compute
 from diffaccel.attach.report import Report
 from diffaccel.bindings import UnsupportedModelError, binding_of
-from diffaccel.errors import ModelError
 from diffaccel.methods.windows.base import WindowMethod
 from diffaccel.pipelines.windows import throughout
 
@@ -70,11 +69,8 @@ class DualPath(AttentionHook):
                 "two paths need separate text cross-attention, which "
                 f"{type(self._model).__name__} does not have; use a Wan pipeline"
             )
-        if caches := caches_of(self._model):
-            raise ModelError(
-                f"two paths call {type(self._model).__name__} with changing batches, which "
-                f"{' and '.join(sorted(caches))} cannot follow; call disable_cache()"
-            )
+        why = "two paths change the batch"
+        refuse_caches(self._model, why, caches_of(self._model))
         self._attachment = set_attn_processor(self._model, self._method, always=True)
         own = [layer.name for layer in self._attachment.report().layers]
         add_attention_hook(self._model, self, (*own, *cross))

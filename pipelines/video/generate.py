@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffaccel.attach.caches import caches_of, refuse_caches
 from diffaccel.attach.report import Report
 from diffaccel.bindings import binding_of
 from diffaccel.bindings.rope import scaled_rope
@@ -132,11 +133,13 @@ def generate_video(pipe: Any, job: VideoJob, *, timing: Timing | None = None) ->
         InputError: A size breaks the rule of `check_video_size`, or windows along time are asked
             of a model that starts from an image.
         UnsupportedModelError: The denoiser's attention is not known.
-        ModelError: The pipeline cleans its prompts with a package that is not installed.
+        ModelError: The pipeline cleans its prompts with a package that is not installed, or a
+            cache of its denoiser cannot follow what is done beyond the native size.
     """
     width, height = job.size
     check_video_size(pipe, width, height, job.frames)
     _check_cleaning(pipe, job)
+    _check_caches(pipe, job)
     timing = timing or Timing()
     family = family_of(pipe)
     if family is not None:
@@ -167,6 +170,18 @@ def _check_cleaning(pipe: Any, job: VideoJob) -> None:
             f"{type(pipe).__name__} needs the package ftfy to clean its prompts, and it is not "
             "installed; run pip install ftfy, or pass prompt_embeds"
         )
+
+
+def _check_caches(pipe: Any, job: VideoJob) -> None:
+    """Refuses caches on denoisers that are called otherwise than by the pipeline, in advance."""
+    native = job.native or native_size(pipe, *job.size)
+    if not isinstance(job.recipe, TimeWindows) and job.video is None and job.size == native:
+        return
+    for name in TRANSFORMERS:
+        model = getattr(pipe, name, None)
+        if model is not None:
+            why = "what lies beyond the native size or length is made by calls"
+            refuse_caches(model, why, caches_of(model))
 
 
 def _enlarge(

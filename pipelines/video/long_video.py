@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffaccel.attach.caches import caches_of, refuse_caches
 from diffaccel.errors import check_kinds
 from diffaccel.pipelines.video.wan import (
+    TRANSFORMERS,
     Conditions,
     check_guidance_scale,
     guided_velocity,
@@ -91,7 +93,13 @@ def denoise_windows(
         windows: How the latents are cut.
         steps: Denoising steps.
         on_step: Called after each step.
+
+    Raises:
+        ModelError: A cache acts on a denoiser.
     """
+    for name in TRANSFORMERS:
+        if (model := getattr(pipe, name, None)) is not None:
+            refuse_caches(model, "windows take turns in the calls", caches_of(model))
     config = pipe.scheduler.config
     scheduler = shifted_scheduler(pipe, config.get("flow_shift", config.get("shift", 1.0)))
     scheduler.set_timesteps(steps, device=noise.device)

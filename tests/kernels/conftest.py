@@ -1,4 +1,4 @@
-"""Of the kernel tests: random problems, the workers beside this file, and drawn cases."""
+"""Of the kernel tests: random problems, and the workers beside this file."""
 
 import os
 import subprocess
@@ -9,19 +9,6 @@ import pytest
 
 FOLDER = Path(__file__).parent
 SUPPORT = FOLDER.parent / "support"
-QUICK_CASES = 10
-
-
-def pytest_generate_tests(metafunc):
-    """Gives each drawn case its own test; DIFFACCEL_TEST_CASES, if set, times as many.
-
-    All but the first ones are slow.
-    """
-    for marker in metafunc.definition.iter_markers("drawn"):
-        factor = int(os.environ.get("DIFFACCEL_TEST_CASES", "1"))
-        seeds = range(marker.args[0] * factor)
-        slow = [pytest.param(seed, marks=pytest.mark.slow) for seed in seeds[QUICK_CASES:]]
-        metafunc.parametrize("seed", [*seeds[:QUICK_CASES], *slow])
 
 
 @pytest.fixture(scope="session")

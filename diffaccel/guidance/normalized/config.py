@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -66,18 +67,26 @@ class NormalizedAttention:
         """Zero where the outputs stay as they are."""
         return self.blend
 
-    def combined(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
+    def combined(
+        self,
+        positive: Tensor,
+        negative: Tensor,
+        scale: float,
+        total: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Returns the guided output of a layer.
 
         Args:
             positive: (B, N, H, D), Z+.
             negative: (B, N, H, D), Z-.
             scale: w.
+            total: Sums a tensor over the ranks that share the heads, None where H are all.
         """
-        sound = positive.float()
-        pushed = sound + scale * (sound - negative.float())
-        norm = sound.abs().sum((-2, -1), keepdim=True)
-        pushed_norm = pushed.abs().sum((-2, -1), keepdim=True)
+        wide = torch.promote_types(positive.dtype, torch.float32)
+        sound = positive.to(wide)
+        pushed = sound + scale * (sound - negative.to(wide))
+        norms = torch.stack([x.abs().sum((-2, -1), keepdim=True) for x in (sound, pushed)])
+        norm, pushed_norm = norms if total is None else total(norms)
         limited = (norm * self.limit / pushed_norm.clamp(min=LEAST)).clamp(max=1.0)
         guided = torch.lerp(sound, pushed * limited, self.blend)
         return torch.where(norm > LEAST, guided, sound).to(positive.dtype)

@@ -10,8 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffaccel.attach.attachment import add_attention_hook, remove_attention_hook
-from diffaccel.attach.caches import caches_of
+from diffaccel.attach.attachment import (
+    add_attention_hook,
+    check_hookable,
+    remove_attention_hook,
+)
+from diffaccel.attach.caches import CACHE_DIT, caches_of, refuse_caches
 from diffaccel.attach.call import AttentionCall, AttentionHook, Compute
 from diffaccel.attach.seam import AttachedLayer
 from diffaccel.bindings import binding_of
@@ -32,7 +36,7 @@ from diffaccel.guidance.normalized.negative_prompt import (
 )
 from diffaccel.layout import TokenLayout
 
-READS_ROWS = frozenset({"faster_cache", "first_block_cache", "sea_cache"})
+READS_ROWS = frozenset({CACHE_DIT, "faster_cache", "first_block_cache", "sea_cache"})
 """Caches that decide by the values of a whole batch, or take a half of it for the empty prompt."""
 
 
@@ -58,9 +62,15 @@ class NormalizedGuide(Guide, AttentionHook):
         # Whatever is refused is refused before anything is put on the model.
         self._negative = negative_prompt_of(state.pipe(), perturbation)
         _refuse_longer(model, self._negative.length)
+        check_hookable(model, names)
         super().__init__(state, model, perturbation, scale)
         self._names = names
         add_attention_hook(model, self, names)
+
+    @property
+    def hooked(self) -> tuple[str, ...]:
+        """Paths of the layers at whose attention it acts."""
+        return self._names
 
     def remove(self) -> None:
         """Takes the hooks off."""
@@ -98,8 +108,10 @@ class JointGuide(NormalizedGuide):
         negative = self._negative.replaced_in(arguments, rows, length)
         doubled = on_batch(arguments, rows, lambda t: torch.cat([t, t]))
         for name, tensor in negative.items():
-            doubled[name] = torch.cat([arguments[name], tensor])
+            # One prompt for several images may come as one row, which models broadcast.
+            doubled[name] = torch.cat([arguments[name].expand_as(tensor), tensor])
         self.is_active = True
+        self._ran: set[str] = set()
         self._started = perf_counter()
         return (), doubled
 
@@ -110,12 +122,14 @@ class JointGuide(NormalizedGuide):
             return None
         prediction = output[0]
         on_cpu = prediction.device.type == "cpu"
-        # Half of the call is what the pipeline asked for.
-        self._state.count(1.0, (perf_counter() - self._started) / 2 if on_cpu else None)
+        # Half of the call is what the pipeline asked for; caches leave out layers of both halves.
+        share = len(self._ran) / len(self._names)
+        self._state.count(share, (perf_counter() - self._started) / 2 if on_cpu else None)
         return with_prediction(output, prediction[: len(prediction) // 2])
 
     def attend(self, call: AttentionCall, compute: Compute) -> Tensor:
         """Guides the image tokens of an attention output (2 B, N, H, D)."""
+        self._ran.add(call.layer.name)
         if call.is_cross_attention or call.is_text_part:
             return compute(call)
         layout = call.inputs().layout
@@ -123,7 +137,9 @@ class JointGuide(NormalizedGuide):
             call = replace(call, mask=self._mask(layout))
         output = call.completed(compute(call))
         half, image = len(output) // 2, layout.visual_slice
-        guided = self.perturbation.combined(output[:half, image], output[half:, image], self.scale)
+        total = None if call.share is None else call.share.total
+        sound, pushed = output[:half, image], output[half:, image]
+        guided = self.perturbation.combined(sound, pushed, self.scale, total)
         output = output.clone()
         output[:half, image] = output[half:, image] = guided
         return call.asked(output)
@@ -241,7 +257,7 @@ def _refuse_longer(model: nn.Module, length: int) -> None:
 
 
 def _refuse_caches(model: nn.Module, whole: bool) -> None:
-    """Raises ModelError where rows added to the batch would disturb a cache of diffusers.
+    """Raises ModelError where rows added to the batch would disturb a cache.
 
     Args:
         model: The denoiser.
@@ -250,13 +266,8 @@ def _refuse_caches(model: nn.Module, whole: bool) -> None:
     caches = caches_of(model)
     if whole:
         caches &= READS_ROWS
-    if caches:
-        advice = "" if caches & READS_ROWS else " or guide all steps"
-        raise ModelError(
-            f"NormalizedAttention adds rows to the batch of {type(model).__name__}, which "
-            f"{' and '.join(sorted(caches))} cannot tell from the prompt's; call "
-            f"disable_cache(){advice}"
-        )
+    instead = "" if caches & READS_ROWS else " or guide all steps"
+    refuse_caches(model, "NormalizedAttention adds rows to the batch", caches, instead)
 
 
 class _ReachedError(Exception):

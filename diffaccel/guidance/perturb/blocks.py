@@ -137,6 +137,19 @@ def pass_through(block: nn.Module, binding: Binding) -> Callable[..., Any]:
     return forward
 
 
+def splits_tokens(block: nn.Module, binding: Binding) -> bool:
+    """Whether context parallelism of diffusers splits what a block hands on, or joins it."""
+    registry: Any = getattr(block, "_diffusers_hook", None)
+    for name, hook in ({} if registry is None else registry.hooks).items():
+        if name.startswith("cp_output"):
+            return True
+        if name.startswith("cp_input") and not hook.metadata.keys().isdisjoint(
+            binding.block_outputs
+        ):
+            return True
+    return False
+
+
 def _shuffling(block: nn.Module, binding: Binding, seed: int) -> Callable[..., Any]:
     owner: Any = type(block)
     stock, signature = block.forward, forward_signature(owner)

@@ -11,7 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffaccel.attach.attachment import add_attention_hook, remove_attention_hook
+from diffaccel.attach.attachment import (
+    add_attention_hook,
+    check_hookable,
+    remove_attention_hook,
+)
 from diffaccel.attach.call import AttentionCall, AttentionHook, Compute
 from diffaccel.bindings import Binding, binding_of
 from diffaccel.bindings.base import forward_signature
@@ -32,6 +36,9 @@ class Damage:
     Args:
         model: The denoiser. A method that it has stays.
         perturbation: What is damaged.
+
+    Attributes:
+        hooked: Paths of the layers at whose attention it acts.
     """
 
     def __init__(self, model: nn.Module, perturbation: Perturbation) -> None:
@@ -43,10 +50,12 @@ class Damage:
         if isinstance(perturbation, PermuteTokens):
             touched = [self._layers[index].name for index in perturbation.layers]
             _refuse_mixed(model, self._binding, touched)
+        self.hooked: tuple[str, ...] = ()
         if isinstance(perturbation, HeadPerturbation):
             self._hook = DamagedHeads(perturbation)
-            names = tuple(self._layers[index].name for index in perturbation.touched)
-            add_attention_hook(model, self._hook, names)
+            self.hooked = tuple(self._layers[index].name for index in perturbation.touched)
+            check_hookable(model, self.hooked)
+            add_attention_hook(model, self._hook, self.hooked)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_model": _nothing}

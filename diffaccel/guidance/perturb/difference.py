@@ -17,6 +17,7 @@ from diffaccel.guidance.guide import (
     unconsumed,
     with_prediction,
 )
+from diffaccel.guidance.perturb.blocks import PermuteTokens, SkipLayers, splits_tokens
 from diffaccel.guidance.perturb.damage import Damage, Perturbation
 from diffaccel.guidance.perturb.heads import HeadPerturbation
 from diffaccel.guidance.perturb.shared_prefix import SharedPrefix
@@ -28,14 +29,19 @@ class DifferenceGuide(Guide):
     def __init__(
         self, state: GuidanceState, model: nn.Module, perturbation: Perturbation, scale: float
     ) -> None:
+        self._damage = Damage(model, perturbation)  # first, as it refuses some processors
         super().__init__(state, model, perturbation, scale)
-        self._damage = Damage(model, perturbation)
         stages = self._binding.stages(model)
         length = _sound_stages(stages, self._layers[perturbation.touched[0]].name)
         if self.is_compiled:
             length = 0  # a compiled graph hands out nothing from its middle
         self.rerun = 1.0 - length / len(stages)
         self._prefix = SharedPrefix(model, self._binding, length)
+
+    @property
+    def hooked(self) -> tuple[str, ...]:
+        """Paths of the layers at whose attention it acts."""
+        return self._damage.hooked
 
     def remove(self) -> None:
         """Takes the hooks off."""
@@ -48,6 +54,17 @@ class DifferenceGuide(Guide):
         if isinstance(self.perturbation, HeadPerturbation):
             return ""
         return "it exchanges whole blocks"
+
+    def why_not_parallel(self, model: nn.Module) -> str:
+        """Ranks hold a part of a sequence each, which the first block hands out in some models."""
+        if isinstance(self.perturbation, PermuteTokens):
+            return "it shuffles whole sequences, of which each rank has a part"
+        if isinstance(self.perturbation, SkipLayers):
+            for index in self.perturbation.touched:
+                name = self._layers[index].block
+                if splits_tokens(model.get_submodule(name), self._binding):
+                    return f"it leaves {name} out, which splits or joins the tokens of the ranks"
+        return ""
 
     def forget_run(self) -> None:
         """Begins a new run."""

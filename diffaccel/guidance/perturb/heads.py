@@ -128,16 +128,25 @@ class HeadPerturbation(Method):
         """The layers that have a damaged head, ascending."""
         return tuple(sorted({layer for layer, _ in self.heads} | set(self.layers)))
 
-    def heads_of(self, layer: int | None, count: int) -> tuple[int, ...]:
-        """Damaged heads of a layer with `count` heads; None counts as layer 0."""
+    def heads_of(self, layer: int | None, count: int, first: int | None = None) -> tuple[int, ...]:
+        """Returns which of `count` heads of a layer are damaged, counted from 0.
+
+        Args:
+            layer: Index among the attached layers; None counts as 0.
+            count: Heads.
+            first: Index of the first of them in its layer, None where they are all.
+        """
         layer = layer or 0
         if layer in self.layers:
             return tuple(range(count))
-        return tuple(head for at, head in self.heads if at == layer)
+        damaged = tuple(head for at, head in self.heads if at == layer)
+        if first is None:
+            return damaged
+        return tuple(head - first for head in damaged if first <= head < first + count)
 
     def perturb(self, inputs: AttentionInputs, output: Tensor, layer: int | None) -> Tensor:
         """Damages the output (B, N, H, D) that any method computed for these inputs."""
-        chosen = self.heads_of(layer, inputs.query.shape[2])
+        chosen = self.heads_of(layer, inputs.query.shape[2], inputs.first_head)
         if not chosen or self.strength == 0:
             return output
         index = torch.tensor(chosen, device=output.device)

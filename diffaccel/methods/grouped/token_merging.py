@@ -65,6 +65,10 @@ class TokenMergingAttn(GroupedMethod):
         check_least_tokens(self.least_tokens)
         ScheduledMethod.__post_init__(self)
 
+    @property
+    def compares_heads(self) -> bool:
+        return True
+
     def cells(self, layout: TokenLayout) -> Cells:
         """The cells of the grid of a layout, one for each target."""
         size = map(min, spread(self.cell, (1, 1, 1)), layout.grid)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import diffusers
 import pytest
@@ -23,9 +20,7 @@ from diffusers.models.transformers.transformer_flux import (
 )
 
 from diffaccel.attach.attachment import restore_attn_processor, set_attn_processor
-from diffaccel.attach.call import AttentionCall
-from diffaccel.attach.obstacles import parallelism
-from diffaccel.attach.processor import attached_class, attached_layer, stock_of
+from diffaccel.attach.processor import attached_class, stock_of
 from diffaccel.attach.state import as_padding_mask
 from diffaccel.bindings import FluxBinding
 from diffaccel.layout import TokenLayout
@@ -191,52 +186,6 @@ def test_guider_that_skips_attention_scores_keeps_its_effect(tiny_pipelines, wat
     restore_attn_processor(tiny.pipe)
     assert torch.equal(tiny.sample(), perturbed)
     assert not torch.equal(perturbed, plain)
-
-
-@pytest.mark.parametrize(
-    ("name", "degrees", "reason"),
-    [
-        ("flux", {"ulysses_degree": 2}, "token order of joint sequences"),
-        ("wan2.1", {"ring_degree": 2}, "a part of the keys"),
-        ("wan2.1", {"ulysses_degree": 2}, ""),
-    ],
-    ids=["joint", "ring", "ulysses"],
-)
-def test_context_parallelism_that_no_method_survives_runs_dense(
-    tiny_pipelines, watched, name, degrees, reason
-):
-    """FLUX shards text and image apart; a ring shows each rank a part of the keys at a time."""
-    model = tiny_pipelines.BUILDERS[name]().pipe.transformer
-    set_attn_processor(model, watched)
-    processor = next(part.processor for part in model.modules() if hasattr(part, "processor"))
-    processor._parallel_config = diffusers.ParallelConfig(
-        context_parallel_config=diffusers.ContextParallelConfig(**degrees)
-    )
-    tokens = torch.zeros(1, 4, 2, 8)
-    call = AttentionCall(
-        attached_layer(processor), 0, tokens, tokens, tokens, None, None, {},
-        {"parallel_config": processor._parallel_config},
-    )  # fmt: skip
-    assert reason in parallelism(call)
-    assert bool(parallelism(call)) == bool(reason)
-
-
-@pytest.mark.slow
-def test_two_ranks_equal_one_process(tmp_path):
-    """Ulysses: all tokens, half of the heads on each rank; attached before or after, the same."""
-    script = Path(__file__).parent / "ulysses_ranks.py"
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(tmp_path / "meeting")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for rank in ranks:
-        output, _ = rank.communicate(timeout=300)
-        assert rank.returncode == 0, output
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,18 @@ import warnings
 
 import pytest
 import torch
-from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor2_0, SlicedAttnProcessor
 
-from diffaccel import FullAttn, SparseAttn, restore_attn_processor, set_attn_processor
+from diffaccel import (
+    FullAttn,
+    HeadPerturbation,
+    NormalizedAttention,
+    SkipLayers,
+    SparseAttn,
+    restore_attn_processor,
+    set_attn_processor,
+    set_guidance,
+)
 from diffaccel.errors import ModelError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,6 +55,51 @@ def test_a_lost_method_is_told_once_and_reported(tiny_pipelines, name):
     restore_attn_processor(tiny.pipe)
 
 
+@pytest.mark.parametrize("guidance", [HeadPerturbation(layers=(1,)), NormalizedAttention], ids=str)
+@pytest.mark.parametrize("name", REPLACEMENTS)
+def test_lost_guidance_is_refused_before_the_run(tiny_pipelines, name, guidance):
+    family, replace = REPLACEMENTS[name]
+    tiny = tiny_pipelines.BUILDERS[family]()
+    if guidance is NormalizedAttention:
+        guidance = NormalizedAttention(tiny.arguments["negative_prompt_embeds"])
+    model = next(iter(tiny.denoisers().values()))
+    called = []
+    for part in model.children():
+        part.register_forward_hook(lambda *_: called.append(None))
+    # What is refused does not wait for the first step that is guided.
+    attachment = set_guidance(tiny.pipe, guidance, start=0.5)
+    replace(tiny)
+    with pytest.raises(ModelError, match="replaced after it was set; call set_guidance again"):
+        tiny.sample(guidance_scale=1.0)
+    assert not called
+    attachment.remove()
+    assert not model._forward_pre_hooks
+    tiny.sample()
+
+
+def test_guidance_at_processors_that_it_cannot_reach_is_refused_at_once(tiny_pipelines):
+    tiny = tiny_pipelines.sd15()
+    tiny.pipe.enable_attention_slicing(1)
+    stock, negative = tiny.sample(), NormalizedAttention(tiny.arguments["negative_prompt_embeds"])
+    for guidance in (HeadPerturbation(layers=(1,)), negative):
+        with pytest.raises(ModelError, match="SlicedAttnProcessor does not compute"):
+            set_guidance(tiny.pipe, guidance)
+        assert not tiny.pipe.unet._forward_pre_hooks and not tiny.pipe.unet._forward_hooks
+        assert torch.equal(tiny.sample(), stock)
+    with set_guidance(tiny.pipe, SkipLayers((1,))):
+        assert not torch.equal(tiny.sample(), stock)
+
+
+def test_one_denoiser_that_refuses_leaves_the_other_unguided(tiny_pipelines):
+    tiny = tiny_pipelines.wan22()
+    for layer in tiny.pipe.transformer_2.blocks:
+        layer.attn1.set_processor(SlicedAttnProcessor(1))
+    with pytest.raises(ModelError, match="SlicedAttnProcessor does not compute"):
+        set_guidance(tiny.pipe, HeadPerturbation(layers=(1,)))
+    for model in tiny.denoisers().values():
+        assert not model._forward_pre_hooks and not model._forward_hooks
+
+
 def test_diffusers_sees_the_stock_classes(tiny_pipelines):
     tiny = tiny_pipelines.sdxl()
     before = {name: p.__class__ for name, p in tiny.pipe.unet.attn_processors.items()}
@@ -76,7 +130,7 @@ def test_a_model_runs_in_one_thread_at_a_time(tiny_pipelines):
     def meanwhile(*_):
         def attach():
             for act in (lambda: set_attn_processor(model, FullAttn()), tiny.sample):
-                with pytest.raises(ModelError, match="one thread at a time"):
+                with pytest.raises(ModelError, match="in another"):
                     act()
                 problems.append(None)
 

@@ -282,3 +282,14 @@ def snapshot(model):
     ]
     hooks = (dict(model._forward_pre_hooks), dict(model._forward_pre_hooks_with_kwargs))
     return processors, hooks, sorted(vars(model))
+
+
+def test_the_order_of_layers_does_not_depend_on_when_modules_were_registered(family):
+    """cache-dit takes stacks of blocks out of a model while it runs, and puts them back last."""
+    tiny, _ = family
+    for model in tiny.denoisers().values():
+        binding = binding_of(model)
+        before = binding.layers(model), binding.stages(model)
+        for name in reversed(list(model._modules)):
+            model._modules[name] = model._modules.pop(name)
+        assert (binding.layers(model), binding.stages(model)) == before

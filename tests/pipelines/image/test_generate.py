@@ -1,10 +1,16 @@
 """Stages, sizes and determinism of image generation."""
 
+import diffusers
 import pytest
+from PIL import Image
 
 from diffaccel.errors import InputError
-from diffaccel.pipelines.image.job import check_size, plan_stages
+from diffaccel.pipelines.embedded import EMBEDDED_IMAGE
+from diffaccel.pipelines.image.generate import generate_image, refine_image
+from diffaccel.pipelines.image.job import ImageJob, check_size, plan_stages
+from diffaccel.pipelines.image.presets import preset_for
 from diffaccel.pipelines.image.tiling import tile_count
+from diffaccel.pipelines.loading import load_image_pipeline
 
 
 @pytest.mark.parametrize(
@@ -62,3 +68,18 @@ def test_tile_count_matches_the_autoencoder():
     assert calls == {"encode": tile_count(960, 640), "decode": tile_count(960, 640)}
     assert {name: value for name, value in vars(vae).items() if name in before} == before
     assert not vae.use_tiling
+
+
+@pytest.mark.parametrize(
+    "cache", [diffusers.FirstBlockCacheConfig(), diffusers.TaylorSeerCacheConfig()]
+)
+def test_caches_that_refinement_cannot_serve_are_refused_before_the_run(cache):
+    """diffusers' image-to-image pipelines do not tell caches which prompt they ask for."""
+    pipe = load_image_pipeline(EMBEDDED_IMAGE)
+    pipe.transformer.enable_cache(cache)
+    pipe.transformer.register_forward_pre_hook(lambda *_: pytest.fail("it ran"))
+    job = ImageJob("a red apple", (512, 512), preset_for(pipe, EMBEDDED_IMAGE))
+    with pytest.raises(InputError, match=r"FluxImg2ImgPipeline makes the calls .* disable_cache"):
+        generate_image(pipe, job)
+    with pytest.raises(InputError, match="cannot follow"):
+        refine_image(pipe, job, Image.new("RGB", (256, 256)))

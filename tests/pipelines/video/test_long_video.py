@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import diffusers
 import pytest
 import torch
 
@@ -50,6 +51,25 @@ def test_long_videos_in_batches(video_pipe):
     alone = denoise_windows(pipe, noise, both, TimeWindows(9, 1), steps=2)
     assert found.shape == noise.shape and torch.isfinite(found).all()
     assert not torch.allclose(found, alone, atol=1e-3)
+
+
+def test_caches_of_the_pipelines_own_calls_are_refused_before_the_run(video_pipe):
+    """Windows of one step take turns, two paths double the batch: caches would mix them up."""
+    pipe, embeds = video_pipe()
+    jobs = [
+        VideoJob(None, (96, 64), 9, recipe=TimeWindows(2, 1), steps=2, **embeds),
+        VideoJob(None, (96, 64), 9, native=(48, 32), steps=2, **embeds),
+        VideoJob(None, (96, 64), 9, native=(96, 64), steps=2, **embeds),
+    ]
+    pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig())
+    ran = []
+    pipe.transformer.register_forward_pre_hook(lambda *_: ran.append(1))
+    for job in jobs[:2]:
+        with pytest.raises(InputError, match=r"first_block_cache cannot follow; .*disable_cache"):
+            generate_video(pipe, job)
+    assert not ran
+    generate_video(pipe, jobs[2])
+    assert ran
 
 
 def test_bad_input_is_refused(video_pipe):
