@@ -151,7 +151,7 @@ def test_every_family_resolves_completely(family):
 
 
 def test_an_unknown_family_is_refused_by_name():
-    with pytest.raises(ValueError, match="family must be one of .*cogvideox, .*flux"):
+    with pytest.raises(ValueError, match="family must be one of .*cogvideox, .*got family='sora'"):
         RectifiedSpaAttn.published("sora")
 
 
