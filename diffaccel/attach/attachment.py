@@ -22,10 +22,10 @@ from diffaccel.attach.seam import AttachedLayer
 from diffaccel.attach.state import DenoiserState, state_of
 from diffaccel.attach.step_clock import StepClock
 from diffaccel.bindings import (
+    REFUSED,
     AttentionLayer,
     UnsupportedModelError,
     binding_of,
-    is_bound,
     processor_modules,
     set_processor,
 )
@@ -183,7 +183,7 @@ def denoisers(target: Any) -> dict[str, nn.Module]:
         if isinstance(model, nn.Module)
     }
     # Beside a denoiser that can be served there may be one that cannot, as a prior of embeddings.
-    served = {name: model for name, model in found.items() if is_bound(model)}
+    served = {name: model for name, model in found.items() if type(model).__name__ not in REFUSED}
     if not found:
         raise UnsupportedModelError(
             f"{type(target).__name__} has no denoiser to attach to (looked for "

@@ -72,7 +72,6 @@ __all__ = [
     "ModelCall",
     "UnsupportedModelError",
     "binding_of",
-    "is_bound",
     "processor_modules",
     "set_processor",
 ]
@@ -133,11 +132,6 @@ BINDINGS: dict[str, Binding] = {
     "HeliosTransformer3DModel": HeliosBinding(),
 }
 """Denoiser class name -> binding. Names, so that no model code is imported."""
-
-
-def is_bound(model: nn.Module) -> bool:
-    """Whether a denoiser's class, or one that it inherits from, has a binding."""
-    return any(kind.__name__ in BINDINGS for kind in type(model).__mro__)
 
 
 def binding_of(model: nn.Module) -> Binding:

@@ -131,6 +131,9 @@ class Binding:
     block_outputs: tuple[str, ...] = ("hidden_states",)
     """Names of the arguments of a block that it returns changed, in the order of its outputs."""
 
+    returns_none: bool = False
+    """Whether blocks return None for what they do not get (Kandinsky 6 without sound)."""
+
     is_chain: bool = True
     """Whether each of the `stages` hands its outputs to the next alone, without connections that
     skip stages."""

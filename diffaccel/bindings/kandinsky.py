@@ -98,6 +98,7 @@ class Kandinsky6Binding(Kandinsky5Binding):
         (r"visual_transformer_blocks\.\d+\.video_dec_block\.cross_attention", "cross"),
     )
     block_outputs = ("vis", "aud")
+    returns_none = True
     text_length = 1024
     angles = "angles"
 

@@ -131,7 +131,9 @@ def pass_through(block: nn.Module, binding: Binding) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind_partial(None, *args, **kwargs).arguments
         # A block of text and image in one sequence gets no text of its own, and returns none.
-        outputs = tuple(given[name] for name in names if given.get(name) is not None)
+        present = [name for name in names if given.get(name) is not None]
+        chosen = names if binding.returns_none else present
+        outputs = tuple(given.get(name) for name in chosen)
         return outputs if len(outputs) > 1 else outputs[0]
 
     return forward

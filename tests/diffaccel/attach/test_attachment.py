@@ -15,7 +15,7 @@ import torch
 from diffaccel.attach.attachment import restore_attn_processor, set_attn_processor
 from diffaccel.attach.pipeline_methods import attach_pipeline_methods
 from diffaccel.attach.processor import stock_of
-from diffaccel.bindings import BINDINGS, UnsupportedModelError
+from diffaccel.bindings import UnsupportedModelError
 from diffaccel.methods import FullAttn, SparseAttn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -83,7 +83,7 @@ def test_unknown_models_are_refused_by_name():
     for model in (unet, torch.nn.Linear(2, 2)):
         with pytest.raises(UnsupportedModelError, match=type(model).__name__) as error:
             set_attn_processor(model, FullAttn())
-        assert all(name in str(error.value) for name in BINDINGS)
+        assert "diffaccel info --models" in str(error.value)
         assert isinstance(error.value, NotImplementedError)
 
 
