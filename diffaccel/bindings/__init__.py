@@ -16,7 +16,7 @@ from diffaccel.bindings.base import (
 from diffaccel.bindings.cogvideox import CogVideoXBinding
 from diffaccel.bindings.flux import FluxBinding
 from diffaccel.bindings.hunyuan_video import HunyuanVideoBinding
-from diffaccel.bindings.ltx import LTXVideoBinding
+from diffaccel.bindings.ltx import LTX2VideoBinding, LTXVideoBinding
 from diffaccel.bindings.qwen_image import QwenImageBinding
 from diffaccel.bindings.sd3 import SD3Binding
 from diffaccel.bindings.unet import UNetBinding
@@ -43,6 +43,7 @@ BINDINGS: dict[str, Binding] = {
     "CogVideoXTransformer3DModel": CogVideoXBinding(),
     "LTXVideoTransformer3DModel": LTXVideoBinding(),
     "UNet2DConditionModel": UNetBinding(),
+    "LTX2VideoTransformer3DModel": LTX2VideoBinding(),
 }
 """Denoiser class name -> binding. Names, so that no model code is imported."""
 

@@ -147,16 +147,29 @@ class Riflex(Axis):
 def waves(places: Tensor, dim: int, theta: float, axis: Axis | None) -> tuple[Tensor, Tensor]:
     """Cosines and sines (N, dim) fp32, each frequency twice, as diffusers lays them out."""
     order = torch.arange(0, dim, 2, dtype=torch.float64, device=places.device) / dim
-    frequencies = 1.0 / theta**order
-    amplitude = 1.0
-    if axis is not None:
-        frequencies, amplitude = axis.rescaled(frequencies), axis.amplitude
-    angles = torch.outer(places, frequencies)
+    angles, amplitude = turned(places, theta**-order, axis)
     cosine, sine = (
         (amplitude * wave).repeat_interleave(2, dim=1).float()
         for wave in (angles.cos(), angles.sin())
     )
     return cosine, sine
+
+
+def turned(
+    places: Tensor, frequencies: Tensor, axis: Axis | None, start: float | Tensor = 0.0
+) -> tuple[Tensor, float]:
+    """Angles (N, D / 2) in radians at places in tokens, and the factor on cosines and sines.
+
+    Args:
+        places: (N,), counted from a token whose angles stay as they are.
+        frequencies: (D / 2,) in radians per token, fastest first.
+        axis: What happens to them; None for nothing.
+        start: Place of that token, where it is not zero.
+    """
+    plain, amplitude = frequencies, 1.0
+    if axis is not None:
+        frequencies, amplitude = axis.rescaled(frequencies), axis.amplitude
+    return start * plain + torch.outer(places, frequencies), amplitude
 
 
 def _check_factor(factor: float) -> None:

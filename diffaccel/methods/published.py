@@ -57,6 +57,7 @@ PUBLISHED: dict[str, Published] = {
     "ltx": Published(),
     "sd15": Published(),
     "sdxl": Published(),
+    "ltx2": Published(),
 }
 
 

@@ -40,6 +40,7 @@ class TinyModel:
         skipped: Number of attention layers that no method serves.
         is_local: Whether nothing but attention mixes tokens; not so in U-Nets.
         origin: Index of the token whose rotary position is zero along each axis.
+        angle_error: By how much the stock angles are off: fp32 rounds those of fast frequencies.
         latent_size: Size of the latents in elements, (h, w) or (f, h, w), as
             `Binding.example_call` takes it.
         text: Text tokens of that example call.
@@ -57,6 +58,7 @@ class TinyModel:
     skipped: int = 0
     is_local: bool = True
     origin: Grid = (0, 0, 0)
+    angle_error: float = 1e-5
     latent_size: tuple[int, ...] = ()
     text: int = 0
 
