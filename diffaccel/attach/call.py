@@ -101,7 +101,11 @@ class AttentionCall:
     @property
     def layout(self) -> TokenLayout | None:
         """The tokens of the sequence, None where the model call does not tell."""
-        return self.attached.state.layout(self.layer)
+        state = self.attached.state
+        layout, tokens = state.layout(self.layer), self.key.shape[1]
+        if layout is not None and state.binding.cuts_text and tokens < layout.length:
+            return layout.cut(tokens)
+        return layout
 
     def rows(self, part: slice) -> AttentionCall:
         """Returns the call for some samples of the batch."""

@@ -14,6 +14,8 @@ from diffaccel.bindings.base import (
     set_processor,
 )
 from diffaccel.bindings.cogvideox import CogVideoXBinding
+from diffaccel.bindings.cosmos import CosmosBinding
+from diffaccel.bindings.mochi import MochiBinding
 from diffaccel.bindings.flux import FluxBinding
 from diffaccel.bindings.hunyuan_video import HunyuanVideoBinding
 from diffaccel.bindings.ltx import LTX2VideoBinding, LTXVideoBinding
@@ -44,6 +46,8 @@ BINDINGS: dict[str, Binding] = {
     "LTXVideoTransformer3DModel": LTXVideoBinding(),
     "UNet2DConditionModel": UNetBinding(),
     "LTX2VideoTransformer3DModel": LTX2VideoBinding(),
+    "CosmosTransformer3DModel": CosmosBinding(),
+    "MochiTransformer3DModel": MochiBinding(),
 }
 """Denoiser class name -> binding. Names, so that no model code is imported."""
 

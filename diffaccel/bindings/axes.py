@@ -144,10 +144,27 @@ class Riflex(Axis):
         return changed
 
 
-def waves(places: Tensor, dim: int, theta: float, axis: Axis | None) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (N, dim) fp32, each frequency twice, as diffusers lays them out."""
+def waves(
+    places: Tensor,
+    dim: int,
+    theta: float,
+    axis: Axis | None,
+    *,
+    step: float = 1.0,
+    start: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (N, dim) fp32, each frequency twice, as diffusers lays them out.
+
+    Args:
+        places: (N,) in tokens.
+        dim: Of the axis, twice the number of its frequencies.
+        theta: Base of the frequencies.
+        axis: What happens to them; None for nothing.
+        step: Positions from one token to the next.
+        start: Position of place 0, whose angles stay as they are.
+    """
     order = torch.arange(0, dim, 2, dtype=torch.float64, device=places.device) / dim
-    angles, amplitude = turned(places, theta**-order, axis)
+    angles, amplitude = turned(places, step * theta**-order, axis, start / step)
     cosine, sine = (
         (amplitude * wave).repeat_interleave(2, dim=1).float()
         for wave in (angles.cos(), angles.sin())
@@ -170,6 +187,18 @@ def turned(
     if axis is not None:
         frequencies, amplitude = axis.rescaled(frequencies), axis.amplitude
     return start * plain + torch.outer(places, frequencies), amplitude
+
+
+def on_grid(tables: list[Tensor]) -> Tensor:
+    """Lays tables (frames, D1), (height, D2) and (width, D3) side by side for each token of a
+    grid, (frames * height * width, D1 + D2 + D3)."""
+    sizes = [len(table) for table in tables]
+    spread = []
+    for number, table in enumerate(tables):
+        shape = [1, 1, 1, table.shape[1]]
+        shape[number] = sizes[number]
+        spread.append(table.view(shape).expand(*sizes, -1))
+    return torch.cat(spread, -1).flatten(0, 2)
 
 
 def _check_factor(factor: float) -> None:

@@ -145,6 +145,10 @@ class Binding:
     attends_text_apart: bool = False
     """Whether text attends to itself in a call of its own, before visual queries see all."""
 
+    cuts_text: bool = False
+    """Whether each sample is attended in a call of its own, without its masked text, which comes
+    last in the sequence."""
+
     scales_rope: bool = False
     """Whether `scaled_rope` is defined."""
 

@@ -58,6 +58,8 @@ PUBLISHED: dict[str, Published] = {
     "sd15": Published(),
     "sdxl": Published(),
     "ltx2": Published(),
+    "mochi": Published(),
+    "cosmos": Published(),
 }
 
 

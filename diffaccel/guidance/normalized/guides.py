@@ -216,6 +216,11 @@ def normalized_guide(
     binding = binding_of(model)
     layers = binding.layers(model)
     if any(layer.kind == "joint" for layer in layers):
+        if binding.cuts_text:
+            raise ModelError(
+                f"NormalizedAttention compares two prompts within one attention call, and "
+                f"{type(model).__name__} attends to each sample apart; use a perturbation"
+            )
         if scale > 0 and perturbation.strength > 0:
             _refuse_caches(model, state.window == (0.0, 1.0))
         names = tuple(layer.name for layer in layers)

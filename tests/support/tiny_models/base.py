@@ -38,6 +38,7 @@ class TinyModel:
         others: Regular expression over paths of layers over visual tokens that no method serves
             -> their tokens.
         skipped: Number of attention layers that no method serves.
+        cuts_text: Whether each sample is attended apart, without its masked text at the end.
         is_local: Whether nothing but attention mixes tokens; not so in U-Nets.
         origin: Index of the token whose rotary position is zero along each axis.
         angle_error: By how much the stock angles are off: fp32 rounds those of fast frequencies.
@@ -56,6 +57,7 @@ class TinyModel:
     start: int = 0
     others: dict[str, TokenLayout] = field(default_factory=dict)
     skipped: int = 0
+    cuts_text: bool = False
     is_local: bool = True
     origin: Grid = (0, 0, 0)
     angle_error: float = 1e-5
@@ -114,6 +116,8 @@ class TinyModel:
             query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any
         ) -> Tensor:
             layout = self._layout(running[-1], self.layouts | self.others) if running else None
+            if layout is not None and self.cuts_text:
+                layout = TokenLayout.video(*layout.grid, 0, key.shape[-2] - layout.visual.length)
             if layout is not None and key.shape[-2] == layout.length:
                 window = window_mask(layout, blind_text)
                 if query.shape[-2] != layout.length:
