@@ -13,9 +13,12 @@ from diffaccel.bindings.base import (
     processor_modules,
     set_processor,
 )
-from diffaccel.bindings.cogvideox import CogVideoXBinding
+from diffaccel.bindings.cogvideox import CogVideoXBinding, ConsisIDBinding
 from diffaccel.bindings.cosmos import CosmosBinding
 from diffaccel.bindings.mochi import MochiBinding
+from diffaccel.bindings.easyanimate import EasyAnimateBinding
+from diffaccel.bindings.allegro import AllegroBinding
+from diffaccel.bindings.latte import LatteBinding
 from diffaccel.bindings.flux import FluxBinding
 from diffaccel.bindings.hunyuan_video import HunyuanVideoBinding
 from diffaccel.bindings.ltx import LTX2VideoBinding, LTXVideoBinding
@@ -48,6 +51,10 @@ BINDINGS: dict[str, Binding] = {
     "LTX2VideoTransformer3DModel": LTX2VideoBinding(),
     "CosmosTransformer3DModel": CosmosBinding(),
     "MochiTransformer3DModel": MochiBinding(),
+    "EasyAnimateTransformer3DModel": EasyAnimateBinding(),
+    "AllegroTransformer3DModel": AllegroBinding(),
+    "LatteTransformer3DModel": LatteBinding(),
+    "ConsisIDTransformer3DModel": ConsisIDBinding(),
 }
 """Denoiser class name -> binding. Names, so that no model code is imported."""
 

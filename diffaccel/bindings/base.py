@@ -243,6 +243,10 @@ class Binding:
         return ""
 
 
+TEMPORAL = "attention along time, over few frames at one place"
+"""Why layers stay as they are that join the frames of one place alone."""
+
+
 def processor_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yields the path and the module of every attention layer that has a processor."""
     for name, module in model.named_modules():

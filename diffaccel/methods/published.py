@@ -58,6 +58,10 @@ PUBLISHED: dict[str, Published] = {
     "sd15": Published(),
     "sdxl": Published(),
     "ltx2": Published(),
+    "consisid": Published(),
+    "latte": Published(),
+    "allegro": Published(),
+    "easyanimate": Published(),
     "mochi": Published(),
     "cosmos": Published(),
 }

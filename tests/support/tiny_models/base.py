@@ -106,8 +106,8 @@ class TinyModel:
         """Within it, visual tokens see only their window of visual tokens, and all others.
 
         Args:
-            blind_text: Whether text and condition tokens see no visual ones, so that nothing
-                moves further than the windows do.
+            blind_text: Whether text and condition tokens see no visual ones, and layers that no
+                method serves have windows too, so that nothing moves further than those do.
         """
         running: list[str] = []
         plain = F.scaled_dot_product_attention
@@ -115,7 +115,8 @@ class TinyModel:
         def masked(
             query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any
         ) -> Tensor:
-            layout = self._layout(running[-1], self.layouts | self.others) if running else None
+            known = self.layouts | (self.others if blind_text else {})
+            layout = self._layout(running[-1], known) if running else None
             if layout is not None and self.cuts_text:
                 layout = TokenLayout.video(*layout.grid, 0, key.shape[-2] - layout.visual.length)
             if layout is not None and key.shape[-2] == layout.length:
