@@ -27,6 +27,9 @@ from diffaccel.methods.base import Method
 DENOISERS = ("transformer", "transformer_2", "unet")
 """Pipeline components that a method is attached to: never the VAE, text encoders, controlnets."""
 
+STAGES = ("prior_prior", "prior", "decoder")
+"""Denoisers of pipelines in several stages, where no component has a name of `DENOISERS`."""
+
 
 class Attachment:
     """A method attached to the denoisers of a pipeline, or to one model.
@@ -147,16 +150,18 @@ def denoisers(target: Any) -> dict[str, nn.Module]:
         return {"": _uncompiled(target)}
     if not isinstance(target, (DiffusionPipeline, ModularPipeline)):
         raise TypeError(f"target must be a diffusers pipeline or model, got {_described(target)}")
-    components = {name: getattr(target, name, None) for name in DENOISERS}
-    found = {
-        name: _uncompiled(model)
-        for name, model in components.items()
-        if isinstance(model, nn.Module)
-    }
+    found: dict[str, nn.Module] = {}
+    for names in (DENOISERS, STAGES):
+        components = {name: getattr(target, name, None) for name in names}
+        found = found or {
+            name: _uncompiled(model)
+            for name, model in components.items()
+            if isinstance(model, nn.Module)
+        }
     if not found:
         raise UnsupportedModelError(
             f"{type(target).__name__} has no denoiser to attach to (looked for "
-            f"{', '.join(DENOISERS)}); supported denoisers are {', '.join(BINDINGS)}"
+            f"{', '.join((*DENOISERS, *STAGES))}); supported denoisers are {', '.join(BINDINGS)}"
         )
     return found
 

@@ -68,7 +68,7 @@ class DenoiserState:
         call = ModelCall.of(model, args, kwargs, self._readings)
         if self.method is not None:
             pipe = running_pipeline(model)
-            if self.method.begin_call(call.arguments.get("timestep"), pipe):
+            if self.method.begin_call(call.arguments.get(self.binding.timestep), pipe):
                 self._warn_of_lost(model)
         streams: dict[tuple[str, int], TokenLayout | str] = {}
         for layer in self.layers:

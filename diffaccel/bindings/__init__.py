@@ -19,6 +19,12 @@ from diffaccel.bindings.mochi import MochiBinding
 from diffaccel.bindings.easyanimate import EasyAnimateBinding
 from diffaccel.bindings.allegro import AllegroBinding
 from diffaccel.bindings.latte import LatteBinding
+from diffaccel.bindings.video_unet import AnimateDiffBinding
+from diffaccel.bindings.video_unet import StableVideoBinding
+from diffaccel.bindings.video_unet import ModelScopeBinding
+from diffaccel.bindings.video_unet import I2VGenXLBinding
+from diffaccel.bindings.stable_cascade import StableCascadeBinding
+from diffaccel.bindings.unet import ControlNetXSBinding
 from diffaccel.bindings.flux import FluxBinding
 from diffaccel.bindings.hunyuan_video import HunyuanVideoBinding
 from diffaccel.bindings.ltx import LTX2VideoBinding, LTXVideoBinding
@@ -55,6 +61,12 @@ BINDINGS: dict[str, Binding] = {
     "AllegroTransformer3DModel": AllegroBinding(),
     "LatteTransformer3DModel": LatteBinding(),
     "ConsisIDTransformer3DModel": ConsisIDBinding(),
+    "UNetMotionModel": AnimateDiffBinding(),
+    "UNetSpatioTemporalConditionModel": StableVideoBinding(),
+    "UNet3DConditionModel": ModelScopeBinding(),
+    "I2VGenXLUNet": I2VGenXLBinding(),
+    "StableCascadeUNet": StableCascadeBinding(),
+    "UNetControlNetXSModel": ControlNetXSBinding(),
 }
 """Denoiser class name -> binding. Names, so that no model code is imported."""
 

@@ -136,6 +136,9 @@ class Binding:
     latents: str = "hidden_states"
     """Name of the argument that is denoised."""
 
+    timestep: str = "timestep"
+    """Name of the argument that tells how noisy it is."""
+
     text_length: int = 0
     """Tokens to which pipelines pad a prompt that is cross-attended; 0 where text is joint."""
 

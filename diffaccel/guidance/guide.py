@@ -221,7 +221,7 @@ class Guide:
             return None
         self._model = weakref.ref(model)
         self._call = ModelCall.of(model, args, kwargs, {})
-        self._state.begin_call(model, self._call.arguments.get("timestep"))
+        self._state.begin_call(model, self._call.arguments.get(self._binding.timestep))
         if self._run != self._state.run:
             self._run = self._state.run
             self._rows.forget_run()

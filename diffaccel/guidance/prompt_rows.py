@@ -6,7 +6,11 @@ from typing import Any
 
 from diffaccel.errors import ModelError
 
-PROMPT_FIRST = {"StableDiffusionInstructPix2PixPipeline": 3}
+PROMPT_FIRST = {
+    "StableDiffusionInstructPix2PixPipeline": 3,
+    "StableCascadePriorPipeline": 2,
+    "StableCascadeDecoderPipeline": 2,
+}
 """Pipelines whose prompt comes first of several parts of the batch, where they guide."""
 
 SWITCHES = ("do_classifier_free_guidance", "guidance_scale")

@@ -216,10 +216,10 @@ def normalized_guide(
     binding = binding_of(model)
     layers = binding.layers(model)
     if any(layer.kind == "joint" for layer in layers):
-        if binding.cuts_text:
+        if binding.cuts_text or "encoder_hidden_states" not in forward_signature(type(model)).parameters:
             raise ModelError(
-                f"NormalizedAttention compares two prompts within one attention call, and "
-                f"{type(model).__name__} attends to each sample apart; use a perturbation"
+                "NormalizedAttention attends to two prompts in one attention call, which "
+                f"{type(model).__name__} does not; use a perturbation"
             )
         if scale > 0 and perturbation.strength > 0:
             _refuse_caches(model, state.window == (0.0, 1.0))

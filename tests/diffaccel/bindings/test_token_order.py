@@ -59,9 +59,9 @@ def test_tokens_are_where_the_layout_says(local):
     assert is_far.any() and not moved[is_far].any()
 
 
-def test_one_window_reaches_exactly_its_tokens(local):
+def test_one_window_reaches_exactly_its_tokens(case):
     """The binding's layout, by a window method against stock attention under the same window."""
-    tiny, stock = local
+    tiny, stock = case
     with tiny.windowed():
         expected = tiny.predict()
     assert not torch.allclose(expected, stock, atol=1e-3)
