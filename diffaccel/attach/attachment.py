@@ -24,7 +24,7 @@ from diffaccel.bindings import (
 )
 from diffaccel.methods.base import Method
 
-DENOISERS = ("transformer", "transformer_2", "unet")
+DENOISERS = ("transformer", "transformer_2", "transformer_ref", "unet")
 """Pipeline components that a method is attached to: never the VAE, text encoders, controlnets."""
 
 STAGES = ("prior_prior", "prior", "decoder")

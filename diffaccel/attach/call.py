@@ -58,26 +58,36 @@ class AttentionCall:
         return self.attached.layer
 
     @property
+    def part(self) -> slice | None:
+        """Which tokens ask, where the keys are those of all tokens and the queries are not.
+
+        Those are the visual tokens alone or, where text attends to itself apart, all but the text.
+        """
+        layout, asking = self.layout, self.query.shape[1]
+        if layout is None or layout.visual is None or self.key.shape[1] != layout.length:
+            return None
+        if asking == layout.visual.length != layout.length:
+            return layout.visual_slice
+        text = layout.segments[0].length if self._attends_text_apart else 0
+        return slice(text, layout.length) if text and asking == layout.length - text else None
+
+    @property
     def is_visual_part(self) -> bool:
-        """Whether the queries are the visual tokens alone, and the keys those of all tokens."""
-        layout = self.layout
-        return (
-            layout is not None
-            and layout.visual is not None
-            and self.key.shape[1] == layout.length
-            and self.query.shape[1] == layout.visual.length != layout.length
-        )
+        """Whether the queries are visual tokens, perhaps with conditions, and the keys all."""
+        return self.part is not None
 
     @property
     def is_text_part(self) -> bool:
         """Whether the text attends to itself, in models that do this in a call of its own."""
-        layout = self.layout
-        return (
-            self.attached.state.binding.attends_text_apart
-            and layout is not None
-            and layout.visual is not None
-            and self.query.shape[1] == self.key.shape[1] == layout.length - layout.visual.length
-        )
+        layout, asking = self.layout, self.query.shape[1]
+        if not self._attends_text_apart or layout is None or layout.visual is None:
+            return False
+        texts = (layout.length - layout.visual.length, layout.text_length)
+        return asking == self.key.shape[1] and asking in texts
+
+    @property
+    def _attends_text_apart(self) -> bool:
+        return self.attached.state.binding.attends_text_apart
 
     @property
     def is_cross_attention(self) -> bool:
@@ -86,17 +96,17 @@ class AttentionCall:
 
     def completed(self, rows: Tensor) -> Tensor:
         """Returns rows as the queries are, (B, N, H, D), with zeros for tokens that do not ask."""
-        if not self.is_visual_part:
+        part = self.part
+        if part is None:
             return rows
-        layout: Any = self.layout
-        whole = rows.new_zeros(len(rows), layout.length, *rows.shape[2:])
-        whole[:, layout.visual_slice] = rows
+        whole = rows.new_zeros(len(rows), self.key.shape[1], *rows.shape[2:])
+        whole[:, part] = rows
         return whole
 
     def asked(self, rows: Tensor) -> Tensor:
         """Returns those of the rows (B, N, ...) that the call asks for."""
-        layout: Any = self.layout
-        return rows[:, layout.visual_slice] if self.is_visual_part else rows
+        part = self.part
+        return rows if part is None else rows[:, part]
 
     @property
     def layout(self) -> TokenLayout | None:

@@ -25,6 +25,8 @@ from diffaccel.bindings.video_unet import ModelScopeBinding
 from diffaccel.bindings.video_unet import I2VGenXLBinding
 from diffaccel.bindings.stable_cascade import StableCascadeBinding
 from diffaccel.bindings.unet import ControlNetXSBinding
+from diffaccel.bindings.cosmos3 import Cosmos3Binding
+from diffaccel.bindings.minimax_h3 import MiniMaxH3Binding
 from diffaccel.bindings.flux import FluxBinding
 from diffaccel.bindings.hunyuan_video import HunyuanVideoBinding
 from diffaccel.bindings.ltx import LTX2VideoBinding, LTXVideoBinding
@@ -67,6 +69,8 @@ BINDINGS: dict[str, Binding] = {
     "I2VGenXLUNet": I2VGenXLBinding(),
     "StableCascadeUNet": StableCascadeBinding(),
     "UNetControlNetXSModel": ControlNetXSBinding(),
+    "Cosmos3OmniTransformer": Cosmos3Binding(),
+    "MiniMaxH3Transformer3DModel": MiniMaxH3Binding(),
 }
 """Denoiser class name -> binding. Names, so that no model code is imported."""
 

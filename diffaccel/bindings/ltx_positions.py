@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffaccel.bindings.axes import Axis
 from diffaccel.bindings.base import LayoutUnknown
+from diffaccel.bindings.packed import packed_grids
 from diffaccel.layout import Segment
 
 Axes = tuple[Axis | None, Axis | None, Axis | None]
@@ -29,32 +30,15 @@ def packed_segments(coords: Tensor) -> tuple[Segment, ...]:
     Raises:
         LayoutUnknown: The tokens are not frames in raster order.
     """
-    starts = (coords[..., 0] if coords.ndim == 4 else coords).float().cpu()
+    starts = (coords[..., 0] if coords.ndim == 4 else coords).cpu()
     if not (starts == starts[:1]).all():
         raise LayoutUnknown("video_coords differ between the samples of the batch")
-    places = starts[0].T
-    turns = (places[1:, 0] != places[:-1, 0]).nonzero().flatten() + 1
-    videos: list[list[Tensor]] = []
-    for image in places.tensor_split(turns):
-        before = videos[-1][-1] if videos else image
-        if videos and image[0, 0] > before[0, 0] and torch.equal(image[:, 1:], before[:, 1:]):
-            videos[-1].append(image)
-        else:
-            videos.append([image])
-    grids = [(len(video), *_raster(video[0][:, 1:])) for video in videos]
+    grids = packed_grids(starts[0].T)
     longest = max(range(len(grids)), key=lambda index: math.prod(grids[index]))
     return tuple(
         Segment("visual" if index == longest else "condition", math.prod(grid), grid)
         for index, grid in enumerate(grids)
     )
-
-
-def _raster(image: Tensor) -> tuple[int, int]:
-    """Returns (height, width) of the rows and columns (N, 2) of one frame."""
-    rows, columns = image[:, 0].unique(), image[:, 1].unique()
-    if not torch.equal(torch.cartesian_prod(rows, columns), image):
-        raise LayoutUnknown("video_coords do not describe frames in raster order")
-    return len(rows), len(columns)
 
 
 def scaled_forward(axes: Axes) -> Callable[..., tuple[Tensor, Tensor]]:

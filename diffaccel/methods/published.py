@@ -58,6 +58,8 @@ PUBLISHED: dict[str, Published] = {
     "sd15": Published(),
     "sdxl": Published(),
     "ltx2": Published(),
+    "minimax-h3": Published(),
+    "cosmos3": Published(),
     "stable-cascade": Published(),
     "i2vgen-xl": Published(),
     "modelscope": Published(),

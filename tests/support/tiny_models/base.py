@@ -32,11 +32,13 @@ class TinyModel:
             some tokens lie further apart than all layers together reach by `WINDOW`.
         latents: Name of the argument that is denoised.
         axes: Its axes by letter: b, c, f, h, w, or n for packed tokens; axes that are missing
-            have one token. A list of samples has axes without b.
+            have one token. A list of samples has axes without b; in a list of videos that have
+            it, the last is the one to denoise.
         predicted: The axes of the prediction, where they are others.
         start: Number of packed tokens before those to denoise.
         others: Regular expression over paths of layers over visual tokens that no method serves
             -> their tokens.
+        batch: Samples of the call; models that take one at a time have no other.
         skipped: Number of attention layers that no method serves.
         cuts_text: Whether each sample is attended apart, without its masked text at the end.
         is_local: Whether nothing but attention mixes tokens; not so in U-Nets.
@@ -56,6 +58,7 @@ class TinyModel:
     predicted: str = ""
     start: int = 0
     others: dict[str, TokenLayout] = field(default_factory=dict)
+    batch: int = 2
     skipped: int = 0
     cuts_text: bool = False
     is_local: bool = True
@@ -69,7 +72,9 @@ class TinyModel:
         """Calls the model and returns its prediction, samples of a list stacked."""
         given = self.arguments if arguments is None else arguments
         output = self.model(**given, return_dict=False)[0]
-        return torch.stack(list(output)) if isinstance(output, list) else output
+        if isinstance(output, list):
+            return output[-1] if "b" in self.axes else torch.stack(list(output))
+        return output
 
     def layer_names(self) -> set[str]:
         """Returns the paths of the layers that a method should serve."""
@@ -79,9 +84,10 @@ class TinyModel:
         """Returns the arguments, one visual token of the first sample changed."""
         given = self.arguments[self.latents]
         if isinstance(given, list):
-            first = given[0].clone()
-            view = tokens(first[None], "b" + self.axes, self.grid, self.start)
-            latents: Any = [first, *given[1:]]
+            place_in_list, axes = (-1, self.axes) if "b" in self.axes else (0, "b" + self.axes)
+            latents: Any = list(given)
+            first = latents[place_in_list] = given[place_in_list].clone()
+            view = tokens(first if "b" in self.axes else first[None], axes, self.grid, self.start)
         else:
             latents = given.clone()
             view = tokens(latents, self.axes, self.grid, self.start)
@@ -121,8 +127,10 @@ class TinyModel:
                 layout = TokenLayout.video(*layout.grid, 0, key.shape[-2] - layout.visual.length)
             if layout is not None and key.shape[-2] == layout.length:
                 window = window_mask(layout, blind_text)
-                if query.shape[-2] != layout.length:
+                asking = query.shape[-2]
+                if asking == layout.visual.length:
                     window = window[layout.visual_slice]
+                window = window[-asking:]
                 given = args[0] if args else options.get("attn_mask")
                 assert not any(args[1:]) and not options.get("is_causal")
                 options["attn_mask"] = both(window, given)
