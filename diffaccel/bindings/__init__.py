@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from diffaccel.bindings.allegro import AllegroBinding
 from diffaccel.bindings.base import (
     AttentionLayer,
     Binding,
@@ -15,24 +16,24 @@ from diffaccel.bindings.base import (
 )
 from diffaccel.bindings.cogvideox import CogVideoXBinding, ConsisIDBinding
 from diffaccel.bindings.cosmos import CosmosBinding
-from diffaccel.bindings.mochi import MochiBinding
-from diffaccel.bindings.easyanimate import EasyAnimateBinding
-from diffaccel.bindings.allegro import AllegroBinding
-from diffaccel.bindings.latte import LatteBinding
-from diffaccel.bindings.video_unet import AnimateDiffBinding
-from diffaccel.bindings.video_unet import StableVideoBinding
-from diffaccel.bindings.video_unet import ModelScopeBinding
-from diffaccel.bindings.video_unet import I2VGenXLBinding
-from diffaccel.bindings.stable_cascade import StableCascadeBinding
-from diffaccel.bindings.unet import ControlNetXSBinding
 from diffaccel.bindings.cosmos3 import Cosmos3Binding
-from diffaccel.bindings.minimax_h3 import MiniMaxH3Binding
+from diffaccel.bindings.easyanimate import EasyAnimateBinding
 from diffaccel.bindings.flux import FluxBinding
 from diffaccel.bindings.hunyuan_video import HunyuanVideoBinding
+from diffaccel.bindings.latte import LatteBinding
 from diffaccel.bindings.ltx import LTX2VideoBinding, LTXVideoBinding
+from diffaccel.bindings.minimax_h3 import MiniMaxH3Binding
+from diffaccel.bindings.mochi import MochiBinding
 from diffaccel.bindings.qwen_image import QwenImageBinding
 from diffaccel.bindings.sd3 import SD3Binding
-from diffaccel.bindings.unet import UNetBinding
+from diffaccel.bindings.stable_cascade import StableCascadeBinding
+from diffaccel.bindings.unet import ControlNetXSBinding, UNetBinding
+from diffaccel.bindings.video_unet import (
+    AnimateDiffBinding,
+    I2VGenXLBinding,
+    ModelScopeBinding,
+    StableVideoBinding,
+)
 from diffaccel.bindings.wan import WanBinding
 
 __all__ = [

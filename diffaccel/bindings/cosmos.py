@@ -77,9 +77,7 @@ class CosmosBinding(Binding):
 def _scaled_forward(axes: Axes) -> Callable[..., tuple[Tensor, Tensor]]:
     """Returns a forward of Cosmos' position embedding whose axes are scaled."""
 
-    def forward(
-        self: Any, hidden_states: Tensor, fps: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self: Any, hidden_states: Tensor, fps: int | None = None) -> tuple[Tensor, Tensor]:
         sizes = [s // p for s, p in zip(hidden_states.shape[-3:], self.patch_size, strict=True)]
         seconds = 1.0 if fps is None else self.base_fps / fps
         kinds = (

@@ -14,7 +14,7 @@ from diffaccel.bindings.ltx_positions import (
     scaled_forward,
     scaled_forward_2,
 )
-from diffaccel.layout import Grid, TokenLayout
+from diffaccel.layout import Grid, Segment, TokenLayout
 
 
 class LTXVideoBinding(Binding):
@@ -69,7 +69,8 @@ class LTXVideoBinding(Binding):
 class LTX2VideoBinding(LTXVideoBinding):
     """LTX-2: of its six kinds of attention, that of the video to itself.
 
-    The video to denoise comes first in every pipeline, then keyframes and reference videos.
+    The video to denoise comes first in every pipeline, then keyframes and reference videos. Where
+    its size is not passed, the coordinates of the tokens tell it.
     """
 
     block_outputs = ("hidden_states", "audio_hidden_states")
@@ -80,6 +81,14 @@ class LTX2VideoBinding(LTXVideoBinding):
 
     def native(self, model: Any, layer: AttentionLayer) -> Grid | None:
         return (16, 16, 24)  # 121 frames of 512 x 768, each token 32 x 32 pixels
+
+    def layout(self, model: Any, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
+        grid = [call.arguments.get(name) or 0 for name in ("num_frames", "height", "width")]
+        more = call["hidden_states"].shape[1] - prod(grid)
+        if not prod(grid) or more <= 0:
+            return super().layout(model, call, layer)
+        video = TokenLayout.video(*grid)
+        return TokenLayout((*video.segments, Segment("condition", more)))
 
     def skip_reason(self, name: str) -> str:
         kind = name.rpartition(".")[2]

@@ -30,10 +30,14 @@ def packed_segments(coords: Tensor) -> tuple[Segment, ...]:
     Raises:
         LayoutUnknown: The tokens are not frames in raster order.
     """
-    starts = (coords[..., 0] if coords.ndim == 4 else coords).cpu()
-    if not (starts == starts[:1]).all():
+    coords = coords.cpu()
+    if not (coords == coords[:1]).all():
         raise LayoutUnknown("video_coords differ between the samples of the batch")
-    grids = packed_grids(starts[0].T)
+    if coords.ndim == 4:
+        begins, ends = coords[0].unbind(-1)
+        grids = packed_grids(begins.T, (ends - begins)[0])
+    else:
+        grids = packed_grids(coords[0].T)
     longest = max(range(len(grids)), key=lambda index: math.prod(grids[index]))
     return tuple(
         Segment("visual" if index == longest else "condition", math.prod(grid), grid)
@@ -59,7 +63,9 @@ def scaled_forward(axes: Axes) -> Callable[..., tuple[Tensor, Tensor]]:
                 hidden_states.device,
             )  # fmt: skip
         else:
-            most = video_coords.new_tensor([self.base_num_frames, self.base_height, self.base_width])
+            most = video_coords.new_tensor(
+                [self.base_num_frames, self.base_height, self.base_width]
+            )
             grid = video_coords.mT / most
         cosine, sine = _waves(grid, self.dim // 6, self.theta, axes)
         padding = self.dim % 6
@@ -74,8 +80,7 @@ def scaled_forward_2(axes: Axes) -> Callable[..., tuple[Tensor, Tensor]]:
 
     def forward(self: Any, coords: Tensor, device: Any = None) -> tuple[Tensor, Tensor]:
         places = coords.mean(-1) if coords.ndim == 4 else coords
-        most = places.new_tensor([self.base_num_frames, self.base_height, self.base_width])
-        grid = (places.mT / most).to(device or coords.device)
+        grid = (places.mT / places.new_tensor(_most(self))).to(device or coords.device)
         dtype = torch.float64 if self.double_precision else torch.float32
         cosine, sine = _waves(grid, self.dim // 6, self.theta, axes, dtype)
         if self.rope_type == "interleaved":
@@ -90,6 +95,11 @@ def scaled_forward_2(axes: Axes) -> Callable[..., tuple[Tensor, Tensor]]:
         return cosine, sine
 
     return forward
+
+
+def _most(embedding: Any) -> tuple[float, float, float]:
+    """Returns the coordinates that count as one, of frames, rows and columns."""
+    return embedding.base_num_frames, embedding.base_height, embedding.base_width
 
 
 def _waves(
@@ -108,7 +118,7 @@ def _waves(
         distinct = places.unique()
         if axis is not None and len(distinct) > 1:
             radians = 2 * distinct.diff().median().double()  # of the slowest, per token
-            scaled = axis.rescaled((radians * plain).flip(0)).flip(0) / radians
+            scaled = axis.rescaled((radians * plain.double()).flip(0)).flip(0) / radians
             scaled = scaled.float()
             turned = scaled * (places.unsqueeze(-1) * 2 - 1)
             turned = turned + (plain - scaled) * (distinct[0] * 2 - 1)

@@ -29,7 +29,9 @@ class MiniMaxH3Binding(Binding):
 
     def layout(self, model: Any, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
         places = call["position_ids"]
-        runs = [call.read(call[f"{kind}_indices"], last_run) for kind in ("text", "audio", "video")]
+        runs = [
+            call.read(call[f"{kind}_indices"], last_run) for kind in ("text", "audio", "video")
+        ]
         (first, text), (_, heard), (start, end) = runs
         if first != 0 or end != len(places):
             raise LayoutUnknown("the text does not come first, and the video last")
@@ -72,4 +74,3 @@ class MiniMaxH3Binding(Binding):
             "audio_indices": torch.arange(text, text + audio),
             "video_indices": torch.arange(text + audio, total),
         }
-

@@ -9,25 +9,31 @@ from diffaccel.bindings.base import LayoutUnknown
 from diffaccel.layout import Grid
 
 
-def packed_grids(places: Tensor) -> list[Grid]:
+def packed_grids(places: Tensor, spans: Tensor | None = None) -> list[Grid]:
     """Reads (frames, height, width) of videos that follow one another.
 
     Args:
         places: Frame, row and column of each token, (N, 3), in any unit. Times rise within a
             video, whose frames are alike; a video ends where they do not.
+        spans: How long the frame of each token lasts, (N,): a shorter one than the one before
+            begins another video, as keyframes do.
 
     Raises:
         LayoutUnknown: The tokens are not frames in raster order.
     """
     places = places.double().cpu()
+    spans = torch.zeros(len(places)) if spans is None else spans.double().cpu()
     turns = (places[1:, 0] != places[:-1, 0]).nonzero().flatten() + 1
     videos: list[list[Tensor]] = []
-    for image in places.tensor_split(turns):
+    latest = 0.0
+    for image, span in zip(places.tensor_split(turns), spans.tensor_split(turns), strict=True):
         before = videos[-1][-1] if videos else image
-        if videos and image[0, 0] > before[0, 0] and torch.equal(image[:, 1:], before[:, 1:]):
+        is_next = videos and image[0, 0] > before[0, 0] and float(span[0]) >= 0.99 * latest
+        if is_next and torch.equal(image[:, 1:], before[:, 1:]):
             videos[-1].append(image)
         else:
             videos.append([image])
+        latest = float(span[0])
     return [(len(video), *_raster(video[0][:, 1:])) for video in videos]
 
 

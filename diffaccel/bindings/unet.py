@@ -12,7 +12,7 @@ from diffaccel.layout import Grid, TokenLayout
 class UNetBinding(Binding):
     """U-Nets: `attn1` is self-attention over the image at the resolution of its level."""
 
-    patterns = (
+    patterns: tuple[tuple[str, str], ...] = (
         (r".+\.attentions\.\d+\.transformer_blocks\.\d+\.attn1", "self"),
         (r".+\.attentions\.\d+\.transformer_blocks\.\d+\.attn2", "cross"),
     )

@@ -216,7 +216,10 @@ def normalized_guide(
     binding = binding_of(model)
     layers = binding.layers(model)
     if any(layer.kind == "joint" for layer in layers):
-        if binding.cuts_text or "encoder_hidden_states" not in forward_signature(type(model)).parameters:
+        if (
+            binding.cuts_text
+            or "encoder_hidden_states" not in forward_signature(type(model)).parameters
+        ):
             raise ModelError(
                 "NormalizedAttention attends to two prompts in one attention call, which "
                 f"{type(model).__name__} does not; use a perturbation"
