@@ -39,6 +39,8 @@ def packed_segments(coords: Tensor) -> tuple[Segment, ...]:
     else:
         grids = packed_grids(coords[0].T)
     longest = max(range(len(grids)), key=lambda index: math.prod(grids[index]))
+    if 2 * math.prod(grids[longest]) < coords.shape[2]:
+        raise LayoutUnknown("video_coords tell of no video that is half of the tokens, or more")
     return tuple(
         Segment("visual" if index == longest else "condition", math.prod(grid), grid)
         for index, grid in enumerate(grids)

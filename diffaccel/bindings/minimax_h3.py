@@ -33,7 +33,7 @@ class MiniMaxH3Binding(Binding):
             call.read(call[f"{kind}_indices"], last_run) for kind in ("text", "audio", "video")
         ]
         (first, text), (_, heard), (start, end) = runs
-        if first != 0 or end != len(places):
+        if words != (0, text) or end != len(places):
             raise LayoutUnknown("the text does not come first, and the video last")
         if start not in (heard, text):
             raise LayoutUnknown("references and the video to denoise are not told apart")
