@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Literal
 
@@ -154,6 +154,15 @@ class TokenLayout:
         }
         for name, fact in facts.items():
             object.__setattr__(self, name, fact)
+
+    def cut(self, length: int) -> TokenLayout:
+        """Returns the layout of the first `length` tokens; cuts text alone, at the end."""
+        *kept, last = self.segments
+        left = last.length - (self.length - length)
+        if last.kind != "text" or left < 0:
+            return self
+        parts = (*kept, Segment("text", left)) if left else tuple(kept)
+        return replace(self, segments=parts)
 
     @classmethod
     def image(

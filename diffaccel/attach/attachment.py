@@ -35,15 +35,16 @@ from diffaccel.methods.base import Method
 DENOISERS = (
     "transformer",
     "transformer_2",
+    "transformer_ref",
     "unconditional_transformer",
     "unet",
     "image_unet",
-    "prior",
-    "decoder",
     "diffusion_decoder",
-    "prior_prior",
 )
 """Pipeline components that a method is attached to: never the VAE, text encoders, controlnets."""
+
+STAGES = ("prior_prior", "prior", "decoder")
+"""Denoisers of pipelines in several stages, where no component has a name of `DENOISERS`."""
 
 
 class Attachment:
@@ -176,19 +177,21 @@ def denoisers(target: Any) -> dict[str, nn.Module]:
         return {"": _uncompiled(target)}
     if not isinstance(target, (DiffusionPipeline, ModularPipeline)):
         raise TypeError(f"target must be a diffusers pipeline or model, got {_described(target)}")
-    components = {name: getattr(target, name, None) for name in DENOISERS}
-    found = {
-        name: _uncompiled(model)
-        for name, model in components.items()
-        if isinstance(model, nn.Module)
-    }
+    found: dict[str, nn.Module] = {}
+    for names in (DENOISERS, STAGES):
+        components = {name: getattr(target, name, None) for name in names}
+        found = found or {
+            name: _uncompiled(model)
+            for name, model in components.items()
+            if isinstance(model, nn.Module)
+        }
     # Beside a denoiser that can be served there may be one that cannot, as a prior of embeddings.
     served = {name: model for name, model in found.items() if type(model).__name__ not in REFUSED}
     if not found:
         raise UnsupportedModelError(
             f"{type(target).__name__} has no denoiser to attach to (looked for "
-            f"{', '.join(DENOISERS)}); `diffaccel info --models` lists the classes that methods "
-            "serve"
+            f"{', '.join((*DENOISERS, *STAGES))}); `diffaccel info --models` lists the classes "
+            "that methods serve"
         )
     return served or found
 

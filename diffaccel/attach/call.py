@@ -62,8 +62,9 @@ class AttentionCall:
     def asking(self) -> tuple[slice, ...]:
         """Where the queries lie, if they are a part of the sequence and the keys are all of it.
 
-        The part is the visual tokens, these and the text, or these and all that follows (AnyFlow's
-        padding); empty where it is anything else.
+        The part is the visual tokens, these and the text, these and all that follows (AnyFlow's
+        padding) or, where text attends to itself apart, all but the text that comes first; empty
+        where it is anything else.
         """
         layout, count = self.layout, self.query.shape[1]
         if layout is None or layout.visual is None:
@@ -72,7 +73,10 @@ class AttentionCall:
             return ()
         visual = layout.visual_slice
         following = slice(visual.start, layout.length)
-        for parts in ((visual,), layout.own_slices, (following,)):
+        candidates = [(visual,), layout.own_slices, (following,)]
+        if self.attached.state.binding.attends_text_apart:
+            candidates.append((slice(layout.segments[0].length, layout.length),))
+        for parts in candidates:
             if count == sum(part.stop - part.start for part in parts):
                 return parts
         return ()
@@ -123,7 +127,11 @@ class AttentionCall:
     @property
     def layout(self) -> TokenLayout | None:
         """The tokens of the sequence, None where the model call does not tell."""
-        return self.attached.state.layout(self.layer)
+        state = self.attached.state
+        layout, tokens = state.layout(self.layer), self.key.shape[1]
+        if layout is not None and state.binding.cuts_text and tokens < layout.length:
+            return layout.cut(tokens)
+        return layout
 
     def rows(self, part: slice) -> AttentionCall:
         """Returns the call for some samples of the batch."""

@@ -163,7 +163,7 @@ class MethodState:
         """Answers an attention call over a layer's whole sequence, and notes how."""
         attached = call.attached
         layer, state = attached.layer, attached.state
-        layout: Any = state.layout(layer)  # where it is unknown, that is an obstacle
+        layout: Any = call.layout  # where it is unknown, that is an obstacle
         density: Tensor | float = 1.0
         visited: Visited | None = None
         position, reason = self._scheduled(layer)

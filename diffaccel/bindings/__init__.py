@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from diffaccel.bindings.allegro import AllegroBinding
 from diffaccel.bindings.auraflow import AuraFlowBinding
 from diffaccel.bindings.base import (
     AttentionLayer,
@@ -15,10 +16,13 @@ from diffaccel.bindings.base import (
     set_processor,
 )
 from diffaccel.bindings.bria import BriaBinding, BriaFibo2Binding, BriaFiboBinding
-from diffaccel.bindings.cogvideox import CogVideoXBinding
+from diffaccel.bindings.cogvideox import CogVideoXBinding, ConsisIDBinding
 from diffaccel.bindings.cogview import CogView3PlusBinding, CogView4Binding
+from diffaccel.bindings.cosmos import CosmosBinding
+from diffaccel.bindings.cosmos3 import Cosmos3Binding
 from diffaccel.bindings.discrete import Transformer2DBinding, UVitBinding
 from diffaccel.bindings.dit import DiTBinding, HunyuanDiTBinding, PixArtBinding
+from diffaccel.bindings.easyanimate import EasyAnimateBinding
 from diffaccel.bindings.ernie_image import ErnieImageBinding
 from diffaccel.bindings.flux import (
     ChromaBinding,
@@ -42,8 +46,11 @@ from diffaccel.bindings.ideogram import IdeogramBinding
 from diffaccel.bindings.joy_image import JoyImageEditBinding, JoyImageEditPlusBinding
 from diffaccel.bindings.kandinsky import Kandinsky5Binding, Kandinsky6Binding
 from diffaccel.bindings.kandinsky3 import Kandinsky3Binding
-from diffaccel.bindings.ltx import LTXVideoBinding
+from diffaccel.bindings.latte import LatteBinding
+from diffaccel.bindings.ltx import LTX2VideoBinding, LTXVideoBinding
 from diffaccel.bindings.lumina import Lumina2Binding, LuminaNextBinding
+from diffaccel.bindings.minimax_h3 import MiniMaxH3Binding
+from diffaccel.bindings.mochi import MochiBinding
 from diffaccel.bindings.nucleus import NucleusBinding
 from diffaccel.bindings.omnigen import OmniGenBinding
 from diffaccel.bindings.prx import PRXBinding
@@ -51,7 +58,14 @@ from diffaccel.bindings.qwen_image import QwenImageBinding
 from diffaccel.bindings.qwen_image21 import QwenImage21Binding
 from diffaccel.bindings.refused import REFUSED
 from diffaccel.bindings.sd3 import SD3Binding
-from diffaccel.bindings.unet import DreamLiteBinding, UNetBinding
+from diffaccel.bindings.stable_cascade import StableCascadeBinding
+from diffaccel.bindings.unet import ControlNetXSBinding, DreamLiteBinding, UNetBinding
+from diffaccel.bindings.video_unet import (
+    AnimateDiffBinding,
+    I2VGenXLBinding,
+    ModelScopeBinding,
+    StableVideoBinding,
+)
 from diffaccel.bindings.wan import (
     AnyFlowBinding,
     AnyFlowFARBinding,
@@ -130,6 +144,21 @@ BINDINGS: dict[str, Binding] = {
     "Kandinsky5Transformer3DModel": Kandinsky5Binding(),
     "Kandinsky6Transformer3DModel": Kandinsky6Binding(),
     "HeliosTransformer3DModel": HeliosBinding(),
+    "LTX2VideoTransformer3DModel": LTX2VideoBinding(),
+    "CosmosTransformer3DModel": CosmosBinding(),
+    "MochiTransformer3DModel": MochiBinding(),
+    "EasyAnimateTransformer3DModel": EasyAnimateBinding(),
+    "AllegroTransformer3DModel": AllegroBinding(),
+    "LatteTransformer3DModel": LatteBinding(),
+    "ConsisIDTransformer3DModel": ConsisIDBinding(),
+    "UNetMotionModel": AnimateDiffBinding(),
+    "UNetSpatioTemporalConditionModel": StableVideoBinding(),
+    "UNet3DConditionModel": ModelScopeBinding(),
+    "I2VGenXLUNet": I2VGenXLBinding(),
+    "StableCascadeUNet": StableCascadeBinding(),
+    "UNetControlNetXSModel": ControlNetXSBinding(),
+    "Cosmos3OmniTransformer": Cosmos3Binding(),
+    "MiniMaxH3Transformer3DModel": MiniMaxH3Binding(),
 }
 """Denoiser class name -> binding. Names, so that no model code is imported."""
 

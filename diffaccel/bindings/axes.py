@@ -145,23 +145,36 @@ class Riflex(Axis):
 
 
 def waves(
-    places: Tensor, dim: int, theta: float, axis: Axis | None, origins: Tensor | None = None
+    places: Tensor,
+    dim: int,
+    theta: float,
+    axis: Axis | None,
+    origins: Tensor | None = None,
+    *,
+    step: float = 1.0,
+    start: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines (N, dim) fp32, each frequency twice, as diffusers lays them out.
 
     Args:
-        places: (N,) fp64.
+        places: (N,) fp64, in tokens.
         dim: D of the axis.
         theta: Base of the frequencies.
         axis: What happens to them, None for nothing.
         origins: (N,) fp64, the places from which scaled distances are counted; None for 0.
+        step: Positions from one token to the next.
+        start: Position of place 0, whose angles stay as they are; without origins.
     """
     order = torch.arange(0, dim, 2, dtype=torch.float64, device=places.device) / dim
-    turned = angles(places, 1.0 / theta**order, axis, origins)
+    frequencies = step / theta**order
     amplitude = 1.0 if axis is None else axis.amplitude
+    if start:
+        found, _ = turned(places, frequencies, axis, start / step)
+    else:
+        found = angles(places, frequencies, axis, origins)
     cosine, sine = (
         (amplitude * wave).repeat_interleave(2, dim=1).float()
-        for wave in (turned.cos(), turned.sin())
+        for wave in (found.cos(), found.sin())
     )
     return cosine, sine
 
@@ -177,6 +190,35 @@ def angles(
     if origins is None:
         return places[..., None] * scaled
     return (places - origins)[..., None] * scaled + origins[..., None] * frequencies
+
+
+def turned(
+    places: Tensor, frequencies: Tensor, axis: Axis | None, start: float | Tensor = 0.0
+) -> tuple[Tensor, float]:
+    """Angles (N, D / 2) in radians at places in tokens, and the factor on cosines and sines.
+
+    Args:
+        places: (N,), counted from a token whose angles stay as they are.
+        frequencies: (D / 2,) in radians per token, fastest first.
+        axis: What happens to them; None for nothing.
+        start: Place of that token, where it is not zero.
+    """
+    plain, amplitude = frequencies, 1.0
+    if axis is not None:
+        frequencies, amplitude = axis.rescaled(frequencies), axis.amplitude
+    return start * plain + torch.outer(places, frequencies), amplitude
+
+
+def on_grid(tables: list[Tensor]) -> Tensor:
+    """Lays tables (frames, D1), (height, D2) and (width, D3) side by side for each token of a
+    grid, (frames * height * width, D1 + D2 + D3)."""
+    sizes = [len(table) for table in tables]
+    spread = []
+    for number, table in enumerate(tables):
+        shape = [1, 1, 1, table.shape[1]]
+        shape[number] = sizes[number]
+        spread.append(table.view(shape).expand(*sizes, -1))
+    return torch.cat(spread, -1).flatten(0, 2)
 
 
 def _check_factor(factor: float) -> None:

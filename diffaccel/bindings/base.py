@@ -168,6 +168,10 @@ class Binding:
     writes_masks_out: bool = False
     """Whether layers write a key-padding mask (B, N) out for every pair of tokens."""
 
+    cuts_text: bool = False
+    """Whether each sample is attended in a call of its own, without its masked text, which comes
+    last in the sequence."""
+
     scales_rope: bool = False
     """Whether `scaled_rope` is defined."""
 
@@ -275,6 +279,10 @@ class Binding:
             if re.fullmatch(pattern, name):
                 return kind
         return ""
+
+
+TEMPORAL = "attention along time, over few frames at one place"
+"""Why layers stay as they are that join the frames of one place alone."""
 
 
 def processor_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

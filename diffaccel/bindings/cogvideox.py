@@ -1,4 +1,4 @@
-"""Binding of CogVideoX 1.0 and 1.5."""
+"""Bindings of CogVideoX 1.0 and 1.5, and of ConsisID."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class CogVideoXBinding(Binding):
         config = model.config
         frames = (config.sample_frames - 1) // config.temporal_compression_ratio + 1
         sides = (side // config.patch_size for side in (config.sample_height, config.sample_width))
-        return (max(1, frames // (config.patch_size_t or 1)), *sides)
+        return (max(1, frames // (config.get("patch_size_t") or 1)), *sides)
 
     def layout(self, model: Any, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
         _, frames, _, height, width = call["hidden_states"].shape
-        patch, patch_t = model.config.patch_size, model.config.patch_size_t or 1
+        patch, patch_t = model.config.patch_size, model.config.get("patch_size_t") or 1
         return TokenLayout.video(
             patched(frames, patch_t),
             patched(height, patch),
@@ -47,14 +47,33 @@ class CogVideoXBinding(Binding):
     ) -> dict[str, Any]:
         config = model.config
         frames, height, width = latents
-        tokens = prod(latents) // config.patch_size**2 // (config.patch_size_t or 1)
+        tokens = prod(latents) // config.patch_size**2 // (config.get("patch_size_t") or 1)
         call: dict[str, Any] = {
             "hidden_states": zeros(model, batch, frames, config.in_channels, height, width),
             "encoder_hidden_states": zeros(model, batch, text, config.text_embed_dim),
             "timestep": zeros(model, batch),
         }
-        if config.ofs_embed_dim:
+        if config.get("ofs_embed_dim"):
             call["ofs"] = zeros(model, 1)
         if config.use_rotary_positional_embeddings:
             call["image_rotary_emb"] = (zeros(model, tokens, config.attention_head_dim),) * 2
+        return call
+
+
+class ConsisIDBinding(CogVideoXBinding):
+    """ConsisID: CogVideoX whose blocks are followed by cross-attention to a face."""
+
+    is_chain = False
+
+    def family(self, model: Any, pipe: Any) -> str:
+        return "consisid"
+
+    def example_call(
+        self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1
+    ) -> dict[str, Any]:
+        call, config = super().example_call(model, latents, text, batch), model.config
+        if config.is_train_face:
+            seen = zeros(model, batch, 577, config.LFE_vit_dim)  # of a picture of 336 x 336
+            call["id_cond"] = zeros(model, batch, config.LFE_id_dim)
+            call["id_vit_hidden"] = [seen] * config.LFE_num_scale
         return call

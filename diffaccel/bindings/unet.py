@@ -1,4 +1,4 @@
-"""Binding of the U-Nets of Stable Diffusion 1.x, 2.x and XL."""
+"""Bindings of the U-Nets of Stable Diffusion 1.x, 2.x and XL, and of ControlNet-XS."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffaccel.layout import Grid, TokenLayout
 class UNetBinding(Binding):
     """U-Nets: `attn1` is self-attention over the image at the resolution of its level."""
 
-    patterns = (
+    patterns: tuple[tuple[str, str], ...] = (
         (r".+\.attentions\.\d+\.transformer_blocks\.\d+\.attn1", "self"),
         (r".+\.attentions\.\d+\.transformer_blocks\.\d+\.attn2", "cross"),
     )
@@ -55,9 +55,9 @@ class UNetBinding(Binding):
     ) -> dict[str, Any]:
         config = model.config
         call: dict[str, Any] = {
-            "sample": zeros(model, batch, config.in_channels, *latents),
+            "sample": zeros(model, batch, config.get("in_channels", 4), *latents),
             "timestep": zeros(model, batch),
-            "encoder_hidden_states": zeros(model, batch, text, config.cross_attention_dim),
+            "encoder_hidden_states": zeros(model, batch, text, text_width(model)),
         }
         if config.addition_embed_type == "text_time":
             sizes = 6  # original size, corner of the crop, target size
@@ -101,3 +101,36 @@ class DreamLiteBinding(UNetBinding):
             sizes = zeros(model, batch, numbers // config.addition_time_embed_dim)
             call["added_cond_kwargs"] = {"time_ids": sizes}
         return call
+
+
+def text_width(model: Any) -> int:
+    """Returns the channels of the text, which some configurations write out for each level."""
+    width = model.config.cross_attention_dim
+    return width if isinstance(width, int) else width[0]
+
+
+class ControlNetXSBinding(UNetBinding):
+    """A U-Net joined with a ControlNet-XS, whose own layers stay as they are."""
+
+    patterns = tuple(
+        (
+            rf"(down_blocks\.\d+\.base_attentions|mid_block\.base_midblock\.attentions|"
+            rf"up_blocks\.\d+\.attentions)\.\d+\.transformer_blocks\.\d+\.{name}",
+            kind,
+        )
+        for name, kind in (("attn1", "self"), ("attn2", "cross"))
+    )
+
+    def skip_reason(self, name: str) -> str:
+        return "control branch" if ".ctrl_" in name else super().skip_reason(name)
+
+    def example_call(
+        self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1
+    ) -> dict[str, Any]:
+        config = model.config
+        pixels = 2 ** (len(config.ctrl_conditioning_embedding_out_channels) - 1)
+        sides = (pixels * side for side in latents)
+        channels = config.ctrl_conditioning_channels
+        condition = zeros(model, batch, channels, *sides)
+        call = super().example_call(model, latents, text, batch)
+        return call | {"controlnet_cond": condition}

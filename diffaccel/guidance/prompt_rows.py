@@ -9,6 +9,8 @@ from diffaccel.errors import ModelError
 PROMPT_FIRST = {
     "StableDiffusionInstructPix2PixPipeline": 3,
     "LuminaPipeline": 2,
+    "StableCascadePriorPipeline": 2,
+    "StableCascadeDecoderPipeline": 2,
 }
 """Pipelines whose prompt comes first of several parts of the batch, where they guide."""
 

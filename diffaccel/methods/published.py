@@ -100,6 +100,20 @@ PUBLISHED: dict[str, Published] = {
     "kandinsky-5": Published(),
     "kandinsky-6": Published(),
     "helios": Published(),
+    "ltx2": Published(),
+    "minimax-h3": Published(),
+    "cosmos3": Published(),
+    "stable-cascade": Published(),
+    "i2vgen-xl": Published(),
+    "modelscope": Published(),
+    "svd": Published(),
+    "animatediff": Published(),
+    "consisid": Published(),
+    "latte": Published(),
+    "allegro": Published(),
+    "easyanimate": Published(),
+    "mochi": Published(),
+    "cosmos": Published(),
 }
 
 

@@ -36,6 +36,15 @@ def test_condition_tokens_are_no_text_but_lie_outside_the_visual_slice():
     assert layout.visual_slice == slice(7, 13)
 
 
+def test_cutting_takes_text_off_the_end_and_nothing_else():
+    layout = TokenLayout.video(2, 3, 5, text_after=4)
+    assert layout.cut(32) == TokenLayout.video(2, 3, 5, text_after=2)
+    assert layout.cut(30) == TokenLayout.video(2, 3, 5)
+    assert layout.cut(29) == layout
+    before = TokenLayout.video(2, 3, 5, text_before=4)
+    assert before.cut(32) == before
+
+
 def test_text_alone_has_no_visual_part():
     layout = TokenLayout((Segment("text", 9),))
     assert layout.visual is None and layout.grid is None

@@ -240,6 +240,14 @@ def normalized_guide(
         )
     layers = binding.layers(model)
     if any(layer.kind == "joint" for layer in layers):
+        if (
+            binding.cuts_text
+            or "encoder_hidden_states" not in forward_signature(type(model)).parameters
+        ):
+            raise ModelError(
+                "NormalizedAttention attends to two prompts in one attention call, which "
+                f"{type(model).__name__} does not; use a perturbation"
+            )
         if scale > 0 and perturbation.strength > 0:
             _refuse_caches(model, state.window == (0.0, 1.0))
         names = tuple(layer.name for layer in layers)

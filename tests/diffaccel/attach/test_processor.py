@@ -90,7 +90,7 @@ def test_wrong_layout_runs_dense_and_says_so_once(flux, watched, monkeypatch):
 
 
 def test_a_call_that_hides_its_layout_runs_dense(tiny_pipelines, watched):
-    """The LTX condition pipeline passes coordinates instead of the grid."""
+    """Coordinates instead of a grid, as LTX condition pipelines pass them, but of no raster."""
     model = tiny_pipelines.ltx().pipe.transformer
     attachment = set_attn_processor(model, watched)
     arguments = {
@@ -100,7 +100,7 @@ def test_a_call_that_hides_its_layout_runs_dense(tiny_pipelines, watched):
         "encoder_attention_mask": torch.ones(1, 5),
         "video_coords": torch.rand(1, 3, 24),
     }
-    with torch.no_grad(), pytest.warns(UserWarning, match="called without num_frames"):
+    with torch.no_grad(), pytest.warns(UserWarning, match="no video that is half"):
         model(**arguments)
     assert not watched.calls
     assert attachment.report().layers[0].dense_calls

@@ -103,8 +103,8 @@ def test_keeping_everything_is_stock_and_dropping_half_is_not(case):
 def test_an_example_call_is_whole_and_has_the_layouts_of_a_real_one(case):
     tiny, _ = case
     binding = binding_of(tiny.model)
-    call = binding.example_call(tiny.model, tiny.latent_size, tiny.text, batch=2)
-    assert len(tiny.predict(call)) == 2
+    call = binding.example_call(tiny.model, tiny.latent_size, tiny.text, batch=tiny.batch)
+    assert len(tiny.predict(call)) == tiny.batch
     grids = {binding.layout(tiny.model, ModelCall(call, {}), layer).grid
              for layer in binding.layers(tiny.model)}  # fmt: skip
     assert grids == {layout.grid for layout in tiny.layouts.values()}

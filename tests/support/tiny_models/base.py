@@ -35,17 +35,21 @@ class TinyModel:
         latents: Name of the argument that is denoised.
         axes: Its axes by letter: b, c, f, h, w, i for images of which the last one is denoised,
             or n for packed tokens; axes that are missing have one token. A list of samples, or of
-            lists of images of which the last one is denoised, has axes without b.
+            lists of images of which the last one is denoised, has axes without b; in a list of
+            videos that have it, the last is the one to denoise.
         predicted: The axes of the prediction, where they are others.
         per_token: Names of other arguments that differ from token to token.
         start: Number of packed tokens before those to denoise.
         predicted_start: The same in the prediction, where it is another number.
         others: Regular expression over paths of layers over visual tokens that no method serves
             -> their tokens.
+        batch: Samples of the call; models that take one at a time have no other.
         skipped: Number of attention layers that no method serves.
+        cuts_text: Whether each sample is attended apart, without its masked text at the end.
         is_local: Whether nothing but attention mixes tokens; not so in U-Nets.
         origin: Index of the token whose rotary position is zero along each axis.
-        wave_error: By how much the rotary waves of the stock model are off.
+        wave_error: By how much the rotary waves of the stock model are off: fp32 rounds the
+            angles of fast frequencies.
         latent_size: Size of the latents in elements, (h, w) or (f, h, w), as
             `Binding.example_call` takes it.
         text: Text tokens of that example call.
@@ -62,7 +66,9 @@ class TinyModel:
     start: int = 0
     predicted_start: int | None = None
     others: dict[str, TokenLayout] = field(default_factory=dict)
+    batch: int = 2
     skipped: int = 0
+    cuts_text: bool = False
     is_local: bool = True
     origin: Grid = (0, 0, 0)
     wave_error: float = 1e-5
@@ -76,7 +82,9 @@ class TinyModel:
         options = {} if isinstance(self.model, diffusers.UVit2DModel) else {"return_dict": False}
         output = self.model(**given, **options)
         output = output[0] if isinstance(output, tuple) else output
-        return torch.stack(list(output)) if isinstance(output, list) else output
+        if isinstance(output, list):
+            return output[-1] if "b" in self.axes else torch.stack(list(output))
+        return output
 
     def layer_names(self) -> set[str]:
         """Returns the paths of the layers that a method should serve."""
@@ -86,11 +94,15 @@ class TinyModel:
         """Returns the arguments, one visual token of the first sample changed."""
         given = self.arguments[self.latents]
         if isinstance(given, list):
-            images = given[0] if isinstance(given[0], list) else given[:1]
-            first = images[-1].clone()
-            view = tokens(first[None], "b" + self.axes, self.grid, self.start)
-            is_nested = images is given[0]
-            latents: Any = [[*images[:-1], first] if is_nested else first, *given[1:]]
+            if "b" in self.axes:
+                latents: Any = [*given[:-1], given[-1].clone()]
+                view = tokens(latents[-1], self.axes, self.grid, self.start)
+            else:
+                images = given[0] if isinstance(given[0], list) else given[:1]
+                first = images[-1].clone()
+                view = tokens(first[None], "b" + self.axes, self.grid, self.start)
+                is_nested = images is given[0]
+                latents = [[*images[:-1], first] if is_nested else first, *given[1:]]
         else:
             latents = given.clone()
             view = tokens(latents, self.axes, self.grid, self.start)
@@ -126,6 +138,8 @@ class TinyModel:
             query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any
         ) -> Tensor:
             layout = self._layout(running[-1], windows) if running else None
+            if layout is not None and self.cuts_text:
+                layout = TokenLayout.video(*layout.grid, 0, key.shape[-2] - layout.visual.length)
             if layout is not None and key.shape[-2] == layout.length:
                 window = window_mask(layout, blind_text)
                 if query.shape[-2] != layout.length:
@@ -235,8 +249,8 @@ def asking(layout: TokenLayout, count: int) -> Tensor:
     kinds = ("visual",) if count == layout.visual.length else ("visual", "text")
     asks = torch.cat([torch.tensor([x.kind in kinds]).expand(x.length) for x in layout.segments])
     if int(asks.sum()) != count:
-        asks = torch.arange(layout.length) >= layout.visual_slice.start
-    assert int(asks.sum()) == count
+        asks = torch.arange(layout.length) >= layout.length - count
+    assert int(asks.sum()) == count and asks[layout.visual_slice].all()
     return asks
 
 
