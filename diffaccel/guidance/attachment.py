@@ -18,6 +18,7 @@ from torch import nn
 
 from diffaccel.attach.attachment import denoisers
 from diffaccel.bindings import binding_of
+from diffaccel.errors import ModelError
 from diffaccel.guidance.guide import GuidanceState, Guide, guides_of
 from diffaccel.guidance.normalized.config import NormalizedAttention
 from diffaccel.guidance.normalized.guides import normalized_guide
@@ -145,6 +146,11 @@ def set_guidance(
     if any(binding_of(model).batches_prompts for model in models.values()):
         check_tells_rows(pipe)
     for name, model in models.items():
+        if binding_of(model).repeats_text:
+            raise ModelError(
+                f"guidance cannot tell the rows of a prompt from those of its frames in "
+                f"{type(model).__name__}; use a pipeline whose text has a row for each sample"
+            )
         if not isinstance(perturbation, NormalizedAttention):
             check_layers(name, model, perturbation)
     restore_guidance(pipe)
