@@ -21,7 +21,7 @@ def scaled_rope(
     """Returns a context in which the rotary position embedding of a denoiser is scaled.
 
     Args:
-        model: A FLUX or Wan transformer.
+        model: A transformer whose binding scales rotary positions.
         frames: What happens to the frame axis (in FLUX: the image index); None for nothing.
         height: What happens to rows.
         width: What happens to columns.
