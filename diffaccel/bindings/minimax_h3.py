@@ -29,10 +29,10 @@ class MiniMaxH3Binding(Binding):
 
     def layout(self, model: Any, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
         places = call["position_ids"]
-        runs = [
-            call.read(call[f"{kind}_indices"], last_run) for kind in ("text", "audio", "video")
-        ]
-        (first, text), (_, heard), (start, end) = runs
+        text = len(call["text_indices"])
+        words = call.read(call["text_indices"], last_run)
+        _, heard = call.read(call["audio_indices"], last_run)
+        start, end = call.read(call["video_indices"], last_run)
         if words != (0, text) or end != len(places):
             raise LayoutUnknown("the text does not come first, and the video last")
         if start not in (heard, text):

@@ -54,6 +54,7 @@ class AnimateDiffBinding(VideoUNetBinding):
         for name, kind in (("attn1", "self"), ("attn2", "cross"))
     )
     """Split inference, for long videos, puts a `module` between."""
+    repeats_text = True
     published_family = "animatediff"
 
     def example_call(

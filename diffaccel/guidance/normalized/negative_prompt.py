@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffaccel.errors import ModelError
 from diffaccel.guidance.normalized.config import NormalizedAttention
 
 MASKS = (
@@ -48,6 +49,12 @@ class NegativePrompt:
             `encoder_hidden_states` and, where the call has one, its mask.
         """
         present = arguments["encoder_hidden_states"]
+        if self.embeddings.shape[-1] != present.shape[-1]:
+            raise ModelError(
+                f"a negative prompt must have {present.shape[-1]} channels, as the text that the "
+                f"model gets, and has {self.embeddings.shape[-1]} as the pipeline encodes it; "
+                "pass what the model should get as a tensor"
+            )
         text = filled_up(self.embeddings.to(present.device, present.dtype), length)
         replaced = {"encoder_hidden_states": text.expand(rows, -1, -1)}
         for name, mask in masks_of(arguments).items():
@@ -85,6 +92,11 @@ def negative_prompt_of(pipe: Any, method: NormalizedAttention) -> NegativePrompt
     given = method.negative_prompt
     if isinstance(given, Tensor):
         return _without_padding(given, method.negative_mask)
+    if not hasattr(pipe, "encode_prompt"):
+        raise ModelError(
+            f"NormalizedAttention needs a pipeline with prompts, and {type(pipe).__name__} has "
+            "none; use a perturbation"
+        )
     known = {
         "prompt": given,
         "prompt_2": None,

@@ -90,7 +90,7 @@ def test_wrong_layout_runs_dense_and_says_so_once(flux, watched, monkeypatch):
 
 
 def test_a_call_that_hides_its_layout_runs_dense(tiny_pipelines, watched):
-    """Coordinates instead of a grid, as LTX condition pipelines pass them, but of no raster."""
+    """Coordinates instead of the grid, as LTX condition pipelines pass them, of no raster."""
     model = tiny_pipelines.ltx().pipe.transformer
     attachment = set_attn_processor(model, watched)
     arguments = {
