@@ -157,9 +157,6 @@ class Binding:
     fills_text_up: bool = False
     """Whether pipelines fill a prompt up with zeros that are attended to like its tokens."""
 
-    repeats_text: bool = False
-    """Whether pipelines repeat the text for each frame, as further rows of the batch."""
-
     attends_text_apart: bool = False
     """Whether text or reference images attend to themselves in a call of their own, beside that
     in which visual queries see all."""

@@ -15,6 +15,19 @@ REFUSED: dict[str, str] = {
     "T5FilmDecoder": _AUDIO,
     "UNet1DModel": _AUDIO,
     "PriorTransformer": _PRIOR,
+    "UNetFlatConditionModel": "it denoises embeddings of text, not visual tokens",
+    "WuerstchenPrior": "the attention of its blocks is written into a part that has no processor",
+    "WuerstchenDiffNeXt": "it has no attention",
+    "SanaTransformer2DModel": "its self-attention is linear; all its softmax is cross-attention",
+    "SanaVideoTransformer3DModel": "its self-attention is linear; all its softmax is "
+    "cross-attention",
+    "SanaWMTransformer3DModel": "three of four blocks are recurrent, the others attend in modules "
+    "without a processor",
+    "WanAnimate2Transformer3DModel": "every denoising step attends by a block mask of its own",
+    "Kandinsky6SRTransformer3DModel": "it always attends by a block mask of its own (NABLA)",
+    "UniDiffuserModel": "its learned positions are for one size of about 1,100 tokens",
+    "LTX2VideoDiffusionDecoderModel": "it decodes, by neighborhood attention of its own",
+    "UNet2DModel": "it draws pixels without a text, and few of its levels attend",
     "RFD4ProteinaTransformer": "it denoises proteins, which have no grid of visual tokens",
 }
 """Class name -> what it is instead, to follow "no method serves this class: "."""

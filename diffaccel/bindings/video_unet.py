@@ -54,7 +54,7 @@ class AnimateDiffBinding(VideoUNetBinding):
         for name, kind in (("attn1", "self"), ("attn2", "cross"))
     )
     """Split inference, for long videos, puts a `module` between."""
-    repeats_text = True
+    unguided = "the rows of a prompt cannot be told from those of its frames"
     published_family = "animatediff"
 
     def example_call(

@@ -160,11 +160,6 @@ def set_guidance(
     if any(binding_of(model).batches_prompts for model in models.values()):
         check_tells_rows(pipe)
     for name, model in models.items():
-        if binding_of(model).repeats_text:
-            raise ModelError(
-                f"guidance cannot tell the rows of a prompt from those of its frames in "
-                f"{type(model).__name__}; use a pipeline whose text has a row for each sample"
-            )
         if not isinstance(perturbation, NormalizedAttention):
             check_layers(name, model, perturbation)
     restore_guidance(pipe)  # refuses denoisers that run in another thread
