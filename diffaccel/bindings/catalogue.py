@@ -76,7 +76,9 @@ _CLASS = re.compile(r"^class (\w+)\(([^)]*)\):", re.MULTILINE)
 _INIT = re.compile(r"\n    def __init__\((.*?)\)(?: -> None)?:\n", re.DOTALL)
 _COMPONENT = re.compile(rf"\b(?:{'|'.join(DENOISING)}): ([^=\n]*)")
 _FILLED = re.compile(r"^    (_cp_plan|_repeated_blocks) = [\[{]\s*[^\]}\s]", re.MULTILINE)
-_SPEC = re.compile(rf"ComponentSpec\(\s*\"(?:{'|'.join(DENOISING)})\",\s*(\w+)[,)]")
+_SPEC = re.compile(
+    rf'ComponentSpec\(\s*(?:"(?:{"|".join(DENOISING)})"|self\.transformer_name),\s*(\w+)[,)]'
+)
 
 
 def _diffusers() -> Path:

@@ -16,8 +16,8 @@ REFUSED: dict[str, str] = {
     "UNet1DModel": _AUDIO,
     "PriorTransformer": _PRIOR,
     "UNetFlatConditionModel": "it denoises embeddings of text, not visual tokens",
-    "WuerstchenPrior": "the attention of its blocks is written into a part that has no processor",
-    "WuerstchenDiffNeXt": "it has no attention",
+    "WuerstchenDiffNeXt": "diffusers has deprecated it, Stable Cascade is its successor",
+    "WuerstchenPrior": "diffusers has deprecated it, Stable Cascade is its successor",
     "SanaTransformer2DModel": "its self-attention is linear; all its softmax is cross-attention",
     "SanaVideoTransformer3DModel": "its self-attention is linear; all its softmax is "
     "cross-attention",
