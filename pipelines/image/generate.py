@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoPipelineForImage2Image
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from diffaccel.attach.attachment import set_attn_processor
@@ -18,9 +19,10 @@ from diffaccel.attach.report import Report
 from diffaccel.pipelines.image.beyond_native import beyond_native, scaled_positions, scheduler_for
 from diffaccel.pipelines.image.job import ImageJob, Size
 from diffaccel.pipelines.image.low_frequency import Arrangement, LowFrequencyGuidance
+from diffaccel.pipelines.image.own_size import at_size, check_positions
 from diffaccel.pipelines.image.presets import Preset, denoiser
 from diffaccel.pipelines.image.tiling import tile_count, tiled
-from diffaccel.pipelines.redraw.late_start import started_from, starting_late
+from diffaccel.pipelines.redraw.late_start import check_startable, started_from, starting_late
 from diffaccel.pipelines.redraw.latents import LatentCodec
 from diffaccel.progress import Timing, counting_steps, step_callback
 
@@ -105,6 +107,10 @@ def refine_image(
 
 def _check_model(pipe: Any, job: ImageJob) -> None:
     """Refuses an unknown model, and switches that do not suit it, before any work."""
+    check_positions(pipe, job)
+    is_redrawn = len(job.stages) > 1 and not job.switches.direct
+    if job.preset.codec is not None and is_redrawn:
+        check_startable(pipe)
     with set_attn_processor(pipe, job.attention):
         scaled_positions(pipe, job)
         scheduler_for(pipe, job)
@@ -124,8 +130,8 @@ def _sample_at_once(pipe: Any, job: ImageJob, timing: Timing) -> tuple[Image.Ima
 def _sample(pipe: Any, job: ImageJob, timing: Timing) -> Image.Image:
     """Calls the text-to-image pipeline."""
     name = f"sample {job.label}"
-    with timing.phases({name: job.native_steps}) as advance:
-        return pipe(
+    with timing.phases({name: job.native_steps}) as advance, at_size(pipe, job.size):
+        output = pipe(
             prompt=job.prompt,
             width=job.size[0],
             height=job.size[1],
@@ -133,7 +139,13 @@ def _sample(pipe: Any, job: ImageJob, timing: Timing) -> Image.Image:
             generator=torch.Generator().manual_seed(job.seed),
             **counting_steps(pipe, lambda: advance(name)),
             **job.preset.arguments,
-        ).images[0]
+        )
+    return _picture(output)
+
+
+def _picture(output: Any) -> Image.Image:
+    """The first picture of a pipeline's output, under whatever name (Kandinsky 5: image), RGB."""
+    return output[0][0].convert("RGB")
 
 
 def _refine(refiner: Any, job: ImageJob, image: Image.Image, timing: Timing) -> Image.Image:
@@ -164,22 +176,26 @@ def _redraw(
     with timing.phases({f"{kind} {job.label}": n for kind, n in phases.items()}) as advance:
         with tiled(pipe.vae, lambda kind: advance(f"{kind} {job.label}")):
             large = image.resize(job.size, Image.Resampling.LANCZOS)
-            pixels = pipe.image_processor.pil_to_numpy(large)
-            pixels = pipe.image_processor.numpy_to_pt(pixels) * 2 - 1
-            clean = codec.encode(pipe.vae, pixels)
+            clean = codec.encode(pipe.vae, _pixels(large))
             scheduler = late_scheduler(
                 pipe, job, Arrangement(codec, denoiser(pipe), clean),
                 lambda: advance(f"denoise {job.label}"),
             )  # fmt: skip
-            with started_from(pipe, scheduler, clean, codec):
-                return pipe(
+            with started_from(pipe, scheduler, clean, codec), at_size(pipe, job.size):
+                output = pipe(
                     prompt=job.prompt,
                     width=job.size[0],
                     height=job.size[1],
                     num_inference_steps=job.switches.schedule,
                     generator=torch.Generator().manual_seed(job.seed),
                     **{**job.preset.arguments, **job.preset.refine_arguments},
-                ).images[0]
+                )
+    return _picture(output)
+
+
+def _pixels(image: Image.Image) -> torch.Tensor:
+    """A picture, RGB, as (1, 3, H, W) in [-1, 1]."""
+    return VaeImageProcessor.numpy_to_pt(VaeImageProcessor.pil_to_numpy(image)) * 2 - 1
 
 
 def late_scheduler(
