@@ -21,6 +21,7 @@ from diffaccel.pipelines.image.job import ImageJob, Size
 from diffaccel.pipelines.image.low_frequency import Arrangement, LowFrequencyGuidance
 from diffaccel.pipelines.image.own_size import at_size, check_positions
 from diffaccel.pipelines.image.presets import Preset, denoiser
+from diffaccel.pipelines.image.prior import native_prior
 from diffaccel.pipelines.image.tiling import tile_count, tiled
 from diffaccel.pipelines.redraw.late_start import check_startable, started_from, starting_late
 from diffaccel.pipelines.redraw.latents import LatentCodec
@@ -67,10 +68,11 @@ def generate_image(pipe: Any, job: ImageJob, *, timing: Timing | None = None) ->
         image, report = _sample_at_once(pipe, job, timing)
         return GeneratedImage(image, (job.size,), timing.seconds, {job.label: report})
     first, *larger = job.stages
-    image = _sample(pipe, first, timing)
     reports = {}
-    for stage in larger:
-        image, reports[stage.label] = refine_image(pipe, stage, image, timing=timing)
+    with native_prior(pipe):
+        image = _sample(pipe, first, timing)
+        for stage in larger:
+            image, reports[stage.label] = refine_image(pipe, stage, image, timing=timing)
     sizes = tuple(stage.size for stage in job.stages)
     return GeneratedImage(image, sizes, timing.seconds, reports)
 

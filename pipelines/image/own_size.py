@@ -14,7 +14,6 @@ from diffaccel.pipelines.image.presets import denoiser
 LONGEST_SIDE: dict[str, Callable[[Any], int]] = {
     "AuraFlowTransformer2DModel": lambda config: isqrt(config.pos_embed_max_size),
     "CogView3PlusTransformer2DModel": lambda config: config.pos_embed_max_size,
-    "CosmosTransformer3DModel": lambda config: min(config.max_size[1:]) // config.patch_size[1],
     "Lumina2Transformer2DModel": lambda config: min(config.axes_lens[1:]),
     "LuminaNextDiT2DModel": lambda _config: 384,  # its pipeline builds that many
     "SD3Transformer2DModel": lambda config: config.pos_embed_max_size,

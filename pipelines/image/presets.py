@@ -142,8 +142,6 @@ BY_PIPELINE = {
     "ChromaPipeline": _flow(1024, 35, 512, _SHIFTED_QUADS),
     "CogView3PlusPipeline": _diffusion(1024, 50, 224),
     "CogView4Pipeline": _flow(1024, 50, 64, _SCALED),
-    # Picture + sigma * noise up to sigma 80, which has no shift.
-    "Cosmos2TextToImagePipeline": _diffusion(1024, 35, 0, _NORMED),
     # The shift that they compute at 1024 x 1024 for the 29 steps of a redrawing.
     "Flux2KleinPipeline": _flow(1024, 50, 512, _PATCHES, shift=8.6),
     "Flux2Pipeline": _flow(1024, 50, 512, _PATCHES, passes=1, shift=8.6),

@@ -82,15 +82,11 @@ class LateStart(_Scheduler):
         if self._clean is None or self._latents is None or not self._is_timed:
             return
         clean, noise = self._clean, self._latents.clone()
-        # Cosmos 2 runs a flow scheduler on picture + sigma * noise, and says so in its settings.
-        largest = self.config.get("sigma_max") if hasattr(self, "scale_noise") else None
-        scale = largest or getattr(self, "init_noise_sigma", 1.0)
+        scale = getattr(self, "init_noise_sigma", 1.0)
         noise = noise / scale if scale != 1 else noise
         first = self.timesteps[:1].expand(len(clean))
         if hasattr(self, "scale_noise"):
             noised = self.scale_noise(clean, first, noise)
-            if largest:
-                noised = noised + self.sigmas[0].to(noise) * clean
         else:
             noised = self.add_noise(clean, noise, first)
         self._latents.copy_(noised)

@@ -52,7 +52,9 @@ class LatentCodec:
             (B, C, h, w) or (B, C, F, h, w).
         """
         is_clip = pixels.ndim == 5
-        takes_clips = any(weight.ndim == 5 for weight in vae.parameters())
+        takes_clips = "temperal_downsample" in vae.config or any(
+            weight.ndim == 5 for weight in vae.parameters()
+        )
         if is_clip and not takes_clips:  # frames are coded one by one
             frames = self.encode(vae, pixels.transpose(1, 2).flatten(0, 1))
             return frames.unflatten(0, (len(pixels), -1)).transpose(1, 2)
