@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_image_pipelines import BUILDERS
 
-from diffaccel.methods import FullAttn
 from diffaccel.methods.windows.sliding import SlidingWindowAttn
-from diffaccel.pipelines.image.generate import generate_image
+from diffaccel.pipelines.image.generate import generate_image, refine_image
 from diffaccel.pipelines.image.job import ImageJob
 from diffaccel.pipelines.image.presets import BY_PIPELINE, denoiser
 
@@ -90,6 +90,20 @@ def test_a_picture_twice_as_large_is_drawn_and_the_pipeline_is_left_alone(tiny, 
     after = public(pipe)
     assert {name: after[name] for name in own} == own and "prepare_latents" not in after
     assert np.array_equal(pixels(generate_image(pipe, job_of(tiny, recipe))), pixels(result))
+
+
+def test_redrawing_almost_nothing_gives_the_latents_of_the_picture(tiny):
+    pipe, decoded, decode = tiny.pipe, [], tiny.pipe.vae.decode
+    picture = np.random.default_rng(0).integers(255, size=(4, 4, 3), dtype=np.uint8)
+    image = Image.fromarray(picture).resize(tiny.size, Image.Resampling.BICUBIC)
+    pipe.vae.decode = lambda z, *a, **k: decoded.append(z) or decode(z, *a, **k)
+    job = job_of(tiny, "window", strength=0.004, shift=None)
+    refine_image(pipe, replace(job, refinement=replace(job.refinement, steps=1)), image)
+    codec, given = job.preset.codec, torch.from_numpy(np.asarray(image)).permute(2, 0, 1)
+    clean = codec.encode(pipe.vae, given[None].float() / 127.5 - 1)
+    found = codec.normalised(pipe.vae, decoded[0]).reshape(clean.shape)
+    distance = (found - clean).pow(2).mean().sqrt()
+    assert distance < 0.5 * (clean - clean.mean()).pow(2).mean().sqrt(), distance
 
 
 def test_low_frequencies_of_the_smaller_picture_decide_the_larger_one(tiny):

@@ -10,7 +10,11 @@ from tiny_models.base import built, noise
 
 from tiny_image_pipelines import autoencoders
 from tiny_image_pipelines.base import (
-    Builder, TinyImagePipeline, assembled, denoiser, prompts,
+    Builder,
+    TinyImagePipeline,
+    assembled,
+    denoiser,
+    prompts,
 )  # fmt: skip
 
 

@@ -11,7 +11,12 @@ from tiny_models.kandinsky import SMALL
 
 from tiny_image_pipelines import autoencoders
 from tiny_image_pipelines.base import (
-    Builder, Flow, TinyImagePipeline, assembled, denoiser, prompts,
+    Builder,
+    Flow,
+    TinyImagePipeline,
+    assembled,
+    denoiser,
+    prompts,
 )  # fmt: skip
 
 
@@ -139,10 +144,10 @@ def prx(is_deep: bool = False) -> TinyImagePipeline:
     """PRX: CFG in one batch; the deep compression autoencoder has patches of one element."""
     model = denoiser("PRXTransformer2DModel")
     if is_deep:
-        model = diffusers.PRXTransformer2DModel(
-            in_channels=4, context_in_dim=16, hidden_size=24, mlp_ratio=2.0, num_heads=2, depth=2,
-            axes_dim=[6, 6], patch_size=1,
-        ).eval()  # fmt: skip
+        model = built(
+            diffusers.PRXTransformer2DModel, in_channels=4, context_in_dim=16, hidden_size=24,
+            mlp_ratio=2.0, num_heads=2, depth=2, axes_dim=[6, 6], patch_size=1,
+        )  # fmt: skip
     pipe = assembled(
         diffusers.PRXPipeline, Flow(shift=3.0), transformer=model,
         vae=autoencoders.deep() if is_deep else autoencoders.kl(),

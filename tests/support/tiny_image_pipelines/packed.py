@@ -10,7 +10,12 @@ from tiny_models.base import built, noise
 
 from tiny_image_pipelines import autoencoders
 from tiny_image_pipelines.base import (
-    Builder, Flow, TinyImagePipeline, assembled, denoiser, prompts,
+    Builder,
+    Flow,
+    TinyImagePipeline,
+    assembled,
+    denoiser,
+    prompts,
 )  # fmt: skip
 
 
