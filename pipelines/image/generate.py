@@ -16,6 +16,7 @@ from PIL import Image
 
 from diffaccel.attach.attachment import set_attn_processor
 from diffaccel.attach.report import Report
+from diffaccel.errors import InputError
 from diffaccel.pipelines.image.beyond_native import beyond_native, scaled_positions, scheduler_for
 from diffaccel.pipelines.image.job import ImageJob, Size
 from diffaccel.pipelines.image.low_frequency import Arrangement, LowFrequencyGuidance
@@ -97,7 +98,9 @@ def refine_image(
         UnsupportedModelError: The denoiser's attention is not known.
     """
     timing = timing or Timing()
+    check_positions(pipe, job)
     if job.preset.codec is not None:
+        check_startable(pipe)
         with beyond_native(pipe, job) as attachment:
             return _redraw(pipe, job, image, job.preset.codec, timing), attachment.report()
     refiner = AutoPipelineForImage2Image.from_pipe(pipe)
@@ -109,9 +112,13 @@ def refine_image(
 
 def _check_model(pipe: Any, job: ImageJob) -> None:
     """Refuses an unknown model, and switches that do not suit it, before any work."""
+    if getattr(pipe, "vae", None) is None:
+        raise InputError(
+            f"to draw a picture a pipeline must have an autoencoder, this {type(pipe).__name__} "
+            "has none; load it with its vae"
+        )
     check_positions(pipe, job)
-    is_redrawn = len(job.stages) > 1 and not job.switches.direct
-    if job.preset.codec is not None and is_redrawn:
+    if job.preset.codec is not None and len(job.stages) > 1 and not job.switches.direct:
         check_startable(pipe)
     with set_attn_processor(pipe, job.attention):
         scaled_positions(pipe, job)

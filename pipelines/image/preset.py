@@ -23,11 +23,11 @@ class Preset:
         refine_arguments: What differs from `arguments` in stages that start from a picture.
         recipe: Name of the default one.
         text: Text tokens that join the picture's in self-attention, as the pipeline pads them;
-            for Qwen-Image, which does not pad, those of a long sentence.
+            of pipelines that do not pad, those of a long sentence.
         passes: Rows that the denoiser gets per step and picture: 2 under classifier-free guidance.
         refine_passes: The same in stages that start from a picture.
-        codec: How the pipeline holds its latents, where it has no image-to-image twin by which
-            a picture could be redrawn.
+        codec: How the pipeline holds its latents: by it a picture is redrawn, otherwise by the
+            pipeline's image-to-image twin.
         multiple: Pixels of which both sides are multiples.
         token: Pixels per token and axis.
         shift: Of the noise schedule at native size, where the pipeline computes one that the

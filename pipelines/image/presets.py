@@ -69,7 +69,7 @@ def _flow(
     multiple: int = MULTIPLE, token: int = MULTIPLE, shift: float | None = None,
     **arguments: object,
 ) -> Preset:  # fmt: skip
-    """A flow model without an image-to-image twin; its shift grows with the size."""
+    """A flow model that redraws through a codec; its shift grows with the size."""
     return Preset(
         native, steps, reasoned_recipes("rectified", 0.4, "size"), arguments, text=text,
         passes=passes, refine_passes=passes, codec=codec, multiple=multiple,
@@ -80,7 +80,7 @@ def _flow(
 def _diffusion(
     native: int, steps: int, text: int, codec: LatentCodec = _SCALED, **arguments: object
 ) -> Preset:
-    """A model of noise without a twin; its schedule has no shift."""
+    """A model of noise that redraws through a codec; its schedule has no shift."""
     return Preset(
         native, steps, reasoned_recipes("sliding-window", 0.4, None), arguments, text=text,
         passes=2, refine_passes=2, codec=codec,

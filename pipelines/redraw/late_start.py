@@ -178,19 +178,13 @@ def check_startable(pipe: Any) -> None:
     """Refuses before any work a pipeline that cannot start from a picture.
 
     Raises:
-        InputError: It makes its latents elsewhere, has no autoencoder, or its scheduler cannot
-            noise a picture.
+        InputError: It makes its latents elsewhere, or its scheduler cannot noise a picture.
     """
     name = type(pipe).__name__
     if not hasattr(pipe, "prepare_latents"):
         raise InputError(
             f"to redraw a picture a pipeline must make its latents in prepare_latents, {name} "
             "does not; generate at native size"
-        )
-    if getattr(pipe, "vae", None) is None:
-        raise InputError(
-            f"to redraw a picture a pipeline must have an autoencoder, this {name} has none; "
-            "load it with its vae"
         )
     _check_noising(pipe.scheduler)
 

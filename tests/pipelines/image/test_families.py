@@ -83,6 +83,8 @@ def test_a_picture_twice_as_large_is_drawn_and_the_pipeline_is_left_alone(tiny, 
     assert len(result.stages) == (1 if recipe == "direct" else 2)
     (report,) = result.reports.values()
     layers = report.denoisers[0].layers
+    kinds = {part.kind for x in layers if x.layout for part in x.layout.segments}
+    assert ("text" in kinds) == (job_of(tiny, recipe).preset.text > 0)
     if type(pipe).__name__ == "ChromaPipeline":  # adds its mask to the scores
         assert all("is not key padding" in reason for x in layers for reason in x.dense_calls)
     else:

@@ -9,7 +9,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from tiny_image_pipelines import BUILDERS
+from tiny_image_pipelines import BUILDERS, autoencoders
 
 from diffaccel.bindings import UnsupportedModelError, binding_of
 from diffaccel.errors import InputError
@@ -18,6 +18,8 @@ from diffaccel.pipelines.image.beyond_native import scheduler_for
 from diffaccel.pipelines.image.generate import generate_image
 from diffaccel.pipelines.image.job import ImageJob
 from diffaccel.pipelines.image.presets import BY_PIPELINE, denoiser, preset_for
+from diffaccel.pipelines.image.tiling import tiled
+from diffaccel.pipelines.redraw.latents import LatentCodec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -39,20 +41,21 @@ def refused(tiny, job, error, words):
     assert not calls and "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("rope", ["ntk", "yarn"])
 @pytest.mark.parametrize("name", BUILDERS)
-def test_positions_are_scaled_for_one_picture_or_refused_by_name(name, rope):
+def test_positions_are_scaled_for_one_picture_or_refused_by_name(name):
     tiny = BUILDERS[name]()
     model, decode, decoded = denoiser(tiny.pipe), tiny.pipe.vae.decode, []
     tiny.pipe.vae.decode = lambda z, *a, **k: decoded.append(z) or decode(z, *a, **k)
     if not binding_of(model).scales_rope:
-        refused(tiny, job_of(tiny, rope=rope), UnsupportedModelError, type(model).__name__)
+        for kind in ("ntk", "yarn"):
+            refused(tiny, job_of(tiny, rope=kind), UnsupportedModelError, type(model).__name__)
         return
-    for kind in ("plain", rope, "plain"):
+    for kind in ("plain", "ntk", "yarn", "plain"):
         generate_image(tiny.pipe, job_of(tiny, rope=kind))
-    plain, scaled, again = decoded
-    assert torch.equal(plain, again) and not torch.equal(plain, scaled)
-    assert torch.isfinite(scaled).all()
+    plain, ntk, yarn, again = decoded
+    assert torch.equal(plain, again) and torch.isfinite(ntk).all() and torch.isfinite(yarn).all()
+    assert not torch.equal(plain, ntk) and not torch.equal(plain, yarn)
+    assert not torch.equal(ntk, yarn)
 
 
 @pytest.mark.parametrize(
@@ -172,3 +175,27 @@ def test_a_codec_wins_over_an_image_to_image_twin(monkeypatch):
     monkeypatch.setattr(diffusers.AutoPipelineForImage2Image, "from_pipe", twin)
     tiny = BUILDERS["ZImagePipeline"]()
     assert generate_image(tiny.pipe, job_of(tiny, "cascade")).image.size == tiny.size
+
+
+@pytest.mark.parametrize(
+    ("build", "codec"),
+    [
+        (autoencoders.kl, LatentCodec()),
+        (autoencoders.deep, LatentCodec()),
+        (autoencoders.flux2, LatentCodec(patches_channels=True)),
+        (autoencoders.hunyuan, LatentCodec()),
+        (autoencoders.qwen, LatentCodec()),
+        (autoencoders.qwen21, LatentCodec()),
+        (autoencoders.wan, LatentCodec()),
+    ],
+)
+def test_every_autoencoder_encodes_in_tiles(build, codec):
+    vae, kinds = build(4), []
+    coarse = torch.rand(1, 3, 5, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pixels = torch.nn.functional.interpolate(coarse, (576, 64), mode="bicubic")
+    plain = codec.encode(vae, pixels)
+    with tiled(vae, kinds.append):
+        found = codec.encode(vae, pixels)
+    assert found.shape == plain.shape and kinds.count("encode") > 1
+    assert (found - plain).abs().mean() < 0.5 * plain.std()
+    assert "tiled_encode" not in vars(vae) and not vae.use_tiling

@@ -39,23 +39,23 @@ def deep(channels: int = 4) -> Any:
     )  # fmt: skip
 
 
-def flux2() -> Any:
+def flux2(channels: int = 4) -> Any:
     """That of FLUX.2, whose batch norm holds the statistics of 2 x 2 elements."""
     vae = built(
-        diffusers.AutoencoderKLFlux2, latent_channels=4, layers_per_block=1,
+        diffusers.AutoencoderKLFlux2, latent_channels=channels, layers_per_block=1,
         block_out_channels=(4,) * 4, norm_num_groups=2, mid_block_add_attention=False,
     )  # fmt: skip
-    vae.bn.running_mean.copy_(0.3 * torch.cos(torch.arange(16)))
-    vae.bn.running_var.copy_(1.0 + 0.4 * torch.sin(torch.arange(16)))
+    vae.bn.running_mean.copy_(0.3 * torch.cos(torch.arange(4 * channels)))
+    vae.bn.running_var.copy_(1.0 + 0.4 * torch.sin(torch.arange(4 * channels)))
     return vae
 
 
-def hunyuan() -> Any:
+def hunyuan(channels: int = 4) -> Any:
     """That of HunyuanImage, 32 pixels per element."""
     return built(
-        diffusers.AutoencoderKLHunyuanImage, in_channels=3, out_channels=3, latent_channels=4,
-        block_out_channels=(32,) * 6, layers_per_block=1, spatial_compression_ratio=32,
-        sample_size=64, scaling_factor=0.6,
+        diffusers.AutoencoderKLHunyuanImage, in_channels=3, out_channels=3, sample_size=64,
+        latent_channels=channels, block_out_channels=(32,) * 6, layers_per_block=1,
+        spatial_compression_ratio=32, scaling_factor=0.6,
     )  # fmt: skip
 
 

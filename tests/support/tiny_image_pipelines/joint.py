@@ -105,7 +105,7 @@ def hunyuan_image() -> TinyImagePipeline:
     told = prompts(6, 16, mask="prompt_embeds_mask")
     told |= {f"{name}_2": value[:, :5] for name, value in told.items()}
     told |= {name: told[name][..., :8] for name in told if name.endswith("embeds_2")}
-    return TinyImagePipeline(pipe, told, native=128, size=(320, 192))
+    return TinyImagePipeline(pipe, told)
 
 
 def kandinsky5() -> TinyImagePipeline:
@@ -154,8 +154,7 @@ def prx(is_deep: bool = False) -> TinyImagePipeline:
     )  # fmt: skip
     told = prompts(6, 16, mask="prompt_attention_mask", dtype=torch.bool)
     told |= {"negative_prompt": None}
-    native, size = (128, (320, 192)) if is_deep else (64, (160, 96))
-    return TinyImagePipeline(pipe, told, native=native, size=size)
+    return TinyImagePipeline(pipe, told)
 
 
 def z_image() -> TinyImagePipeline:
