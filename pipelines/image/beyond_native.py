@@ -14,6 +14,7 @@ from diffaccel.bindings.rope import Axis, Ntk, Yarn, scaled_rope
 from diffaccel.errors import InputError
 from diffaccel.pipelines.image.job import ImageJob
 from diffaccel.pipelines.image.low_frequency import guided_scheduler
+from diffaccel.pipelines.image.preset import Preset
 from diffaccel.pipelines.image.presets import denoiser
 from diffaccel.pipelines.windows import throughout
 
@@ -49,7 +50,7 @@ def axis_of(job: ImageJob, side: int) -> Axis:
     native = job.preset.native
     factor = max(1.0, side / native)
     if job.switches.rope == "yarn":
-        return Yarn(factor, native // job.preset.multiple)
+        return Yarn(factor, native // job.preset.token)
     return Ntk(factor)
 
 
@@ -67,18 +68,19 @@ def scheduler_for(pipe: Any, job: ImageJob) -> Any:
     config.pop("_use_default_values", None)  # diffusers would put the defaults back
     is_flow = isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler)
     if is_flow:
-        tokens = pixels // job.preset.multiple**2
+        tokens = pixels // job.preset.token**2
         config["max_image_seq_len"] = max(tokens, config["max_image_seq_len"])
     if refinement.shift is not None:
-        if not is_flow:
+        if not is_flow and not config.get("use_flow_sigmas"):
             raise InputError(
                 "shift is for the noise schedules of flow models, got "
                 f"{type(pipe.scheduler).__name__}; leave it out"
             )
         shift = refinement.shift
         if shift == "size":
-            shift = native_shift(config) * sqrt(max(1.0, pixels / job.preset.native**2))
-        config |= {"shift": shift, "use_dynamic_shifting": False}
+            growth = sqrt(max(1.0, pixels / job.preset.native**2))
+            shift = native_shift(config, job.preset) * growth
+        config |= {"shift" if is_flow else "flow_shift": shift, "use_dynamic_shifting": False}
     if refinement.guidance > 0 and not refinement.direct:
         return guided_scheduler(
             pipe.scheduler, config, refinement.guidance, refinement.guidance_levels
@@ -86,11 +88,17 @@ def scheduler_for(pipe: Any, job: ImageJob) -> Any:
     return type(pipe.scheduler).from_config(config)
 
 
-def native_shift(config: dict[str, Any]) -> float:
+def native_shift(config: dict[str, Any], preset: Preset) -> float:
     """The shift of a flow schedule at the model's native size.
 
-    A schedule whose shift grows with size (FLUX) has its largest trained one there.
+    A schedule whose shift grows with size (FLUX) has its largest trained one there; one that
+    grows linearly with the side (CogView4, GLM-Image) has what their pipelines compute.
     """
-    if config.get("use_dynamic_shifting"):
-        return exp(config["max_shift"])
-    return config["shift"]
+    if not config.get("use_dynamic_shifting"):
+        return config["shift"] if "shift" in config else config["flow_shift"]
+    if preset.shift is not None:
+        return preset.shift
+    if config.get("time_shift_type") == "linear":
+        side = preset.native / preset.token / sqrt(config["base_image_seq_len"])
+        return side * config["max_shift"] + config["base_shift"]
+    return exp(config["max_shift"])

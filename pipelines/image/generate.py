@@ -12,17 +12,21 @@ from typing import Any
 
 import torch
 from diffusers import AutoPipelineForImage2Image
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from diffaccel.attach.attachment import denoisers, set_attn_processor
 from diffaccel.attach.caches import CACHE_DIT, READS_CONTEXT, caches_of, refuse_caches
 from diffaccel.attach.report import Report
+from diffaccel.errors import InputError
 from diffaccel.pipelines.image.beyond_native import beyond_native, scaled_positions, scheduler_for
 from diffaccel.pipelines.image.job import ImageJob, Size
 from diffaccel.pipelines.image.low_frequency import Arrangement, LowFrequencyGuidance
+from diffaccel.pipelines.image.own_size import at_size, check_positions
 from diffaccel.pipelines.image.presets import Preset, denoiser
+from diffaccel.pipelines.image.prior import native_prior
 from diffaccel.pipelines.image.tiling import tile_count, tiled
-from diffaccel.pipelines.redraw.late_start import started_from, starting_late
+from diffaccel.pipelines.redraw.late_start import check_startable, started_from, starting_late
 from diffaccel.pipelines.redraw.latents import LatentCodec
 from diffaccel.progress import Timing, counting_steps, step_callback
 
@@ -67,10 +71,11 @@ def generate_image(pipe: Any, job: ImageJob, *, timing: Timing | None = None) ->
         image, report = _sample_at_once(pipe, job, timing)
         return GeneratedImage(image, (job.size,), timing.seconds, {job.label: report})
     first, *larger = job.stages
-    image = _sample(pipe, first, timing)
     reports = {}
-    for stage in larger:
-        image, reports[stage.label] = refine_image(pipe, stage, image, timing=timing)
+    with native_prior(pipe):
+        image = _sample(pipe, first, timing)
+        for stage in larger:
+            image, reports[stage.label] = refine_image(pipe, stage, image, timing=timing)
     sizes = tuple(stage.size for stage in job.stages)
     return GeneratedImage(image, sizes, timing.seconds, reports)
 
@@ -95,7 +100,9 @@ def refine_image(
         UnsupportedModelError: The denoiser's attention is not known.
     """
     timing = timing or Timing()
+    check_positions(pipe, job)
     if job.preset.codec is not None:
+        check_startable(pipe)
         with beyond_native(pipe, job) as attachment:
             return _redraw(pipe, job, image, job.preset.codec, timing), attachment.report()
     refiner = AutoPipelineForImage2Image.from_pipe(pipe)
@@ -108,8 +115,17 @@ def refine_image(
 
 def _check_model(pipe: Any, job: ImageJob) -> None:
     """Refuses an unknown model, and switches and caches that do not suit, before any work."""
+    if getattr(pipe, "vae", None) is None:
+        raise InputError(
+            f"to draw a picture a pipeline must have an autoencoder, this {type(pipe).__name__} "
+            "has none; load it with its vae"
+        )
+    check_positions(pipe, job)
     if len(job.stages) > 1 and not job.switches.direct:
-        _check_caches(pipe, AutoPipelineForImage2Image.from_pipe(pipe))
+        if job.preset.codec is None:
+            _check_caches(pipe, AutoPipelineForImage2Image.from_pipe(pipe))
+        else:
+            check_startable(pipe)
     with set_attn_processor(pipe, job.attention):
         scaled_positions(pipe, job)
         scheduler_for(pipe, job)
@@ -139,8 +155,8 @@ def _sample_at_once(pipe: Any, job: ImageJob, timing: Timing) -> tuple[Image.Ima
 def _sample(pipe: Any, job: ImageJob, timing: Timing) -> Image.Image:
     """Calls the text-to-image pipeline."""
     name = f"sample {job.label}"
-    with timing.phases({name: job.native_steps}) as advance:
-        return pipe(
+    with timing.phases({name: job.native_steps}) as advance, at_size(pipe, job.size):
+        output = pipe(
             prompt=job.prompt,
             width=job.size[0],
             height=job.size[1],
@@ -148,7 +164,13 @@ def _sample(pipe: Any, job: ImageJob, timing: Timing) -> Image.Image:
             generator=torch.Generator().manual_seed(job.seed),
             **counting_steps(pipe, lambda: advance(name)),
             **job.preset.arguments,
-        ).images[0]
+        )
+    return _picture(output)
+
+
+def _picture(output: Any) -> Image.Image:
+    """The first picture of a pipeline's output, under whatever name (Kandinsky 5: image), RGB."""
+    return output[0][0].convert("RGB")
 
 
 def _refine(refiner: Any, job: ImageJob, image: Image.Image, timing: Timing) -> Image.Image:
@@ -179,22 +201,26 @@ def _redraw(
     with timing.phases({f"{kind} {job.label}": n for kind, n in phases.items()}) as advance:
         with tiled(pipe.vae, lambda kind: advance(f"{kind} {job.label}")):
             large = image.resize(job.size, Image.Resampling.LANCZOS)
-            pixels = pipe.image_processor.pil_to_numpy(large)
-            pixels = pipe.image_processor.numpy_to_pt(pixels) * 2 - 1
-            clean = codec.encode(pipe.vae, pixels)
+            clean = codec.encode(pipe.vae, _pixels(large))
             scheduler = late_scheduler(
                 pipe, job, Arrangement(codec, denoiser(pipe), clean),
                 lambda: advance(f"denoise {job.label}"),
             )  # fmt: skip
-            with started_from(pipe, scheduler, clean, codec):
-                return pipe(
+            with started_from(pipe, scheduler, clean, codec), at_size(pipe, job.size):
+                output = pipe(
                     prompt=job.prompt,
                     width=job.size[0],
                     height=job.size[1],
                     num_inference_steps=job.switches.schedule,
                     generator=torch.Generator().manual_seed(job.seed),
                     **{**job.preset.arguments, **job.preset.refine_arguments},
-                ).images[0]
+                )
+    return _picture(output)
+
+
+def _pixels(image: Image.Image) -> torch.Tensor:
+    """A picture, RGB, as (1, 3, H, W) in [-1, 1]."""
+    return VaeImageProcessor.numpy_to_pt(VaeImageProcessor.pil_to_numpy(image)) * 2 - 1
 
 
 def late_scheduler(

@@ -83,7 +83,7 @@ class ImageJob:
         if self.switches.proportional:
             trained = None  # joint sequences have one size, the levels of a U-Net say theirs
             if self.preset.text:
-                trained = (self.preset.native // self.preset.multiple) ** 2 + self.preset.text
+                trained = (self.preset.native // self.preset.token) ** 2 + self.preset.text
             method = ProportionalAttn(method, trained)
         return method
 

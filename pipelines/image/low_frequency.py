@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, ClassVar
+from functools import cache, wraps
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -210,9 +210,18 @@ def guided_scheduler(
 
 @cache
 def _guided_class(kind: type[SchedulerMixin]) -> type[LowFrequencyGuidance]:
-    """The one subclass of a scheduler class that is guided."""
-    name = kind.__name__
-    return type(f"LowFrequency{name}", (LowFrequencyGuidance, kind), {"guides": name})
+    """The one subclass of a scheduler class that is guided.
+
+    Its step keeps its signature, by which pipelines decide whether to pass their generator.
+    """
+    name, behind = kind.__name__, cast(Any, kind)
+
+    @wraps(behind.step)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return LowFrequencyGuidance.step(self, *args, **kwargs)
+
+    members = {"guides": name, "step": step}
+    return type(f"LowFrequency{name}", (LowFrequencyGuidance, kind), members)
 
 
 def low_frequencies(latents: Tensor, levels: int) -> Tensor:

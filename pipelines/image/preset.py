@@ -8,7 +8,7 @@ from diffaccel.pipelines.image.recipe import AT_ONCE, Recipe, Refinement, Shift
 from diffaccel.pipelines.redraw.latents import LatentCodec
 
 MULTIPLE = 16
-"""Pixels per token and axis in most latent models."""
+"""Pixels per token and axis in most latent models, of which sides are multiples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,15 @@ class Preset:
         refine_arguments: What differs from `arguments` in stages that start from a picture.
         recipe: Name of the default one.
         text: Text tokens that join the picture's in self-attention, as the pipeline pads them;
-            for Qwen-Image, which does not pad, those of a long sentence.
+            of pipelines that do not pad, those of a long sentence.
         passes: Rows that the denoiser gets per step and picture: 2 under classifier-free guidance.
         refine_passes: The same in stages that start from a picture.
-        codec: How the pipeline holds its latents, where it has no image-to-image twin by which
-            a picture could be redrawn.
-        multiple: Pixels per token and axis.
+        codec: How the pipeline holds its latents: by it a picture is redrawn, otherwise by the
+            pipeline's image-to-image twin.
+        multiple: Pixels of which both sides are multiples.
+        token: Pixels per token and axis.
+        shift: Of the noise schedule at native size, where the pipeline computes one that the
+            scheduler's settings do not tell.
     """
 
     native: int
@@ -42,6 +45,8 @@ class Preset:
     refine_passes: int = 1
     codec: LatentCodec | None = None
     multiple: int = MULTIPLE
+    token: int = MULTIPLE
+    shift: float | None = None
 
     @property
     def refinement(self) -> Refinement:

@@ -52,25 +52,38 @@ EMBEDDED_UNET = Preset(
     passes=2,
     refine_passes=2,
 )
-PLAIN, QUADS, PATCHES = LatentCodec(), LatentCodec("quads"), LatentCodec(patches_channels=True)
+# What each pipeline undoes before it decodes. Autoencoders have further settings that some
+# pipelines pass over: Kandinsky 5 the shift of the FLUX autoencoder.
+_MEANS = ("latents_mean", "latents_std")
+_SCALED = LatentCodec(statistics=("scaling_factor",))
+_SHIFTED = LatentCodec(statistics=("scaling_factor", "shift_factor"))
+_NORMED = LatentCodec(statistics=_MEANS)
+_SHIFTED_QUADS = replace(_SHIFTED, arrangement="quads")
+_NORMED_QUADS = replace(_NORMED, arrangement="quads")
+_NORMED_TOKENS = replace(_NORMED, arrangement="tokens")
+_PATCHES = LatentCodec(patches_channels=True)
 
 
 def _flow(
     native: int, steps: int, text: int, codec: LatentCodec, *, passes: int = 2,
-    multiple: int = MULTIPLE, **arguments: object,
+    multiple: int = MULTIPLE, token: int = MULTIPLE, shift: float | None = None,
+    **arguments: object,
 ) -> Preset:  # fmt: skip
-    """A flow model without an image-to-image twin; its shift grows with the size."""
+    """A flow model that redraws through a codec; its shift grows with the size."""
     return Preset(
         native, steps, reasoned_recipes("rectified", 0.4, "size"), arguments, text=text,
         passes=passes, refine_passes=passes, codec=codec, multiple=multiple,
+        token=token, shift=shift,
     )  # fmt: skip
 
 
-def _diffusion(native: int, steps: int, text: int, **arguments: object) -> Preset:
-    """A model of noise without a twin; its schedule has no shift."""
+def _diffusion(
+    native: int, steps: int, text: int, codec: LatentCodec = _SCALED, **arguments: object
+) -> Preset:
+    """A model of noise that redraws through a codec; its schedule has no shift."""
     return Preset(
         native, steps, reasoned_recipes("sliding-window", 0.4, None), arguments, text=text,
-        passes=2, refine_passes=2, codec=PLAIN,
+        passes=2, refine_passes=2, codec=codec,
     )  # fmt: skip
 
 
@@ -118,34 +131,44 @@ BY_PIPELINE = {
         passes=2,
         refine_passes=2,
     ),
-    # The others start from a picture by `diffaccel.pipelines.redraw`. Their guidance and prompt
-    # lengths are the pipelines' own defaults.
-    "AuraFlowPipeline": _flow(1024, 50, 256, PLAIN),
-    "BriaPipeline": _flow(1024, 30, 128, QUADS),
-    "BriaFiboPipeline": _flow(1024, 30, 1024, PLAIN),
-    "ChromaPipeline": _flow(1024, 35, 512, QUADS),
+    # The others start from a picture by `diffaccel.pipelines.redraw`. Steps and guidance are the
+    # pipelines' own defaults; arguments are what differs from them. Resolution binning and the
+    # sizes that HiDream and Kandinsky 5 choose would bring every picture back to native size.
+    # Text that is not padded counts as a long sentence, 64 tokens.
+    "AuraFlowPipeline": _flow(1024, 50, 256, _SCALED),
+    "BriaPipeline": _flow(1024, 30, 128, _SHIFTED_QUADS),
+    # Not padded; its prompts are descriptions in JSON of about this length.
+    "BriaFiboPipeline": _flow(1024, 30, 1024, _NORMED_TOKENS),
+    "ChromaPipeline": _flow(1024, 35, 512, _SHIFTED_QUADS),
     "CogView3PlusPipeline": _diffusion(1024, 50, 224),
-    "CogView4Pipeline": _flow(1024, 50, 224, PLAIN),
-    "Cosmos2TextToImagePipeline": _flow(1024, 35, 0, PLAIN),
-    "Flux2KleinPipeline": _flow(1024, 50, 512, PATCHES),
-    "Flux2Pipeline": _flow(1024, 50, 512, PATCHES, passes=1),
-    "GlmImagePipeline": _flow(1024, 50, 128, PLAIN),
-    "HiDreamImagePipeline": _flow(1024, 50, 384, PLAIN),
+    "CogView4Pipeline": _flow(1024, 50, 64, _SCALED),
+    # The shift that they compute at 1024 x 1024 for the 29 steps of a redrawing.
+    "Flux2KleinPipeline": _flow(1024, 50, 512, _PATCHES, shift=8.6),
+    "Flux2Pipeline": _flow(1024, 50, 512, _PATCHES, passes=1, shift=8.6),
+    # Only words to be written are text; a token of the prior is 32 pixels wide.
+    "GlmImagePipeline": _flow(1024, 50, 16, _NORMED, multiple=32),
+    "HiDreamImagePipeline": _flow(1024, 50, 384, _SHIFTED),
     "HunyuanDiTPipeline": _diffusion(1024, 50, 0, use_resolution_binning=False),
-    "HunyuanImagePipeline": _flow(2048, 50, 256, PLAIN, multiple=32),
-    "Kandinsky5T2IPipeline": _flow(1024, 50, 0, LatentCodec("channels-last")),
+    "HunyuanImagePipeline": _flow(2048, 50, 1000 + 128, _SCALED, multiple=32, token=32),
+    "Kandinsky5T2IPipeline": _flow(1024, 50, 0, replace(_SCALED, arrangement="channels-last")),
     "KolorsPipeline": _diffusion(1024, 50, 0),
-    "Krea2Pipeline": _flow(1024, 28, 512, QUADS),
-    "LongCatImagePipeline": _flow(1024, 50, 512, QUADS),
-    "Lumina2Pipeline": _flow(1024, 30, 256, PLAIN),
-    "LuminaPipeline": _flow(1024, 30, 0, PLAIN),
-    "NucleusMoEImagePipeline": _flow(1024, 50, 64, QUADS),
-    "OvisImagePipeline": _flow(1024, 50, 256, QUADS),
-    "PRXPipeline": _flow(512, 28, 0, PLAIN, use_resolution_binning=False),
+    "Krea2Pipeline": _flow(1024, 28, 512, _NORMED_QUADS),
+    # Its rewriting draws another prompt at each stage.
+    "LongCatImagePipeline": _flow(1024, 50, 512, _SHIFTED_QUADS, enable_prompt_rewrite=False),
+    # Padding is cut; a long sentence and the system prompt remain.
+    "Lumina2Pipeline": _flow(1024, 30, 100, _SHIFTED),
+    "LuminaPipeline": _flow(1024, 30, 0, _SCALED),
+    "NucleusMoEImagePipeline": _flow(1024, 50, 64, _NORMED_QUADS),
+    "OvisImagePipeline": _flow(1024, 50, 256, _SHIFTED_QUADS),
+    # With the deep compression autoencoder; for that of FLUX see `preset_for`.
+    "PRXPipeline": _flow(
+        512, 28, 256, _SHIFTED, multiple=32, token=32, use_resolution_binning=False
+    ),
     "PixArtAlphaPipeline": _diffusion(1024, 20, 0, use_resolution_binning=False),
     "PixArtSigmaPipeline": _diffusion(1024, 20, 0, use_resolution_binning=False),
-    "QwenImage21Pipeline": _flow(1024, 40, 64, QUADS, passes=1),
-    "ZImagePipeline": _flow(1024, 50, 512, PLAIN),
+    # It takes an even number of tokens per side.
+    "QwenImage21Pipeline": _flow(1024, 40, 64, _NORMED_TOKENS, passes=1, multiple=32),
+    "ZImagePipeline": _flow(1024, 50, 64, _SHIFTED),
 }
 SUPPORTED = tuple(BY_PIPELINE)
 SUPPORTED_VIDEO = (
@@ -177,10 +200,12 @@ def preset_for(pipe: Any, source: str | Path) -> Preset:
         pipe: A pipeline whose class is in `SUPPORTED`.
         source: What it was loaded from; the embedded model has a preset of its own.
     """
-    sample_size = denoiser(pipe).config.get("sample_size")
-    return named_preset(
-        type(pipe).__name__, source, sample_size, getattr(pipe, "vae_scale_factor", 1)
-    )
+    config, scale = denoiser(pipe).config, getattr(pipe, "vae_scale_factor", 1)
+    preset = named_preset(type(pipe).__name__, source, config.get("sample_size"), scale)
+    if type(pipe).__name__ == "PRXPipeline":  # of several sizes, with one of two autoencoders
+        token = scale * config.patch_size
+        return replace(preset, native=pipe.default_sample_size, multiple=token, token=token)
+    return preset
 
 
 def named_preset(
@@ -202,6 +227,6 @@ def named_preset(
     if own is not None:
         return own
     preset = BY_PIPELINE[class_name]
-    if isinstance(sample_size, int) and class_name.startswith("StableDiffusion"):
+    if isinstance(sample_size, int) and class_name.startswith(("StableDiffusion", "PixArt")):
         return replace(preset, native=sample_size * vae_scale)
     return preset

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffaccel.attach.attachment import add_attention_hook, remove_attention_hook
 from diffaccel.attach.call import AttentionCall, AttentionHook, Compute
-from diffaccel.bindings import AttentionLayer, binding_of
+from diffaccel.bindings import AttentionLayer, ModelCall, binding_of
 from diffaccel.errors import InputError
 from diffaccel.layout import TokenLayout
 
@@ -54,9 +54,15 @@ def served_layers(model: Any, latents: tuple[int, ...], text: int) -> tuple[Serv
     names = tuple(layer.name for layer in layers)
     add_attention_hook(model, seen, names)
     try:
-        _call(model, binding.example_call(model, latents, text), latents)
+        runs = _runs(model, latents, text)
     finally:
         remove_attention_hook(model, seen)
+    if not runs:
+        known = ModelCall(binding.example_call(model, latents, text), {})
+        for layer in layers:
+            layout = binding.layout(model, known, layer)
+            seen.layouts[layer.name] = replace(layout, native=binding.native(model, layer))
+            seen.heads[layer.name] = _written_heads(model.get_submodule(layer.name))
     return tuple(
         ServedLayer(layer, seen.layouts[layer.name], *seen.heads[layer.name])
         for layer in layers
@@ -100,25 +106,57 @@ def other_flop(model: Any, latents: tuple[int, ...], text: int) -> float:
         latents: Its latents (h, w), or (f, h, w) of a video.
         text: Text tokens, joint or cross-attended.
 
+    Where the denoiser cannot be called without values, two for each parameter and token.
+
     Raises:
         InputError: The denoiser does not take latents of this size.
     """
     model = skeleton_of(model)
     with FlopCounterMode(display=False) as counter:
-        _call(model, binding_of(model).example_call(model, latents, text), latents)
+        runs = _runs(model, latents, text)
+    if not runs:
+        tokens = max(x.layout.length for x in served_layers(model, latents, text))
+        return 2.0 * tokens * sum(p.numel() for p in model.parameters())
     served = sum(layer.dense_flop for layer in served_layers(model, latents, text))
     return counter.get_total_flops() - served
 
 
-def _call(model: Any, arguments: dict[str, Any], latents: tuple[int, ...]) -> None:
+def _runs(model: Any, latents: tuple[int, ...], text: int) -> bool:
+    """Whether a denoiser can be called where tensors have shapes alone.
+
+    Raises:
+        InputError: It can, but not with latents of this size.
+    """
+    reason = _why_not(model, latents, text)
+    if not reason:
+        return True
+    if _why_not(model, (3, 32, 32) if len(latents) == 3 else (32, 32), text):
+        return False
+    raise InputError(
+        f"{type(model).__name__} must take latents of {'x'.join(map(str, latents))} elements, it "
+        f"does not ({reason}); choose another size"
+    )
+
+
+def _why_not(model: Any, latents: tuple[int, ...], text: int) -> str:
+    """Returns why a call without values fails, "" where it does not."""
     try:
         with torch.no_grad():
-            model(**arguments)
-    except (ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{type(model).__name__} must take latents of {'x'.join(map(str, latents))} elements, "
-            f"it does not ({str(error).splitlines()[0]}); choose another size"
-        ) from error
+            model(**binding_of(model).example_call(model, latents, text))
+    except (ValueError, RuntimeError, TypeError, NotImplementedError, NameError) as error:
+        return (str(error) or type(error).__name__).splitlines()[0]
+    return ""
+
+
+def _written_heads(module: Any) -> tuple[int, int]:
+    """H and D as the attributes of an attention layer tell them."""
+    heads = next(getattr(module, name) for name in HEADS if hasattr(module, name))
+    dim = getattr(module, "head_dim", None) or module.inner_dim // heads
+    return heads, dim
+
+
+HEADS = ("heads", "num_heads", "n_heads", "num_attention_heads")
+"""Names under which attention layers keep their number of heads."""
 
 
 def autoencoder_flop(vae: Any, tiles: Mapping[tuple[int, int], int], part: str) -> float:

@@ -70,6 +70,14 @@ class LateStart(_Scheduler):
         self.on_step()
         return output
 
+    def scale_model_input(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Scales what a model sees, where the scheduler behind does.
+
+        Bria asks it of every class but the one it knows.
+        """
+        behind = getattr(super(), "scale_model_input", None)
+        return sample if behind is None else behind(sample, *args, **kwargs)
+
     def _begin(self) -> None:
         if self._clean is None or self._latents is None or not self._is_timed:
             return
@@ -111,11 +119,7 @@ def starting_late(scheduler: Any, strength: float, on_step: Callable[[], None]) 
     Raises:
         InputError: It cannot noise a picture.
     """
-    if not (hasattr(scheduler, "scale_noise") or hasattr(scheduler, "add_noise")):
-        raise InputError(
-            "to redraw a picture the scheduler must be able to noise it, and "
-            f"{type(scheduler).__name__} is not; set pipe.scheduler to a flow or DDIM scheduler"
-        )
+    _check_noising(scheduler)
     kind: Any = type(scheduler)
     late = _late_class(kind).from_config(scheduler.config)
     late.__dict__.update(scheduler.__dict__)
@@ -145,13 +149,7 @@ def started_from(
     def prepare_latents(*args: Any, **kwargs: Any) -> Any:
         made = prepare(*args, **kwargs)
         noise, *others = made if isinstance(made, tuple) else (made,)
-        given = packed if packed.ndim == noise.ndim else packed.unsqueeze(noise.ndim - 3)
-        if given.shape[1:] != noise.shape[1:]:
-            raise InputError(
-                f"{type(pipe).__name__} holds latents of shape {tuple(noise.shape[1:])}, those of "
-                f"the picture are {tuple(given.shape[1:])}; choose another size"
-            )
-        latents = scheduler.adopt(given, noise)
+        latents = scheduler.adopt(_arranged_like(noise, packed, pipe), noise)
         return (latents, *others) if isinstance(made, tuple) else latents
 
     pipe.scheduler, pipe.prepare_latents = scheduler, prepare_latents
@@ -160,6 +158,43 @@ def started_from(
     finally:
         pipe.scheduler = own
         del pipe.prepare_latents
+
+
+def _arranged_like(noise: Tensor, packed: Tensor, pipe: Any) -> Tensor:
+    """Adds the axis of one frame where a pipeline of pictures has it."""
+    given = packed
+    for axis in range(1, noise.ndim) if noise.ndim == packed.ndim + 1 else ():
+        if packed.unsqueeze(axis).shape[1:] == noise.shape[1:]:
+            given = packed.unsqueeze(axis)
+    if given.shape[1:] != noise.shape[1:]:
+        raise InputError(
+            f"{type(pipe).__name__} holds latents of shape {tuple(noise.shape[1:])}, those of "
+            f"the picture are {tuple(given.shape[1:])}; choose another size"
+        )
+    return given
+
+
+def check_startable(pipe: Any) -> None:
+    """Refuses before any work a pipeline that cannot start from a picture.
+
+    Raises:
+        InputError: It makes its latents elsewhere, or its scheduler cannot noise a picture.
+    """
+    name = type(pipe).__name__
+    if not hasattr(pipe, "prepare_latents"):
+        raise InputError(
+            f"to redraw a picture a pipeline must make its latents in prepare_latents, {name} "
+            "does not; generate at native size"
+        )
+    _check_noising(pipe.scheduler)
+
+
+def _check_noising(scheduler: Any) -> None:
+    if not (hasattr(scheduler, "scale_noise") or hasattr(scheduler, "add_noise")):
+        raise InputError(
+            "to redraw a picture the scheduler must be able to noise it, and "
+            f"{type(scheduler).__name__} is not; set pipe.scheduler to a flow or DDIM scheduler"
+        )
 
 
 @torch.no_grad()

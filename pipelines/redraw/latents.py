@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-Arrangement = Literal["plain", "quads", "patches", "frames-first", "channels-last"]
+Arrangement = Literal["plain", "tokens", "quads", "patches", "frames-first", "channels-last"]
+STATISTICS = ("latents_mean", "latents_std", "scaling_factor", "shift_factor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,16 +18,20 @@ class LatentCodec:
 
     Attributes:
         arrangement: How the pipeline holds (B, C, h, w) or (B, C, F, h, w): as they are; as tokens
-            (B, N, 4 C) of 2 x 2 elements (FLUX); as tokens of the denoiser's own patches (LTX);
-            as (B, F, C, h, w) (CogVideoX); as (B, F, h, w, C) (Kandinsky 5).
+            (B, N, C) (Fibo); as tokens (B, N, 4 C) of 2 x 2 elements (FLUX); as tokens of the
+            denoiser's own patches (LTX); as (B, F, C, h, w) (CogVideoX); as (B, F, h, w, C)
+            (Kandinsky 5).
         patches_channels: Whether 2 x 2 elements are channels (B, 4 C, h / 2, w / 2) before they
             are normalised by the autoencoder's batch norm (FLUX.2).
         scale: Factor beside those that the autoencoder's configuration names.
+        statistics: Settings of the autoencoder, some of `STATISTICS`, that the pipeline undoes
+            before it decodes; others have values too, which it passes over.
     """
 
     arrangement: Arrangement = "plain"
     patches_channels: bool = False
     scale: float = 1.0
+    statistics: tuple[str, ...] = STATISTICS
 
     def __post_init__(self) -> None:
         if self.arrangement not in get_args(Arrangement):
@@ -47,13 +52,17 @@ class LatentCodec:
             (B, C, h, w) or (B, C, F, h, w).
         """
         is_clip = pixels.ndim == 5
-        takes_clips = any(weight.ndim == 5 for weight in vae.parameters())
+        takes_clips = "temperal_downsample" in vae.config or any(
+            weight.ndim == 5 for weight in vae.parameters()
+        )
         if is_clip and not takes_clips:  # frames are coded one by one
             frames = self.encode(vae, pixels.transpose(1, 2).flatten(0, 1))
             return frames.unflatten(0, (len(pixels), -1)).transpose(1, 2)
         given = pixels if is_clip or not takes_clips else pixels[:, :, None]
-        found = vae.encode(given.to(device=vae.device, dtype=vae.dtype))
-        latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
+        if vae.config.get("in_channels") == 4:  # with an alpha channel (Qwen-Image 2.1): opaque
+            given = torch.cat([given, torch.ones_like(given[:, :1])], 1)
+        (found,) = vae.encode(given.to(device=vae.device, dtype=vae.dtype), return_dict=False)
+        latents = found if isinstance(found, Tensor) else found.mode()
         latents = self.normalised(vae, latents.float())
         return latents[:, :, 0] if takes_clips and not is_clip else latents
 
@@ -67,10 +76,12 @@ class LatentCodec:
                 x.view(1, -1, 1, 1).to(latents) for x in (norm.running_mean, norm.running_var)
             )
             return (latents - mean) / (variance + config.batch_norm_eps).sqrt()
-        mean, std = (_statistics(vae, name) for name in ("latents_mean", "latents_std"))
-        factor = (config.get("scaling_factor") or 1.0) * self.scale
+        mean, std, scale, shift = (
+            _statistics(vae, name) if name in self.statistics else None for name in STATISTICS
+        )
+        factor = self.scale if scale is None else self.scale * float(scale)
         if mean is None or std is None:
-            return (latents - (config.get("shift_factor") or 0.0)) * factor
+            return (latents - (0.0 if shift is None else float(shift))) * factor
         shape = (1, -1, *(1,) * (latents.ndim - 2))
         return (latents - mean.view(shape).to(latents)) * factor / std.view(shape).to(latents)
 
@@ -81,7 +92,7 @@ class LatentCodec:
             latents: (B, C, h, w) or (B, C, F, h, w).
             model: The denoiser, whose patches may count.
         """
-        if self.patches_channels:
+        if self.patches_channels or self.arrangement == "tokens":
             return latents.flatten(2).mT
         if self.arrangement == "quads":
             return quads_as_channels(latents).flatten(2).mT
@@ -124,7 +135,7 @@ def _patches(latents: Tensor, side: int, frames: int) -> Tensor:
 
 
 def _statistics(vae: Any, name: str) -> Tensor | None:
-    """Means or deviations of latents, which autoencoders keep as buffers or in their settings."""
+    """One of `STATISTICS`, which autoencoders keep as buffers or in their settings."""
     value = vae.config.get(name)
     if value is None:
         value = dict(vae.named_buffers()).get(name)
