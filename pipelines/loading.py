@@ -99,7 +99,9 @@ def check_folder(folder: Path, supported: tuple[str, ...]) -> None:
 
 def _check_supported(name: str, source: str | Path, supported: tuple[str, ...]) -> None:
     if name not in supported:
+        kind = "video" if supported is SUPPORTED_VIDEO else "image"
         raise ModelError(
-            f"the pipeline must be one of {', '.join(supported)}, got {name} in "
-            f"{str(source)!r}; load it with diffusers and use set_attn_processor from Python"
+            f"the pipeline must be one of the {len(supported)} {kind} pipelines that "
+            f"`diffaccel info` lists, got {name} in {str(source)!r}; load it with diffusers and use "
+            "set_attn_processor from Python"
         )
