@@ -102,6 +102,6 @@ def _check_supported(name: str, source: str | Path, supported: tuple[str, ...]) 
         kind = "video" if supported is SUPPORTED_VIDEO else "image"
         raise ModelError(
             f"the pipeline must be one of the {len(supported)} {kind} pipelines that "
-            f"`diffaccel info` lists, got {name} in {str(source)!r}; load it with diffusers and use "
-            "set_attn_processor from Python"
+            f"`diffaccel info` lists, got {name} in {str(source)!r}; load it with diffusers and "
+            "use set_attn_processor from Python"
         )
