@@ -27,6 +27,7 @@ class OmniGenBinding(Binding):
 
     patterns = ((r"layers\.\d+\.self_attn", "joint"),)
     batches_prompts = True
+    mixes_text = r"layers\..+"
     one_prompt = "its prompt is more than one argument of a call"
 
     def family(self, model: Any, pipe: Any) -> str:

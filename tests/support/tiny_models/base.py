@@ -139,7 +139,7 @@ class TinyModel:
         ) -> Tensor:
             layout = self._layout(running[-1], windows) if running else None
             if layout is not None and self.cuts_text:
-                layout = TokenLayout.video(*layout.grid, 0, key.shape[-2] - layout.visual.length)
+                layout = layout.cut(key.shape[-2])
             if layout is not None and key.shape[-2] == layout.length:
                 window = window_mask(layout, blind_text)
                 if query.shape[-2] != layout.length:
@@ -157,7 +157,7 @@ class TinyModel:
             handles.append(module.register_forward_hook(leave, always_call=True))
         plain_flex = flex_attention.flex_attention
         F.scaled_dot_product_attention = masked
-        flex_attention.flex_attention = _without_blocks
+        flex_attention.flex_attention = without_blocks
         try:
             yield
         finally:
@@ -181,7 +181,7 @@ class TinyModel:
         return None
 
 
-def _without_blocks(
+def without_blocks(
     query: Tensor, key: Tensor, value: Tensor, *, block_mask: None, scale: Any, **_: Any
 ) -> Tensor:
     """FlexAttention without a mask: it is SDPA."""
