@@ -220,7 +220,7 @@ class Binding:
         return call.arguments.get("timestep")
 
     def predicts(self, call: ModelCall) -> bool:
-        """Whether a call predicts; others keep keys of images or earlier frames for later calls."""
+        """Whether a call predicts; others keep keys of images or frames for later calls."""
         return True
 
     def longest_text(self, model: Any) -> int | None:

@@ -28,7 +28,7 @@ class OmniGenBinding(Binding):
     patterns = ((r"layers\.\d+\.self_attn", "joint"),)
     batches_prompts = True
     mixes_text = r"layers\..+"
-    one_prompt = "its prompt is more than one argument of a call"
+    unguided = "its pipeline does not tell which rows of a batch hold the prompt"
 
     def family(self, model: Any, pipe: Any) -> str:
         return "omnigen"

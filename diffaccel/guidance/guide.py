@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 SHARED = frozenset({"image_rotary_emb", "img_ids", "txt_ids"})  # arguments without a batch axis
-SECOND = frozenset({"encoder_hidden_states_llama3", "full_cache", "compressed_cache"})  # arguments whose second axis is the batch
+# Arguments whose second axis is the batch.
+SECOND = frozenset({"encoder_hidden_states_llama3", "full_cache", "compressed_cache"})
 LISTS = frozenset({"img_shapes", "shape_list"})  # arguments with one entry per sample
 
 

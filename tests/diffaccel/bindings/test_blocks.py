@@ -39,7 +39,7 @@ def test_a_block_that_is_left_out_returns_tensors_in_the_places_of_the_stock_one
     tiny.predict()
     for handle in handles:
         handle.remove()
-    assert len(checked) == len(blocks)
+    assert len(set(checked)) == len(blocks)
 
 
 @pytest.mark.parametrize("name", BATCHED)
