@@ -134,9 +134,8 @@ class TinyModel:
         windows = self.layouts | (self.others if blind_text else {})
 
         def masked(
-            plain: Attend, query: Tensor, key: Tensor, value: Tensor, **call: Any
+            plain: Attend, query: Tensor, *others: Tensor, mask: Tensor | None, layout: TokenLayout
         ) -> Tensor:
-            layout, given = call["layout"], call["mask"]
             window = window_mask(layout, blind_text)
             if query.shape[-2] != layout.length:
                 window = window[asking(layout, query.shape[-2])]
