@@ -21,6 +21,8 @@ class AuraFlowBinding(Binding):
     """AuraFlow: learned register tokens, text, then the image."""
 
     patterns = ((r"(joint|single)_transformer_blocks\.\d+\.attn", "joint"),)
+    stacks = ("joint_transformer_blocks", "single_transformer_blocks")
+    mixes_text = r"single_transformer_blocks\..+"
     block_outputs = ("encoder_hidden_states", "hidden_states")
     batches_prompts = True
 

@@ -131,6 +131,9 @@ class Binding:
     block_outputs: tuple[str, ...] = ("hidden_states",)
     """Names of the arguments of a block that it returns changed, in the order of its outputs."""
 
+    blocks_of_images: bool = False
+    """Whether blocks get images (B, C, H, W), not tokens (B, N, C)."""
+
     returns_none: bool = False
     """Whether blocks return None for what they do not get (Kandinsky 6 without sound)."""
 
@@ -215,6 +218,10 @@ class Binding:
     def timestep(self, call: ModelCall) -> Tensor | float | None:
         """Returns the timestep of a call, largest for pure noise; None where it has none."""
         return call.arguments.get("timestep")
+
+    def predicts(self, call: ModelCall) -> bool:
+        """Whether a call predicts; others keep keys of images or frames for later calls."""
+        return True
 
     def longest_text(self, model: Any) -> int | None:
         """Returns how many text tokens a denoiser takes at most, None where any number."""

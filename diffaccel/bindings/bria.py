@@ -33,6 +33,7 @@ class BriaFiboBinding(BriaBinding):
     """Fibo: every block gets other features of the text; each latent element is a token."""
 
     patch = 1
+    mixes_text = r"single_transformer_blocks\..+"
     one_prompt = "its prompt is more than one argument of a call"
 
     def example_call(
@@ -58,6 +59,7 @@ class BriaFibo2Binding(Binding):
         (r"layers\.\d+\.cross_attention", "cross"),
     )
     block_outputs = ("x",)
+    mixes_text = r"layers\..+"
     scales_rope = True
     one_prompt = "its prompt is more than one argument of a call"
 

@@ -22,6 +22,7 @@ class Cosmos3Binding(Binding):
     patterns = ((r"layers\.\d+\.self_attn", "joint"),)
     block_outputs = ("und_seq", "gen_seq")
     latents = "vision_tokens"
+    unguided = "its videos and predictions come in lists"
     attends_text_apart = True
 
     def family(self, model: Any, pipe: Any) -> str:

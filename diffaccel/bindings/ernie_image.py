@@ -30,6 +30,7 @@ class ErnieImageBinding(Binding):
     patterns = ((r"layers\.\d+\.self_attention", "joint"),)
     block_outputs = ("x",)
     batches_prompts = True
+    mixes_text = r"layers\..+"
     one_prompt = "its prompt is more than one argument of a call"
     scales_rope = True
 

@@ -97,6 +97,7 @@ class ChromaBinding(FluxBinding):
     it, attention runs dense. A bool mask, or none, is served.
     """
 
+    mixes_text = r"single_transformer_blocks\..+"
     one_prompt = "its prompt is more than one argument of a call"
 
     def example_call(
@@ -115,6 +116,7 @@ class Flux2Binding(FluxBinding):
     """
 
     attends_text_apart = True
+    mixes_text = r"single_transformer_blocks\..+"
     id_axes = 4
 
     def layout(self, model: Any, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
@@ -137,6 +139,7 @@ class Flux3Binding(FluxBinding):
         (r"single_transformer_blocks\.\d+\.attn", "joint"),
         (r"mode_blocks\.image\.\d+\.attn", "self"),
     )
+    stacks = ("mode_blocks", "single_transformer_blocks")
     id_axes = 4
 
     def skip_reason(self, name: str) -> str:
@@ -165,6 +168,7 @@ class Krea2Binding(FluxBinding):
 
     patterns = ((r"transformer_blocks\.\d+\.attn", "joint"),)
     block_outputs = ("hidden_states",)
+    mixes_text = r"transformer_blocks\..+"
     one_prompt = "its prompt is more than one argument of a call"
 
     def skip_reason(self, name: str) -> str:

@@ -47,11 +47,15 @@ class GlmImageBinding(Binding):
         caches = call.arguments.get("kv_caches")
         cache: Any = None if caches is None else caches[0]
         edited = 0
-        if cache is not None and cache.mode == "write":
+        if not self.predicts(call):
             raise LayoutUnknown("the call reads an image to edit, and denoises none")
         if cache is not None and cache.mode == "read" and cache.k_caches:
             edited = cache.k_caches[0].shape[1]
         return TokenLayout((Segment("condition", edited), text, *target_and_references([grid])))
+
+    def predicts(self, call: ModelCall) -> bool:
+        caches = call.arguments.get("kv_caches")
+        return caches is None or caches[0].mode != "write"
 
     def example_call(
         self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1

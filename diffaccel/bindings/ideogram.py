@@ -38,6 +38,7 @@ class IdeogramBinding(Binding):
 
     patterns = ((r"layers\.\d+\.attention", "joint"),)
     scales_rope = True
+    mixes_text = r"layers\..+"
     one_prompt = "its prompt is more than one argument of a call"
 
     def family(self, model: Any, pipe: Any) -> str:

@@ -17,6 +17,7 @@ class Kandinsky3Binding(UNetBinding):
         (r"(down|up)_blocks\.\d+\.attentions\.\d+\.attention", "cross"),
     )
     block_outputs = ("x",)
+    blocks_of_images = True
     text_length = 128
 
     def family(self, model: Any, pipe: Any) -> str:

@@ -20,6 +20,7 @@ class MiniMaxH3Binding(Binding):
     """
 
     patterns = ((r"transformer_blocks\.\d+\.attn", "joint"),)
+    mixes_text = r"transformer_blocks\..+"
 
     def family(self, model: Any, pipe: Any) -> str:
         return "minimax-h3"

@@ -27,7 +27,8 @@ class OmniGenBinding(Binding):
 
     patterns = ((r"layers\.\d+\.self_attn", "joint"),)
     batches_prompts = True
-    one_prompt = "its prompt is more than one argument of a call"
+    mixes_text = r"layers\..+"
+    unguided = "its pipeline does not tell which rows of a batch hold the prompt"
 
     def family(self, model: Any, pipe: Any) -> str:
         return "omnigen"

@@ -15,6 +15,8 @@ class StableCascadeBinding(Binding):
     """
 
     patterns = ((r"(down|up)_blocks\.\d+\.\d+\.attention", "joint"),)
+    block_outputs = ("x",)
+    blocks_of_images = True
     is_chain = False
     batches_prompts = True
     latents = "sample"

@@ -240,6 +240,9 @@ class AnyFlowFARBinding(AnyFlowBinding):
         rest = Segment("condition", -video.length % 128)
         return TokenLayout((Segment("condition", before), video.visual, rest))
 
+    def predicts(self, call: ModelCall) -> bool:
+        return not (call.arguments.get("kv_cache_flag") or {}).get("is_cache_step")
+
     def example_call(
         self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1
     ) -> dict[str, Any]:

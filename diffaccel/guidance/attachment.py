@@ -152,6 +152,12 @@ def set_guidance(
     if not 0.0 <= start <= stop <= 1.0:
         raise ValueError(f"0 <= start <= stop <= 1 must hold, got start={start}, stop={stop}")
     models = denoisers(pipe)
+    for model in models.values():
+        reason = binding_of(model).unguided
+        if reason:
+            raise ModelError(
+                f"{type(model).__name__} cannot be guided: {reason}; use set_attn_processor alone"
+            )
     if "unconditional_transformer" in models:
         raise ModelError(
             "guidance needs a model that predicts with and without the prompt, "

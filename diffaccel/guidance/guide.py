@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 SHARED = frozenset({"image_rotary_emb", "img_ids", "txt_ids"})  # arguments without a batch axis
-SECOND = frozenset({"encoder_hidden_states_llama3"})  # arguments whose second axis is the batch
+# Arguments whose second axis is the batch.
+SECOND = frozenset({"encoder_hidden_states_llama3", "full_cache", "compressed_cache"})
 LISTS = frozenset({"img_shapes", "shape_list"})  # arguments with one entry per sample
 
 
@@ -123,11 +124,6 @@ class Guide:
         self, state: GuidanceState, model: nn.Module, perturbation: Any, scale: float
     ) -> None:
         self._binding = binding_of(model)
-        if self._binding.unguided:
-            raise ModelError(
-                f"{type(model).__name__} cannot be guided: {self._binding.unguided}; use "
-                "set_attn_processor alone"
-            )
         self.perturbation = perturbation
         self.scale = scale
         self._state = state
@@ -136,6 +132,7 @@ class Guide:
         self._layers = self._binding.layers(model)
         self._caller = Caller()
         self._inside = False
+        self._predicts = True
         self._run = state.run
         self._call: ModelCall | Any = None
         self.is_compiled = self._finds_compiled()
@@ -216,7 +213,7 @@ class Guide:
 
     def acts(self) -> bool:
         """Whether the current call is guided."""
-        return self.changes_something() and self._state.is_inside()
+        return self._predicts and self.changes_something() and self._state.is_inside()
 
     def changes_something(self) -> bool:
         """Whether guided calls differ from others."""
@@ -259,6 +256,9 @@ class Guide:
             return None
         self._model = weakref.ref(model)
         self._call = ModelCall.of(model, args, kwargs, {})
+        self._predicts = self._binding.predicts(self._call)
+        if not self._predicts:
+            return None
         self._state.begin_call(model, self._binding.timestep(self._call))
         if self._run != self._state.run:
             self._run = self._state.run
@@ -308,8 +308,15 @@ def unconsumed(value: Any) -> Any:
     return value
 
 
+def prediction_of(output: Any) -> Tensor:
+    """Returns the prediction of a model output: a tuple, an object, or the tensor itself."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
 def with_prediction(output: Any, prediction: Tensor) -> Any:
-    """Returns a model output, tuple or object, with another prediction."""
+    """Returns a model output, tuple, object or tensor, with another prediction."""
+    if isinstance(output, Tensor):
+        return prediction
     if isinstance(output, tuple):
         return (prediction, *output[1:])
     (name, _), *rest = output.items()

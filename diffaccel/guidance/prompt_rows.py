@@ -14,7 +14,7 @@ PROMPT_FIRST = {
 }
 """Pipelines whose prompt comes first of several parts of the batch, where they guide."""
 
-UNTOLD = ("OmniGenPipeline", "DreamLitePipeline")
+UNTOLD = ("DreamLitePipeline",)
 """Pipelines whose batch has two or three parts, by whether they edit, which they do not say."""
 
 SWITCHES = ("do_classifier_free_guidance", "guidance_scale")

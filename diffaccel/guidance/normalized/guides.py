@@ -25,6 +25,7 @@ from diffaccel.guidance.guide import (
     GuidanceState,
     Guide,
     on_batch,
+    prediction_of,
     unconsumed,
     with_prediction,
 )
@@ -120,7 +121,7 @@ class JointGuide(NormalizedGuide):
         self.is_active = False
         if output is None:
             return None
-        prediction = output[0]
+        prediction = prediction_of(output)
         on_cpu = prediction.device.type == "cpu"
         # Half of the call is what the pipeline asked for; caches leave out layers of both halves.
         share = len(self._ran) / len(self._names)

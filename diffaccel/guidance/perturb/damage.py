@@ -18,7 +18,6 @@ from diffaccel.attach.attachment import (
 )
 from diffaccel.attach.call import AttentionCall, AttentionHook, Compute
 from diffaccel.bindings import Binding, binding_of
-from diffaccel.bindings.base import forward_signature
 from diffaccel.errors import ModelError
 from diffaccel.guidance.perturb.blocks import PermuteTokens, SkipLayers
 from diffaccel.guidance.perturb.heads import HeadPerturbation
@@ -93,14 +92,13 @@ class Damage:
 
 
 def _refuse_mixed(model: nn.Module, binding: Binding, names: list[str]) -> None:
-    """Raises ModelError where text would be shuffled with the visual tokens, or no tokens come."""
+    """Raises ModelError where text would be shuffled with the visual tokens, or images come."""
     for name in names:
-        block: Any = type(model.get_submodule(name.rpartition(".")[0]))
-        has_tokens = "hidden_states" in forward_signature(block).parameters
-        if not has_tokens or re.fullmatch(binding.mixes_text, name):
+        has_images = binding.blocks_of_images
+        if has_images or re.fullmatch(binding.mixes_text, name):
             raise ModelError(
                 f"PermuteTokens needs blocks that get visual tokens alone, those of {name} in "
-                f"{type(model).__name__} get {'text too' if has_tokens else 'images'}; use other "
+                f"{type(model).__name__} get {'images' if has_images else 'text too'}; use other "
                 "layers, or SkipLayers"
             )
 

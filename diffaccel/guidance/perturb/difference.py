@@ -14,6 +14,7 @@ from diffaccel.guidance.guide import (
     GuidanceState,
     Guide,
     on_batch,
+    prediction_of,
     unconsumed,
     with_prediction,
 )
@@ -35,7 +36,7 @@ class DifferenceGuide(Guide):
         length = _sound_stages(stages, self._layers[perturbation.touched[0]].name)
         if self.is_compiled:
             length = 0  # a compiled graph hands out nothing from its middle
-        self.rerun = 1.0 - length / len(stages)
+        self.rerun = 1.0 - length / len(stages) if stages else 1.0
         self._prefix = SharedPrefix(model, self._binding, length)
 
     @property
@@ -87,7 +88,7 @@ class DifferenceGuide(Guide):
         self._prefix.stop()
         if output is None:
             return None
-        prediction, delta = output[0], self._delta
+        prediction, delta = prediction_of(output), self._delta
         if delta is None:
             rows = self.prompt_rows(len(self.latents))
             delta = self.scale * (prediction[rows] - self._damaged(*self._again, rows))
@@ -116,12 +117,13 @@ class DifferenceGuide(Guide):
             stack.enter_context(self.calling_again())
             stack.enter_context(self._damage.active(model, self._state.step))
             if shares:
-                stack.enter_context(self._prefix.replayed(model, rows))
-            if kwargs.get("kv_cache_mode") == "extract":  # keys of the sound model are kept
+                stack.enter_context(self._prefix.replayed(model, rows, count))
+            if kwargs.get("kv_cache_mode") == "extract" and kwargs.get("kv_cache") is not None:
+                # The keys of the sound model are kept; FLUX.2 makes a store for each call.
                 kwargs = {**kwargs, "kv_cache": None, "kv_cache_mode": None}
             if rows != slice(None):
                 args, kwargs = (on_batch(x, count, lambda t: t[rows]) for x in (args, kwargs))
-            output = model(*args, **kwargs)[0]
+            output = prediction_of(model(*args, **kwargs))
         on_cpu = output.device.type == "cpu"
         self._state.count(
             self.rerun if shares else 1.0, perf_counter() - started if on_cpu else None
@@ -130,6 +132,6 @@ class DifferenceGuide(Guide):
 
 
 def _sound_stages(stages: tuple[str, ...], first_damaged: str) -> int:
-    """Returns how many stages come before the one that holds a layer."""
+    """Returns how many stages come before the one that holds a layer, 0 where there are none."""
     inside = [first_damaged.startswith(f"{stage}.") for stage in stages]
-    return inside.index(True)
+    return inside.index(True) if stages else 0

@@ -68,26 +68,35 @@ class SharedPrefix:
             handle.remove()
 
     @contextmanager
-    def replayed(self, model: nn.Module, rows: slice) -> Iterator[None]:
-        """While active, the prefix returns what was recorded, for some rows of the batch."""
+    def replayed(self, model: nn.Module, rows: slice, count: int) -> Iterator[None]:
+        """While active, the prefix returns what was recorded, for some of `count` samples."""
         with ExitStack() as stack:
             for name in self.skipped:
                 block = model.get_submodule(name)
                 stack.enter_context(replaced_forward(block, pass_through(block, self._binding)))
             for name, output in self._outputs.items():
-                again = _returning(_rows_of(output, rows))
+                again = _returning(_rows_of(output, rows, count))
                 stack.enter_context(replaced_forward(model.get_submodule(name), again))
             yield
 
     def _record(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
         if self.recording:
-            self._outputs[name] = output
+            self._outputs[name] = _copied(output)
 
 
-def _rows_of(output: Any, rows: slice) -> Any:
+def _copied(output: Any) -> Any:
+    """Copies what a stage returns: later ones may change it in place, as ControlNet-XS's do."""
     if isinstance(output, Tensor):
-        return output[rows]
-    return None if output is None else tuple(_rows_of(part, rows) for part in output)
+        return output.clone()
+    return None if output is None else tuple(map(_copied, output))
+
+
+def _rows_of(output: Any, rows: slice, count: int) -> Any:
+    if output is None or rows == slice(None):
+        return output
+    if isinstance(output, Tensor):  # the frames of a sample may be rows, one after the other
+        return output.unflatten(0, (count, -1))[rows].flatten(0, 1)
+    return tuple(_rows_of(part, rows, count) for part in output)
 
 
 def _returning(output: Any) -> Callable[..., Any]:

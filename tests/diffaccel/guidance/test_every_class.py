@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from functools import partial
+import inspect
+import re
+from copy import deepcopy
+from functools import cache, partial
+from itertools import combinations
 
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
 from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
 from tiny_models import MODELS
+from tiny_models.base import asking
 
 from diffaccel import (
     HeadPerturbation,
@@ -53,7 +58,8 @@ class Held(DiffusionPipeline):
 
     @torch.no_grad()
     def __call__(self, arguments):
-        return self.transformer(**arguments, return_dict=False)[0]
+        output = self.transformer(**arguments, return_dict=False)
+        return output if isinstance(output, torch.Tensor) else output[0]
 
 
 class HeldTwice(Held):
@@ -66,47 +72,15 @@ def held(tiny, kind=Held):
     return kind(tiny.model, FlowMatchEulerDiscreteScheduler())
 
 
-@contextmanager
-def attention_changed(tiny, change, names=None):
-    """Within it, SDPA of the layers answers change(plain, query, key, value, mask, layout)."""
-    plain, running = F.scaled_dot_product_attention, []
-
-    def changed(query, key, value, attn_mask=None, *args, **options):
-        layout = tiny._layout(running[-1], tiny.layouts) if running else None
-        options.setdefault("attn_mask", attn_mask)
-        if layout is None or key.shape[-2] != layout.length:
-            return plain(query, key, value, **options)
-        return change(partial(plain, **options), query, key, value, options["attn_mask"], layout)
-
-    handles = []
-    for name in tiny.layer_names() if names is None else names:
-        module = tiny.model.get_submodule(name)
-        enter, leave = partial(_enter, running, name), partial(_leave, running)
-        handles += [
-            module.register_forward_pre_hook(enter),
-            module.register_forward_hook(leave, always_call=True),
-        ]
-    F.scaled_dot_product_attention = changed
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = plain
-        for handle in handles:
-            handle.remove()
-
-
-def _enter(running, name, *_):
-    running.append(name)
-
-
-def _leave(running, *_):
-    running.pop()
+def damaged_at(tiny, name):
+    return tiny.attending(itself, {re.escape(name): tiny._layout(name, tiny.layouts)})
 
 
 def itself(plain, query, key, value, mask, layout):
     """Every token sees itself alone."""
     value = value.repeat_interleave(query.shape[1] // value.shape[1], 1)
-    return value if query.shape[-2] == layout.length else value[:, :, layout.visual_slice]
+    count = query.shape[-2]
+    return value if count == layout.length else value[:, :, asking(layout, count)]
 
 
 @pytest.mark.parametrize("name", GUIDED)
@@ -114,7 +88,7 @@ def test_perturbed_attention_guidance_is_its_formula(name):
     tiny = MODELS[name]()
     layers = binding_of(tiny.model).layers(tiny.model)
     stock = tiny.predict()
-    with attention_changed(tiny, itself, [layers[-1].name]):
+    with damaged_at(tiny, layers[-1].name):
         damaged = tiny.predict()
     assert not torch.allclose(damaged, stock, atol=1e-4)
     pipe = held(tiny)
@@ -133,7 +107,7 @@ def test_only_the_rows_of_the_prompt_are_damaged(name):
     tiny = MODELS[name]()
     layers = binding_of(tiny.model).layers(tiny.model)
     stock = tiny.predict()
-    with attention_changed(tiny, itself, [layers[-1].name]):
+    with damaged_at(tiny, layers[-1].name):
         damaged = tiny.predict()
     pipe = held(tiny, HeldTwice)
     with set_guidance(pipe, HeadPerturbation(layers=(len(layers) - 1,)), scale=SCALE):
@@ -158,24 +132,53 @@ def test_a_skipped_last_layer_and_a_shared_prefix_fit_every_class(name):
 @pytest.mark.parametrize("name", UNGUIDED)
 def test_what_no_guidance_can_serve_says_why(name):
     tiny = MODELS[name]()
-    with pytest.raises(ModelError, match="cannot be guided: its|cannot be guided: it"):
+    with pytest.raises(ModelError, match=f"{type(tiny.model).__name__} cannot be guided: "):
         set_guidance(held(tiny), HeadPerturbation(layers=(0,)))
     assert state_of(tiny.model) is None
+
+
+VISUAL = ("hidden_states", "x", "visual_embed", "vis")
+"""Names that visual tokens have in blocks."""
+
+
+@cache
+def layers_of_other_than_tokens(name):
+    """Layers whose blocks get more tokens than the truth has, text left out, or images."""
+    tiny = MODELS[name]()
+    found = set()
+
+    def compare(layer, layout, block, args, kwargs):
+        given = inspect.signature(type(block).forward).bind(block, *args, **kwargs).arguments
+        shape = next(given[key] for key in VISUAL if key in given).shape
+        parts = [part.length for part in layout.segments if part.kind != "text"]
+        some = (sum(x) for n in range(len(parts)) for x in combinations(parts, n + 1))
+        if len(shape) != 3 or shape[1] not in some:
+            found.add(layer)
+
+    for layer in binding_of(tiny.model).layers(tiny.model):
+        hook = partial(compare, layer.name, tiny._layout(layer.name, tiny.layouts))
+        block = tiny.model.get_submodule(layer.block)
+        block.register_forward_pre_hook(hook, with_kwargs=True)
+    tiny.predict()
+    return found
 
 
 @pytest.mark.parametrize("name", GUIDED)
 def test_tokens_are_shuffled_only_where_text_is_apart(name):
     tiny = MODELS[name]()
-    binding = binding_of(tiny.model)
-    layers = binding.layers(tiny.model)
+    ways = [way for way in GUIDED if way.partition(":")[0] == name.partition(":")[0]]
+    others = set().union(*map(layers_of_other_than_tokens, ways))
+    layers = binding_of(tiny.model).layers(tiny.model)
     pipe = held(tiny)
-    if name.startswith(("QwenImage21", "Lumina2", "HiDream", "Kandinsky3")):
-        with pytest.raises(ModelError, match="visual tokens alone"):
-            set_guidance(pipe, PermuteTokens((len(layers) - 1,)))
-    else:
-        stock = pipe(tiny.arguments)
-        with set_guidance(pipe, PermuteTokens((len(layers) - 1,)), scale=SCALE):
-            assert not torch.allclose(pipe(tiny.arguments), stock, atol=1e-4)
+    stock = pipe(tiny.arguments)
+    for layer in layers:
+        method = PermuteTokens((layer.index,))
+        if layer.name in others:
+            with pytest.raises(ModelError, match="visual tokens alone"):
+                set_guidance(pipe, method)
+        elif layer in (layers[0], layers[-1]):
+            with set_guidance(pipe, method, scale=SCALE):
+                assert not torch.allclose(pipe(tiny.arguments), stock, atol=1e-4)
 
 
 def doubled(tiny, negative):
@@ -226,7 +229,7 @@ def test_a_negative_prompt_inside_of_joint_attention_is_its_formula(name):
         output[:, :, rows] = torch.cat([mixed, mixed])
         return output
 
-    with attention_changed(tiny, guided):
+    with tiny.attending(guided):
         expected = tiny.predict(arguments)[:2]
     pipe = held(tiny)
     stock = pipe(tiny.arguments)
@@ -277,3 +280,42 @@ def test_the_damaged_model_keeps_no_keys():
         pipe(tiny.arguments | {"kv_cache": guided, "kv_cache_mode": "extract"})
     for mine, theirs in zip(guided.layer_caches, stock.layer_caches, strict=True):
         assert torch.equal(mine.k, theirs.k) and torch.equal(mine.v, theirs.v)
+
+
+def test_calls_that_keep_keys_for_later_ones_are_left_alone():
+    """They predict nothing, and keys of the damaged model would be kept beside the sound ones."""
+    tiny = MODELS["GlmImageTransformer2DModel"]()
+    pipe, kept = held(tiny), []
+    for scale in (0.0, SCALE):
+        cache = GlmImageKVCache(2)
+        cache.set_mode("write")
+        with set_guidance(pipe, SkipLayers((0,)), scale=scale) as guidance:
+            pipe({**tiny.arguments, "kv_caches": cache})
+            assert guidance.report().steps == 0
+        kept.append([torch.cat([*layer.k_caches, *layer.v_caches]) for layer in cache.caches])
+    assert all(map(torch.equal, *kept))
+    tiny = MODELS["AnyFlowFARTransformer3DModel:first"]()
+    pipe, kept = held(tiny), []
+    for scale in (0.0, SCALE):
+        arguments = deepcopy(tiny.arguments)
+        arguments["kv_cache_flag"]["is_cache_step"] = True
+        with set_guidance(pipe, SkipLayers((0,)), scale=scale):
+            pipe(arguments)
+        kept.append([x for layer in arguments["kv_cache"] for x in layer.values()])
+    assert all(map(torch.equal, *kept))
+    assert not torch.equal(kept[0][0], tiny.arguments["kv_cache"][0]["full_cache"])
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_what_later_stages_change_in_place_is_shared_as_it_was(length):
+    """The blocks of ControlNet-XS that go up add to what the middle has returned."""
+    tiny = MODELS["UNetControlNetXSModel"]()
+    layers = binding_of(tiny.model).layers(tiny.model)
+    first = next(x for x in layers if x.name.startswith(f"up_blocks.{length}"))
+    pipe = held(tiny)
+    with set_guidance(pipe, HeadPerturbation(layers=(first.index,)), scale=SCALE):
+        shared = pipe(tiny.arguments)
+    stock = tiny.predict()
+    with damaged_at(tiny, first.name):
+        expected = stock + SCALE * (stock - tiny.predict())
+    torch.testing.assert_close(shared, expected, rtol=1e-3, atol=1e-4)

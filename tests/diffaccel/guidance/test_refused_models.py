@@ -17,7 +17,7 @@ def test_text_that_is_repeated_for_each_frame_is_not_taken_apart():
         vae=None, text_encoder=None, tokenizer=None, motion_adapter=None,
         unet=MODELS["UNetMotionModel"]().model, scheduler=diffusers.DDIMScheduler(),
     )  # fmt: skip
-    with pytest.raises(ModelError, match="rows of a prompt from those of its frames"):
+    with pytest.raises(ModelError, match="cannot be told from those of its frames"):
         set_guidance(pipe, HeadPerturbation(layers=(0,)), scale=2.0)
 
 

@@ -17,6 +17,7 @@ from torch.nn.attention import flex_attention
 
 from diffaccel.layout import Grid, TokenLayout
 
+Attend = Callable[..., Tensor]
 WINDOW = (1, 3, 3)
 """Frames, rows and columns of the windows of the tests."""
 
@@ -130,33 +131,58 @@ class TinyModel:
             blind_text: Whether text and condition tokens see no visual ones, and layers that no
                 method serves have windows too, so that nothing moves further than the windows do.
         """
-        running: list[str] = []
         windows = self.layouts | (self.others if blind_text else {})
-        plain = F.scaled_dot_product_attention
 
         def masked(
-            query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any
+            plain: Attend, query: Tensor, *others: Tensor, mask: Tensor | None, layout: TokenLayout
         ) -> Tensor:
-            layout = self._layout(running[-1], windows) if running else None
+            window = window_mask(layout, blind_text)
+            if query.shape[-2] != layout.length:
+                window = window[asking(layout, query.shape[-2])]
+            return plain(query, *others, attn_mask=both(window, mask))
+
+        with self.attending(masked, windows):
+            yield
+
+    @contextmanager
+    def attending(
+        self, change: Attend, layouts: dict[str, TokenLayout] | None = None
+    ) -> Iterator[None]:
+        """Within it, SDPA of some layers answers what a function does in its place.
+
+        Args:
+            change: Called with SDPA as it was, query, key, value, and by name with the mask and
+                the layout.
+            layouts: Regular expression over paths of layers -> their tokens; None for those of
+                the layers that a method serves.
+        """
+        running: list[str] = []
+        known = self.layouts if layouts is None else layouts
+        plain, plain_flex = F.scaled_dot_product_attention, flex_attention.flex_attention
+
+        def changed(
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            attn_mask: Any = None,
+            *args: Any,
+            **options: Any,
+        ) -> Tensor:
+            layout = self._layout(running[-1], known) if running else None
             if layout is not None and self.cuts_text:
-                layout = TokenLayout.video(*layout.grid, 0, key.shape[-2] - layout.visual.length)
-            if layout is not None and key.shape[-2] == layout.length:
-                window = window_mask(layout, blind_text)
-                if query.shape[-2] != layout.length:
-                    window = window[asking(layout, query.shape[-2])]
-                given = args[0] if args else options.get("attn_mask")
-                assert not any(args[1:]) and not options.get("is_causal")
-                options["attn_mask"] = both(window, given)
-                args = ()
-            return plain(query, key, value, *args, **options)
+                layout = layout.cut(key.shape[-2])
+            if layout is None or key.shape[-2] != layout.length:
+                return plain(query, key, value, attn_mask, *args, **options)
+            assert not any(args) and not options.get("is_causal")
+            stock = partial(plain, **options)
+            return change(stock, query, key, value, mask=attn_mask, layout=layout)
 
         handles = []
         for name, module in self._modules().items():
             enter, leave = partial(_enter, running, name), partial(_leave, running)
             handles.append(module.register_forward_pre_hook(enter))
             handles.append(module.register_forward_hook(leave, always_call=True))
-        plain_flex = flex_attention.flex_attention
-        F.scaled_dot_product_attention = masked
+        F.scaled_dot_product_attention = changed
         flex_attention.flex_attention = _without_blocks
         try:
             yield
