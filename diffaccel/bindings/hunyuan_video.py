@@ -84,6 +84,7 @@ class HunyuanVideo15Binding(HunyuanVideoBinding):
     """HunyuanVideo 1.5: the video first, then picture, glyphs and text, valid tokens in front."""
 
     writes_masks_out = True
+    one_prompt = "its text comes from two encoders"
 
     def family(self, model: Any, pipe: Any) -> str:
         return "hunyuan-1.5"

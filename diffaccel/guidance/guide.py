@@ -284,7 +284,7 @@ class Guide:
 
 def on_batch(value: Any, count: int, change: Callable[[Tensor], Tensor], name: str = "") -> Any:
     """Changes every tensor of a call that has `count` rows, inside of containers too."""
-    if name in SHARED:
+    if name in SHARED or str(name).startswith("indices_"):
         return value
     if name in LISTS and isinstance(value, list) and len(value) == count:
         return [value[row] for row in change(torch.arange(count)).tolist()]

@@ -40,6 +40,9 @@ from diffaccel.layout import TokenLayout
 READS_ROWS = frozenset({CACHE_DIT, "faster_cache", "first_block_cache", "sea_cache"})
 """Caches that decide by the values of a whole batch, or take a half of it for the empty prompt."""
 
+STORES = ("kv_cache", "kv_caches", "kv_cache_mode")
+"""Arguments that tell of keys of reference images, which a run keeps from its first step on."""
+
 
 class NormalizedGuide(Guide, AttentionHook):
     """What both kinds have in common: they act at the attention of some layers.
@@ -98,6 +101,11 @@ class JointGuide(NormalizedGuide):
     def before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Doubles the batch and lets the attention layers be guided."""
         arguments, rows = self.arguments, len(self.latents)
+        if any(arguments.get(name) is not None for name in STORES):
+            raise ModelError(
+                f"NormalizedAttention adds rows to the batch, and {type(model).__name__} is "
+                "called with keys that are kept for its rows; use HeadPerturbation or SkipLayers"
+            )
         own, present = self._negative.length, arguments["encoder_hidden_states"].shape[1]
         length = max(own, present)
         self._keys = None
