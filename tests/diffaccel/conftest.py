@@ -14,3 +14,8 @@ def watched() -> WatchedAttn:
 def watched_class() -> type[WatchedAttn]:
     """The class of the `watched` fixture."""
     return WatchedAttn
+
+
+@pytest.fixture(autouse=True)
+def on_one_thread(one_thread):
+    """All tests of this folder run so: their tensors are tiny."""
