@@ -108,7 +108,8 @@ def refine_image(
 
 def _check_model(pipe: Any, job: ImageJob) -> None:
     """Refuses an unknown model, and switches and caches that do not suit, before any work."""
-    if len(job.stages) > 1 and not job.switches.direct:
+    is_redrawn_by_twin = job.preset.codec is None and not job.switches.direct
+    if len(job.stages) > 1 and is_redrawn_by_twin:
         _check_caches(pipe, AutoPipelineForImage2Image.from_pipe(pipe))
     with set_attn_processor(pipe, job.attention):
         scaled_positions(pipe, job)
