@@ -150,7 +150,6 @@ BY_PIPELINE = {
 SUPPORTED = tuple(BY_PIPELINE)
 SUPPORTED_VIDEO = (
     "WanPipeline",
-    "AllegroPipeline",
     "AnimateDiffPipeline",
     "AnyFlowPipeline",
     "CogVideoXPipeline",

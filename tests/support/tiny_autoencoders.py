@@ -66,17 +66,9 @@ def qwen() -> Any:
 def mochi() -> Any:
     """Of Mochi: 6 frames and 8 x 8 pixels."""
     return built(
-        diffusers.AutoencoderKLMochi, latent_channels=4, encoder_block_out_channels=SIDES,
-        decoder_block_out_channels=SIDES, layers_per_block=(1,) * 5, latents_mean=[0.1] * 4,
+        diffusers.AutoencoderKLMochi, latent_channels=4, encoder_block_out_channels=(32,) * 4,
+        decoder_block_out_channels=(32,) * 4, layers_per_block=(1,) * 5, latents_mean=[0.1] * 4,
         latents_std=[0.9] * 4,
-    )  # fmt: skip
-
-
-def allegro() -> Any:
-    """Of Allegro: 4 frames and 8 x 8 pixels."""
-    return built(
-        diffusers.AutoencoderKLAllegro, latent_channels=4, block_out_channels=SIDES,
-        layers_per_block=1, norm_num_groups=2,
     )  # fmt: skip
 
 

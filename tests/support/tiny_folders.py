@@ -23,9 +23,9 @@ def _model(name: str) -> Any:
     return MODELS[name]().model
 
 
-def _shifted() -> Any:
+def _shifted(levels: int = 3) -> Any:
     """The image VAE of flow models, whose latents are moved too."""
-    vae = pipelines._vae(4)
+    vae = pipelines.vae(4, levels)
     vae.register_to_config(shift_factor=0.1, scaling_factor=0.4)
     return vae
 
@@ -69,14 +69,14 @@ def chroma() -> Any:
 
 def pixart_sigma() -> Any:
     return diffusers.PixArtSigmaPipeline(
-        transformer=_model("PixArtTransformer2DModel"), vae=pipelines._vae(4),
+        transformer=_model("PixArtTransformer2DModel"), vae=pipelines.vae(4),
         scheduler=diffusers.DPMSolverMultistepScheduler(), **texts.t5(16),
     )  # fmt: skip
 
 
 def auraflow() -> Any:
     return diffusers.AuraFlowPipeline(
-        transformer=_model("AuraFlowTransformer2DModel"), vae=pipelines._vae(4), scheduler=Flow(),
+        transformer=_model("AuraFlowTransformer2DModel"), vae=pipelines.vae(4), scheduler=Flow(),
         **texts.t5(32, transformers.UMT5EncoderModel),
     )
 
@@ -96,7 +96,7 @@ def lumina2() -> Any:
         axes_dim_rope=(4, 4, 4), axes_lens=(300, 32, 32), cap_feat_dim=16, sample_size=12,
     )  # fmt: skip
     return diffusers.Lumina2Pipeline(
-        transformer=transformer, vae=_shifted(), scheduler=Flow(),
+        transformer=transformer, vae=_shifted(levels=4), scheduler=Flow(),
         **texts.decoder_only(transformers.Gemma2Model, texts.gemma_tokenizer(), 16),
     )
 
@@ -107,7 +107,7 @@ def qwen() -> Any:
 
 def cogview4() -> Any:
     return diffusers.CogView4Pipeline(
-        transformer=_model("CogView4Transformer2DModel"), vae=pipelines._vae(4), scheduler=Flow(),
+        transformer=_model("CogView4Transformer2DModel"), vae=pipelines.vae(4), scheduler=Flow(),
         **texts.decoder_only(transformers.GlmModel, texts.glm_tokenizer(), 16),
     )
 
@@ -147,13 +147,6 @@ def mochi() -> Any:
     )
 
 
-def allegro() -> Any:
-    return diffusers.AllegroPipeline(
-        transformer=_model("AllegroTransformer3DModel"), vae=vaes.allegro(),
-        scheduler=diffusers.EulerAncestralDiscreteScheduler(), **texts.t5(16),
-    )  # fmt: skip
-
-
 IMAGES: dict[str, Callable[[], Any]] = {
     "FluxPipeline": flux,
     "StableDiffusion3Pipeline": sd3,
@@ -173,7 +166,6 @@ VIDEOS: dict[str, Callable[[], Any]] = {
     "SkyReelsV2Pipeline": skyreels_v2,
     "HunyuanVideoPipeline": hunyuan_video,
     "MochiPipeline": mochi,
-    "AllegroPipeline": allegro,
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -65,10 +65,14 @@ def qwen_tokenizer() -> Any:
 
 
 def glm_tokenizer() -> Any:
-    """Of GLM, which has no class of its own."""
-    words = models.WordLevel(_numbered("<pad>", "<unk>", "a", "red", "apple"), "<unk>")
+    """Of GLM, which has no class of its own; each text begins with a token."""
+    vocab = _numbered("<pad>", "<unk>", "<sop>", "a", "red", "apple")
+    words = models.WordLevel(vocab, "<unk>")
     tokenizer = Tokenizer(words)
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<sop> $A", special_tokens=[("<sop>", vocab["<sop>"])]
+    )
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
 
 
