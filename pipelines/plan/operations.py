@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental import _config
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffaccel.attach.attachment import add_attention_hook, remove_attention_hook
 from diffaccel.attach.call import AttentionCall, AttentionHook, Compute
 from diffaccel.bindings import AttentionLayer, binding_of
+from diffaccel.bindings.rotary import exchanged
 from diffaccel.errors import InputError
 from diffaccel.layout import TokenLayout
+
+AUTOCAST = torch.autocast
+FX: Any = _config
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +118,28 @@ def other_flop(model: Any, latents: tuple[int, ...], text: int) -> float:
     return counter.get_total_flops() - served
 
 
+class _MasksFollow(TorchFunctionMode):
+    """Puts masks, which bindings keep on the CPU to read them, where the queries are."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func is F.scaled_dot_product_attention and given.get("attn_mask") is not None:
+            query = args[0] if args else given["query"]
+            given["attn_mask"] = given["attn_mask"].to(query.device)
+        return func(*args, **given)
+
+
+def _autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
+    """Does nothing on the meta device, which PyTorch refuses."""
+    return nullcontext() if device_type == "meta" else AUTOCAST(device_type, *args, **kwargs)
+
+
 def _call(model: Any, arguments: dict[str, Any], latents: tuple[int, ...]) -> None:
     try:
-        with torch.no_grad():
+        whole = FX.patch(meta_nonzero_assume_all_nonzero=True)  # no text is padded
+        with torch.no_grad(), whole, _MasksFollow(), exchanged(torch, "autocast", _autocast):
             model(**arguments)
     except (ValueError, RuntimeError) as error:
         raise InputError(

@@ -47,7 +47,13 @@ VIDEO_FAMILIES: dict[str, VideoFamily] = {
     "AnyFlowPipeline": VideoFamily((832, 480), 16, 4, 50),
     # Its autoencoder makes 8 frames of 2 latent ones, 9 of 3: only odd numbers come out exact.
     "CogVideoXPipeline": VideoFamily(
-        (720, 480), 16, 4, 50, LatentCodec("frames-first"), text=226, recipe=_NOISE,
+        (720, 480),
+        16,
+        4,
+        50,
+        LatentCodec("frames-first"),
+        text=226,
+        recipe=_NOISE,
         latent_step=2,
     ),  # fmt: skip
     "EasyAnimatePipeline": VideoFamily((512, 512), 16, 4, 50, text=256),

@@ -1,4 +1,4 @@
-"""Whole stock pipelines, text encoders and tokenizers too, written to folders of a few kilobytes."""
+"""Whole tiny stock pipelines, text encoders and tokenizers too, written to folders."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def sdxl() -> Any:
 
 def chroma() -> Any:
     return diffusers.ChromaPipeline(
-        transformer=_model("ChromaTransformer2DModel"), vae=_shifted(), scheduler=Flow(),
+        transformer=_model("ChromaTransformer2DModel"),
+        vae=_shifted(),
+        scheduler=Flow(),
         **texts.t5(32),
     )
 
@@ -76,7 +78,9 @@ def pixart_sigma() -> Any:
 
 def auraflow() -> Any:
     return diffusers.AuraFlowPipeline(
-        transformer=_model("AuraFlowTransformer2DModel"), vae=pipelines.vae(4), scheduler=Flow(),
+        transformer=_model("AuraFlowTransformer2DModel"),
+        vae=pipelines.vae(4),
+        scheduler=Flow(),
         **texts.t5(32, transformers.UMT5EncoderModel),
     )
 
@@ -84,7 +88,9 @@ def auraflow() -> Any:
 def z_image() -> Any:
     encoder = texts.decoder_only(transformers.Qwen3Model, texts.qwen_tokenizer(), 16)
     return diffusers.ZImagePipeline(
-        transformer=_model("ZImageTransformer2DModel"), vae=_shifted(), scheduler=Flow(),
+        transformer=_model("ZImageTransformer2DModel"),
+        vae=_shifted(),
+        scheduler=Flow(),
         **encoder,
     )
 
@@ -96,7 +102,9 @@ def lumina2() -> Any:
         axes_dim_rope=(4, 4, 4), axes_lens=(300, 32, 32), cap_feat_dim=16, sample_size=12,
     )  # fmt: skip
     return diffusers.Lumina2Pipeline(
-        transformer=transformer, vae=_shifted(levels=4), scheduler=Flow(),
+        transformer=transformer,
+        vae=_shifted(levels=4),
+        scheduler=Flow(),
         **texts.decoder_only(transformers.Gemma2Model, texts.gemma_tokenizer(), 16),
     )
 
@@ -107,7 +115,9 @@ def qwen() -> Any:
 
 def cogview4() -> Any:
     return diffusers.CogView4Pipeline(
-        transformer=_model("CogView4Transformer2DModel"), vae=pipelines.vae(4), scheduler=Flow(),
+        transformer=_model("CogView4Transformer2DModel"),
+        vae=pipelines.vae(4),
+        scheduler=Flow(),
         **texts.decoder_only(transformers.GlmModel, texts.glm_tokenizer(), 16),
     )
 
@@ -141,8 +151,15 @@ def hunyuan_video() -> Any:
 
 
 def mochi() -> Any:
+    transformer = built(
+        diffusers.MochiTransformer3DModel, patch_size=2, num_attention_heads=2,
+        attention_head_dim=8, num_layers=2, pooled_projection_dim=16, in_channels=12,
+        text_embed_dim=16, time_embed_dim=8,
+    )  # fmt: skip
     return diffusers.MochiPipeline(
-        transformer=_model("MochiTransformer3DModel"), vae=vaes.mochi(), scheduler=Flow(),
+        transformer=transformer,
+        vae=vaes.mochi(),
+        scheduler=Flow(),
         **texts.t5(16),
     )
 

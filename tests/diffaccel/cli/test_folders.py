@@ -17,6 +17,11 @@ from diffaccel.pipelines.image.presets import BY_PIPELINE
 from diffaccel.pipelines.video.families import VIDEO_FAMILIES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+QUICK = ("ChromaPipeline", "LTXPipeline")
+IMAGES, VIDEOS = (
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
+    for names in (tiny_folders.IMAGES, tiny_folders.VIDEOS)
+)
 FAST = ["--steps", "2", "--refine-steps", "2", "--device", "cpu"]
 
 
@@ -30,7 +35,7 @@ def output(tmp_path):
     return tmp_path / "out"
 
 
-@pytest.mark.parametrize("name", tiny_folders.IMAGES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_a_picture_twice_the_native_size(tmp_path, output, capsys, monkeypatch, name):
     small = replace(BY_PIPELINE[name], native=tiny_folders.NATIVE_SIDE)
     monkeypatch.setitem(BY_PIPELINE, name, small)
@@ -53,7 +58,7 @@ def test_a_picture_twice_the_native_size(tmp_path, output, capsys, monkeypatch, 
     assert "could not be read" not in planned
 
 
-@pytest.mark.parametrize("name", tiny_folders.VIDEOS)
+@pytest.mark.parametrize("name", VIDEOS)
 def test_a_clip_twice_the_native_size(tmp_path, output, capsys, monkeypatch, name):
     multiple, step = 16, 4
     if name in VIDEO_FAMILIES:
@@ -81,3 +86,11 @@ def test_a_clip_twice_the_native_size(tmp_path, output, capsys, monkeypatch, nam
     assert f"sample {width // 2}x{height // 2}" in planned
     assert f"refine to {width}x{height}" in planned
     assert "could not be read" not in planned
+
+
+def test_a_clip_whose_length_the_autoencoder_does_not_make_is_refused(output, tmp_path, capsys):
+    folder = tiny_folders.write_folder("CogVideoXPipeline", tmp_path / "model")
+    size = ("--size", "128x96", "--frames", "5")
+    assert run("sample", folder, *size, "-o", str(output / "x.mp4")) == 2
+    assert "1 more than a multiple of 8" in capsys.readouterr().err
+    assert os.listdir(output) == []
