@@ -17,7 +17,7 @@ from diffaccel.pipelines.image.presets import BY_PIPELINE
 from diffaccel.pipelines.video.families import VIDEO_FAMILIES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-QUICK = ("ChromaPipeline", "LTXPipeline")
+QUICK = ("CogView4Pipeline", "WanPipeline")
 IMAGES, VIDEOS = (
     [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
     for names in (tiny_folders.IMAGES, tiny_folders.VIDEOS)
