@@ -173,7 +173,6 @@ BY_PIPELINE = {
 SUPPORTED = tuple(BY_PIPELINE)
 SUPPORTED_VIDEO = (
     "WanPipeline",
-    "AllegroPipeline",
     "AnimateDiffPipeline",
     "AnyFlowPipeline",
     "CogVideoXPipeline",

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental import _config
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffaccel.attach.attachment import add_attention_hook, remove_attention_hook
 from diffaccel.attach.call import AttentionCall, AttentionHook, Compute
 from diffaccel.bindings import AttentionLayer, ModelCall, binding_of
+from diffaccel.bindings.rotary import exchanged
 from diffaccel.errors import InputError
 from diffaccel.layout import TokenLayout
+
+AUTOCAST = torch.autocast
+FX: Any = _config
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +129,24 @@ def other_flop(model: Any, latents: tuple[int, ...], text: int) -> float:
     return counter.get_total_flops() - served
 
 
+class _MasksFollow(TorchFunctionMode):
+    """Puts masks, which bindings keep on the CPU to read them, where the queries are."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func is F.scaled_dot_product_attention and given.get("attn_mask") is not None:
+            query = args[0] if args else given["query"]
+            given["attn_mask"] = given["attn_mask"].to(query.device)
+        return func(*args, **given)
+
+
+def _autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
+    """Does nothing on the meta device, which PyTorch refuses."""
+    return nullcontext() if device_type == "meta" else AUTOCAST(device_type, *args, **kwargs)
+
+
 def _runs(model: Any, latents: tuple[int, ...], text: int) -> bool:
     """Whether a denoiser can be called where tensors have shapes alone.
 
@@ -141,7 +167,8 @@ def _runs(model: Any, latents: tuple[int, ...], text: int) -> bool:
 def _why_not(model: Any, latents: tuple[int, ...], text: int) -> str:
     """Returns why a call without values fails, "" where it does not."""
     try:
-        with torch.no_grad():
+        whole = FX.patch(meta_nonzero_assume_all_nonzero=True)  # no text is padded
+        with torch.no_grad(), whole, _MasksFollow(), exchanged(torch, "autocast", _autocast):
             model(**binding_of(model).example_call(model, latents, text))
     except (ValueError, RuntimeError, TypeError, NotImplementedError, NameError) as error:
         return (str(error) or type(error).__name__).splitlines()[0]

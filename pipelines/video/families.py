@@ -27,6 +27,7 @@ class VideoFamily:
         text: Text tokens that join the video's in self-attention, 0 where there are none.
         recipe: How to go above native size.
         arguments: Further arguments of every call.
+        latent_step: A clip has 1 more latent frame than a multiple of this.
     """
 
     native: tuple[int, int]
@@ -37,16 +38,24 @@ class VideoFamily:
     text: int = 0
     recipe: FreeSwim = FreeSwim()
     arguments: dict[str, object] = field(default_factory=dict)
+    latent_step: int = 1
 
 
 _NOISE = FreeSwim(strength=0.5)  # no shift: half of a schedule of noise leaves the composition
 VIDEO_FAMILIES: dict[str, VideoFamily] = {
-    "AllegroPipeline": VideoFamily((1280, 720), 16, 4, 100, recipe=_NOISE),
     "AnimateDiffPipeline": VideoFamily((512, 512), 8, 1, 50, recipe=_NOISE),
     "AnyFlowPipeline": VideoFamily((832, 480), 16, 4, 50),
+    # Its autoencoder makes 8 frames of 2 latent ones, 9 of 3: only odd numbers come out exact.
     "CogVideoXPipeline": VideoFamily(
-        (720, 480), 16, 4, 50, LatentCodec("frames-first"), text=226, recipe=_NOISE
-    ),
+        (720, 480),
+        16,
+        4,
+        50,
+        LatentCodec("frames-first"),
+        text=226,
+        recipe=_NOISE,
+        latent_step=2,
+    ),  # fmt: skip
     "EasyAnimatePipeline": VideoFamily((512, 512), 16, 4, 50, text=256),
     "HunyuanVideo15Pipeline": VideoFamily((848, 480), 16, 4, 50, text=1000),
     "HunyuanVideoPipeline": VideoFamily((1280, 720), 16, 4, 50, text=256),

@@ -65,7 +65,8 @@ def check_video_size(pipe: Any, width: int, height: int, frames: int) -> None:
             f"width and height must be positive multiples of {multiple}, got {width}x{height}; "
             f"use {near[0]}x{near[1]}"
         )
-    step = frame_step(pipe)
+    family = family_of(pipe)
+    step = frame_step(pipe) * (1 if family is None else family.latent_step)
     if frames < 1 or frames % step != 1 % step:
         raise InputError(
             f"frames must be 1 more than a multiple of {step}, got {frames}; use "

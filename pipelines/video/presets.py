@@ -9,7 +9,7 @@ from diffaccel.bindings.rope import Axis, Linear, Riflex
 from diffaccel.pipelines import embedded
 from diffaccel.pipelines.video.families import VIDEO_FAMILIES
 from diffaccel.pipelines.video.freeswim import FreeSwim
-from diffaccel.pipelines.video.generate import native_size
+from diffaccel.pipelines.video.generate import frame_step, native_size
 from diffaccel.pipelines.video.long_video import TimeWindows
 
 WIDE = (1 << 20, 9 << 16)  # any size of aspect 16:9, far above every native one
@@ -38,7 +38,7 @@ class VideoPreset:
 
     def positions_for(self, pipe: Any, frames: int) -> Axis | None:
         """Returns how positions along time change for a video of so many frames, if they do."""
-        length = (frames - 1) // pipe.vae_scale_factor_temporal + 1
+        length = (frames - 1) // frame_step(pipe) + 1
         return self.stretch(length) if length > self.latent_frames else None
 
     def size_for(self, pipe: Any) -> tuple[int, int]:

@@ -105,12 +105,13 @@ def _padded(tokens: int, padding: int) -> torch.Tensor:
     return torch.tensor([[1] * tokens + [0] * padding])
 
 
-def _vae(latent_channels: int) -> diffusers.AutoencoderKL:
-    """A tiny image VAE that halves the resolution twice; it has attention of its own."""
+def vae(latent_channels: int, levels: int = 3) -> diffusers.AutoencoderKL:
+    """A tiny image VAE that halves the resolution between levels; it has attention of its own."""
     return _model(
         diffusers.AutoencoderKL, latent_channels=latent_channels, layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(4, 4, 4), norm_num_groups=2,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels, block_out_channels=(4,) * levels,
+        norm_num_groups=2,
     )  # fmt: skip
 
 
@@ -122,7 +123,7 @@ def flux(head_dim: int = 16, height: int = 64, width: int = 96) -> TinyPipeline:
         attention_head_dim=head_dim, num_attention_heads=2, axes_dims_rope=rotary,
         joint_attention_dim=32, pooled_projection_dim=32,
     )  # fmt: skip
-    pipe = _pipe(diffusers.FluxPipeline, Flow(), transformer=transformer, vae=_vae(4))
+    pipe = _pipe(diffusers.FluxPipeline, Flow(), transformer=transformer, vae=vae(4))
     arguments = _call((12, 32), height, width, pooled=32)
     layout = TokenLayout.image(height // 8, width // 8, text_before=12)
     return TinyPipeline(pipe, arguments, "flux", {layout}, {"transformer": 4}, 0, STEPS)
@@ -136,7 +137,7 @@ def sd3() -> TinyPipeline:
         joint_attention_dim=32, caption_projection_dim=32, pooled_projection_dim=64,
         patch_size=2, dual_attention_layers=(0,), qk_norm="rms_norm",
     )  # fmt: skip
-    pipe = _pipe(diffusers.StableDiffusion3Pipeline, Flow(), transformer=transformer, vae=_vae(4))
+    pipe = _pipe(diffusers.StableDiffusion3Pipeline, Flow(), transformer=transformer, vae=vae(4))
     arguments = _call((10, 32), 64, 96, pooled=64, negative=10)
     layouts = {TokenLayout.image(8, 12, text_after=10), TokenLayout.image(8, 12)}
     return TinyPipeline(pipe, arguments, "sd3", layouts, {"transformer": 3}, 0, STEPS)
@@ -259,7 +260,7 @@ def sd15() -> TinyPipeline:
     """SD 1.5: two levels of attention, an odd latent height, CFG in one batch."""
     scheduler = diffusers.DDIMScheduler(steps_offset=1, clip_sample=False)
     pipe = _pipe(
-        diffusers.StableDiffusionPipeline, scheduler, unet=_unet(), vae=_vae(4),
+        diffusers.StableDiffusionPipeline, scheduler, unet=_unet(), vae=vae(4),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     arguments = _call((7, 16), 72, 120, negative=7)
@@ -278,7 +279,7 @@ def sdxl() -> TinyPipeline:
     )  # fmt: skip
     pipe = _pipe(
         diffusers.StableDiffusionXLPipeline, diffusers.EulerDiscreteScheduler(), unet=unet,
-        vae=_vae(4), add_watermarker=False,
+        vae=vae(4), add_watermarker=False,
     )  # fmt: skip
     arguments = _call((7, 16), 72, 104, pooled=16, negative=7)
     # The latent is 18 x 26; level 1 has 9 x 13, level 2 rounds up to 5 x 7.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import diffusers
 import pytest
 import torch
+from tiny_autoencoders import AUTOENCODERS
 
 from diffaccel.errors import InputError
 from diffaccel.methods import SlidingWindowAttn
@@ -21,40 +21,10 @@ FAST = FreeSwim(
 )
 
 
-def vae_of(name):
-    """A tiny video autoencoder with statistics that are not neutral."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        if name == "hunyuan":
-            return diffusers.AutoencoderKLHunyuanVideo(
-                latent_channels=4, block_out_channels=(4, 4, 4, 4), layers_per_block=1,
-                norm_num_groups=2, mid_block_add_attention=False, scaling_factor=0.5,
-                down_block_types=("HunyuanVideoDownBlock3D",) * 4,
-                up_block_types=("HunyuanVideoUpBlock3D",) * 4,
-            ).eval()  # fmt: skip
-        if name == "cogvideox":
-            return diffusers.AutoencoderKLCogVideoX(
-                latent_channels=4, block_out_channels=(4, 4, 4, 4), layers_per_block=1,
-                norm_num_groups=2, temporal_compression_ratio=4, scaling_factor=0.7,
-                down_block_types=("CogVideoXDownBlock3D",) * 4,
-                up_block_types=("CogVideoXUpBlock3D",) * 4,
-            ).eval()  # fmt: skip
-        vae = diffusers.AutoencoderKLLTXVideo(
-            latent_channels=8, block_out_channels=(4, 4, 4, 4), layers_per_block=(1,) * 5,
-            decoder_block_out_channels=(4, 4, 4, 4), decoder_layers_per_block=(1,) * 5,
-            spatio_temporal_scaling=(True, True, True, False),
-            decoder_spatio_temporal_scaling=(True, True, True, False),
-            decoder_inject_noise=(False,) * 5, scaling_factor=0.8, encoder_causal=True,
-        ).eval()  # fmt: skip
-        vae.latents_mean.copy_(torch.randn(8))
-        vae.latents_std.copy_(torch.rand(8) + 0.5)
-        return vae
-
-
 @pytest.fixture(params=["hunyuan", "cogvideox", "ltx"])
 def case(request, tiny_pipelines):
     tiny = tiny_pipelines.BUILDERS[request.param]()
-    pipe = type(tiny.pipe)(**{**tiny.pipe.components, "vae": vae_of(request.param)})
+    pipe = type(tiny.pipe)(**{**tiny.pipe.components, "vae": AUTOENCODERS[request.param]()})
     pipe.set_progress_bar_config(disable=True)
     keep = {name for name in tiny.arguments if "embeds" in name or "mask" in name}
     told = {name: tiny.arguments[name] for name in keep}
