@@ -31,7 +31,7 @@ class SampleOptions:
         model: Diffusers folder or hub name; embedded-unet is the small U-Net in the package, whose
             small transformer is the default.
         size: Multiples of 16 (default: the native size).
-        frames: Makes a video, of 4 k + 1 frames.
+        frames: Makes a video of so many frames, for most models 4 k + 1.
         fps: Frames per second of a video (default: 16).
         steps: Denoising steps at native size (default: those of the model).
         seed: Of the noise (default: 0).
