@@ -40,9 +40,11 @@ def dispatched(model, folder):
     accelerate.dispatch_model(model, places, main_device="cpu", offload_dir=folder)
 
 
-def grouped(tiny, **options):
-    for model in tiny.denoisers().values():
-        apply_group_offloading(model, onload_device=CPU, offload_device=CPU, **options)
+def grouped(tiny, folder=None, **options):
+    """Groups of every denoiser; those of two models have the same file names."""
+    for name, model in tiny.denoisers().items():
+        path = {} if folder is None else {"offload_to_disk_path": str(folder / name)}
+        apply_group_offloading(model, onload_device=CPU, offload_device=CPU, **path, **options)
 
 
 OFFLOADS = {
@@ -62,11 +64,10 @@ OFFLOADS = {
         CPU, CPU, offload_type="leaf_level"
     ),
     "blocks on disk": lambda tiny, folder: grouped(
-        tiny, offload_type="block_level", num_blocks_per_group=1,
-        offload_to_disk_path=str(folder),
+        tiny, folder, offload_type="block_level", num_blocks_per_group=1
     ),
     "leaves on disk": lambda tiny, folder: grouped(
-        tiny, offload_type="leaf_level", offload_to_disk_path=str(folder)
+        tiny, folder, offload_type="leaf_level"
     ),
 }  # fmt: skip
 QUICK = {("flux", name) for name in OFFLOADS} | {
