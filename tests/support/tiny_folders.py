@@ -70,8 +70,10 @@ def chroma() -> Any:
 
 
 def pixart_sigma() -> Any:
+    transformer = _model("PixArtTransformer2DModel")
+    transformer.register_to_config(sample_size=NATIVE_SIDE // 4)  # which tells the native size
     return diffusers.PixArtSigmaPipeline(
-        transformer=_model("PixArtTransformer2DModel"), vae=pipelines.vae(4),
+        transformer=transformer, vae=pipelines.vae(4),
         scheduler=diffusers.DPMSolverMultistepScheduler(), **texts.t5(16),
     )  # fmt: skip
 
