@@ -163,15 +163,12 @@ def waves(
         axis: What happens to them, None for nothing.
         origins: (N,) fp64, the places from which scaled distances are counted; None for 0.
         step: Positions from one token to the next.
-        start: Position of place 0, whose angles stay as they are; without origins.
+        start: Position of place 0, whose angles stay as they are.
     """
     order = torch.arange(0, dim, 2, dtype=torch.float64, device=places.device) / dim
     frequencies = step / theta**order
     amplitude = 1.0 if axis is None else axis.amplitude
-    if start:
-        found, _ = turned(places, frequencies, axis, start / step)
-    else:
-        found = angles(places, frequencies, axis, origins)
+    found = start / step * frequencies + angles(places, frequencies, axis, origins)
     cosine, sine = (
         (amplitude * wave).repeat_interleave(2, dim=1).float()
         for wave in (found.cos(), found.sin())
@@ -190,23 +187,6 @@ def angles(
     if origins is None:
         return places[..., None] * scaled
     return (places - origins)[..., None] * scaled + origins[..., None] * frequencies
-
-
-def turned(
-    places: Tensor, frequencies: Tensor, axis: Axis | None, start: float | Tensor = 0.0
-) -> tuple[Tensor, float]:
-    """Angles (N, D / 2) in radians at places in tokens, and the factor on cosines and sines.
-
-    Args:
-        places: (N,), counted from a token whose angles stay as they are.
-        frequencies: (D / 2,) in radians per token, fastest first.
-        axis: What happens to them; None for nothing.
-        start: Place of that token, where it is not zero.
-    """
-    plain, amplitude = frequencies, 1.0
-    if axis is not None:
-        frequencies, amplitude = axis.rescaled(frequencies), axis.amplitude
-    return start * plain + torch.outer(places, frequencies), amplitude
 
 
 def on_grid(tables: list[Tensor]) -> Tensor:

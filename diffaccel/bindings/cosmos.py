@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffaccel.bindings.axes import Axis, on_grid, turned
+from diffaccel.bindings.axes import Axis, angles, on_grid
 from diffaccel.bindings.base import AttentionLayer, Binding, ModelCall, patched, zeros
 from diffaccel.bindings.exchange import exchanged_forward
 from diffaccel.layout import Grid, TokenLayout
@@ -90,9 +90,10 @@ def _scaled_forward(axes: Axes) -> Callable[..., tuple[Tensor, Tensor]]:
             options: Any = {"dtype": torch.float64, "device": hidden_states.device}
             order = torch.arange(0, dim, 2, **options) / dim
             frequencies = step * (10_000.0 * factor) ** -order
-            angles, amplitude = turned(torch.arange(size, **options), frequencies, axis)
-            cosines.append((amplitude * angles.cos()).float())
-            sines.append((amplitude * angles.sin()).float())
+            found = angles(torch.arange(size, **options), frequencies, axis)
+            amplitude = 1.0 if axis is None else axis.amplitude
+            cosines.append((amplitude * found.cos()).float())
+            sines.append((amplitude * found.sin()).float())
         cosine, sine = on_grid(cosines), on_grid(sines)
         return torch.cat([cosine] * 2, -1), torch.cat([sine] * 2, -1)
 

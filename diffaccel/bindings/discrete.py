@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffaccel.bindings.base import AttentionLayer, Binding, ModelCall, patched, zeros
+from diffaccel.bindings.base import AttentionLayer, Binding, ModelCall, image_grid, zeros
 from diffaccel.layout import Grid, TokenLayout
 
 
@@ -75,7 +75,7 @@ class Transformer2DBinding(Binding):
         latents, config = call["hidden_states"], model.config
         if latents.ndim == 2:
             return TokenLayout.image(config.sample_size, config.sample_size)
-        return TokenLayout.image(*(patched(x, config.patch_size or 1) for x in latents.shape[-2:]))
+        return TokenLayout.video(*image_grid(latents, config.patch_size or 1))
 
     def example_call(
         self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffaccel.bindings.base import AttentionLayer, Binding, ModelCall, patched, zeros
+from diffaccel.bindings.base import AttentionLayer, Binding, ModelCall, image_grid, zeros
 from diffaccel.layout import Grid, TokenLayout
 
 
@@ -26,8 +26,7 @@ class DiTBinding(Binding):
         return (1, *(config.sample_size // config.patch_size,) * 2)
 
     def layout(self, model: Any, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
-        sizes = call["hidden_states"].shape[-2:]
-        return TokenLayout.image(*(patched(size, model.config.patch_size) for size in sizes))
+        return TokenLayout.video(*image_grid(call["hidden_states"], model.config.patch_size))
 
     def example_call(
         self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1

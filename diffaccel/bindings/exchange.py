@@ -1,22 +1,27 @@
-"""Exchanging what a module of a denoiser does for a while, and putting it back exactly."""
+"""Exchanging a part of a denoiser for a while, and putting it back exactly."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import MethodType
 from typing import Any
 
 
 @contextmanager
-def exchanged_forward(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
-    """Lets a module run `forward(module, ...)` instead of its own, which returns afterwards."""
-    before = vars(module).get("forward")
-    module.forward = MethodType(forward, module)
+def exchanged(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """While active, an attribute of an object is another one; what was there comes back."""
+    had, before = name in vars(owner), vars(owner).get(name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        if before is None:
-            del module.forward
+        if had:
+            setattr(owner, name, before)
         else:
-            module.forward = before
+            delattr(owner, name)
+
+
+def exchanged_forward(module: Any, forward: Callable[..., Any]) -> AbstractContextManager[None]:
+    """Lets a module run `forward(module, ...)` instead of its own, which returns afterwards."""
+    return exchanged(module, "forward", MethodType(forward, module))

@@ -13,11 +13,12 @@ from diffaccel.bindings.base import (
     Binding,
     LayoutUnknown,
     ModelCall,
-    patched,
+    image_grid,
     told_native,
     zeros,
 )
-from diffaccel.bindings.rotary import exchanged, rotations
+from diffaccel.bindings.exchange import exchanged
+from diffaccel.bindings.rotary import rotations
 from diffaccel.layout import Grid, Segment, TokenLayout
 
 
@@ -48,7 +49,7 @@ class HiDreamBinding(Binding):
         latents, patch = call["hidden_states"], model.config.patch_size
         if latents.ndim != 4:
             raise LayoutUnknown("the latents come as patches, which do not tell their grid")
-        height, width = (patched(side, patch) for side in latents.shape[-2:])
+        _, height, width = image_grid(latents, patch)
         is_square = latents.shape[-2] == latents.shape[-1]
         filling = 0 if is_square else model.max_seq - height * width
         if filling < 0:

@@ -16,7 +16,8 @@ from diffaccel.bindings.base import (
     told_native,
     zeros,
 )
-from diffaccel.bindings.rotary import exchanged, grid_waves
+from diffaccel.bindings.exchange import exchanged
+from diffaccel.bindings.rotary import grid_waves
 from diffaccel.layout import Grid, TokenLayout
 
 

@@ -14,11 +14,12 @@ from diffaccel.bindings.base import (
     Binding,
     LayoutUnknown,
     ModelCall,
-    patched,
+    image_grid,
     reversed_time,
     zeros,
 )
-from diffaccel.bindings.rotary import exchanged, scaled_tables
+from diffaccel.bindings.exchange import exchanged
+from diffaccel.bindings.rotary import scaled_tables
 from diffaccel.layout import Grid, TokenLayout
 
 
@@ -40,8 +41,7 @@ class LuminaNextBinding(Binding):
         return (1, *(config.sample_size // config.patch_size,) * 2)
 
     def layout(self, model: Any, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
-        sizes = call["hidden_states"].shape[-2:]
-        return TokenLayout.image(*(patched(size, model.config.patch_size) for size in sizes))
+        return TokenLayout.video(*image_grid(call["hidden_states"], model.config.patch_size))
 
     def example_call(
         self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from diffaccel.bindings.axes import Axis
 from diffaccel.bindings.base import AttentionLayer, Binding, ModelCall, told_native, zeros
-from diffaccel.bindings.rotary import exchanged, scaled_tables
+from diffaccel.bindings.exchange import exchanged
+from diffaccel.bindings.rotary import scaled_tables
 from diffaccel.layout import Grid, TokenLayout
 
 

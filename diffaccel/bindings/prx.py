@@ -12,11 +12,12 @@ from diffaccel.bindings.base import (
     AttentionLayer,
     Binding,
     ModelCall,
-    patched,
+    image_grid,
     told_native,
     zeros,
 )
-from diffaccel.bindings.rotary import exchanged, rotations
+from diffaccel.bindings.exchange import exchanged
+from diffaccel.bindings.rotary import rotations
 from diffaccel.layout import Grid, TokenLayout
 
 
@@ -37,10 +38,9 @@ class PRXBinding(Binding):
         return told_native(model) or (1, *(size // config.patch_size,) * 2)
 
     def layout(self, model: Any, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
-        height, width = call["hidden_states"].shape[-2:]
-        patch = model.config.patch_size
+        grid = image_grid(call["hidden_states"], model.config.patch_size)
         text = call["encoder_hidden_states"].shape[1]
-        return TokenLayout.image(patched(height, patch), patched(width, patch), text_before=text)
+        return TokenLayout.video(*grid, text_before=text)
 
     def example_call(
         self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1

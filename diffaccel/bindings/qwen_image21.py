@@ -18,7 +18,8 @@ from diffaccel.bindings.base import (
     told_native,
     zeros,
 )
-from diffaccel.bindings.rotary import exchanged, scaled_tables
+from diffaccel.bindings.exchange import exchanged
+from diffaccel.bindings.rotary import scaled_tables
 from diffaccel.layout import Grid, Segment, TokenLayout
 
 SLOT = 4

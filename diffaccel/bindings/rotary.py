@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from diffaccel.bindings.axes import Axis, waves
-
-
-@contextmanager
-def exchanged(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """While active, an attribute of an object is another one; what was there comes back."""
-    had, before = name in vars(owner), vars(owner).get(name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if had:
-            setattr(owner, name, before)
-        else:
-            delattr(owner, name)
 
 
 def phases(places: Tensor, dim: int, theta: float, axis: Axis | None) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffaccel.bindings.base import AttentionLayer, Binding, ModelCall, patched, zeros
+from diffaccel.bindings.base import AttentionLayer, Binding, ModelCall, image_grid, zeros
 from diffaccel.layout import Grid, TokenLayout
 
 
@@ -26,10 +26,9 @@ class SD3Binding(Binding):
         return None if size is None else (1, *(size // model.config.patch_size,) * 2)
 
     def layout(self, model: Any, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
-        height, width = call["hidden_states"].shape[-2:]
-        patch = model.config.patch_size
+        grid = image_grid(call["hidden_states"], model.config.patch_size)
         text = call["encoder_hidden_states"].shape[1] if layer.kind == "joint" else 0
-        return TokenLayout.image(patched(height, patch), patched(width, patch), text_after=text)
+        return TokenLayout.video(*grid, text_after=text)
 
     def example_call(
         self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1

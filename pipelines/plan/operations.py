@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffaccel.attach.attachment import add_attention_hook, remove_attention_hook
 from diffaccel.attach.call import AttentionCall, AttentionHook, Compute
 from diffaccel.bindings import AttentionLayer, ModelCall, binding_of
-from diffaccel.bindings.rotary import exchanged
+from diffaccel.bindings.exchange import exchanged
 from diffaccel.errors import InputError
 from diffaccel.layout import TokenLayout
 

@@ -24,11 +24,12 @@ from diffaccel.attach.report import Report
 from diffaccel.bindings import binding_of
 from diffaccel.bindings.rope import scaled_rope
 from diffaccel.errors import InputError, ModelError
+from diffaccel.pipelines.redraw.late_start import check_startable
 from diffaccel.pipelines.video.families import VIDEO_FAMILIES, VideoFamily
 from diffaccel.pipelines.video.freeswim import FreeSwim, refine_latents
 from diffaccel.pipelines.video.job import VideoJob
 from diffaccel.pipelines.video.long_video import TimeWindows, denoise_windows
-from diffaccel.pipelines.video.stock import check_refinable, refine_with
+from diffaccel.pipelines.video.stock import refine_with
 from diffaccel.pipelines.video.wan import (
     TRANSFORMERS,
     decode_video,
@@ -221,7 +222,7 @@ def _generate_with_stock(
             f"windows along time are for Wan, got {type(pipe).__name__}; use FreeSwim, which goes "
             "beyond native size"
         )
-    check_refinable(pipe, recipe)
+    check_startable(pipe)
     with _positions_along_time(pipe, job):
         native = job.native or native_size(pipe, *job.size)
         video, told = job.video, {**job.call, **family.arguments, **guidance_of(pipe, recipe)}

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from diffaccel.attach.attachment import denoisers, set_attn_processor
 from diffaccel.attach.report import Report
 from diffaccel.bindings import ModelCall, binding_of
-from diffaccel.errors import InputError
 from diffaccel.guidance.guide import on_batch, with_prediction
 from diffaccel.pipelines.image.low_frequency import (
     Arrangement,
@@ -177,21 +176,3 @@ class _LedCalls:
         is_doubled = self._path.mode == "guide"
         self._path.end()
         return with_prediction(output, output[0][: self._rows]) if is_doubled else output
-
-
-def check_refinable(pipe: Any, recipe: FreeSwim) -> None:
-    """Refuses before any work what cannot be refined.
-
-    Raises:
-        InputError: Says why.
-    """
-    if not hasattr(pipe, "prepare_latents"):
-        raise InputError(
-            f"{type(pipe).__name__} makes its latents inside of its call, so a clip cannot be "
-            "refined with it; generate at native size"
-        )
-    if not hasattr(pipe.scheduler, "scale_noise") and not hasattr(pipe.scheduler, "add_noise"):
-        raise InputError(
-            f"{type(pipe.scheduler).__name__} cannot noise a clip, so it cannot be refined; set "
-            "pipe.scheduler to a flow or DDIM scheduler"
-        )

@@ -12,6 +12,7 @@ from torch import nn
 
 from diffaccel.bindings import AttentionLayer, Binding
 from diffaccel.bindings.base import forward_signature
+from diffaccel.bindings.exchange import exchanged
 from diffaccel.errors import check_kinds
 
 
@@ -47,7 +48,7 @@ class SkipLayers:
         with ExitStack() as stack:
             for name in dict.fromkeys(layers[index].block for index in self.layers):
                 block = model.get_submodule(name)
-                stack.enter_context(replaced_forward(block, pass_through(block, binding)))
+                stack.enter_context(exchanged(block, "forward", pass_through(block, binding)))
             yield
 
 
@@ -93,7 +94,7 @@ class PermuteTokens:
             for name, index in blocks.items():
                 block = model.get_submodule(name)
                 seed = hash((self.seed, step, index)) & 0x7FFF_FFFF
-                stack.enter_context(replaced_forward(block, _shuffling(block, binding, seed)))
+                stack.enter_context(exchanged(block, "forward", _shuffling(block, binding, seed)))
             yield
 
 
@@ -106,20 +107,6 @@ def checked_layers(layers: tuple[int, ...]) -> tuple[int, ...]:
             "the report of an attachment lists the layers of a model"
         )
     return tuple(sorted(set(layers)))
-
-
-@contextmanager
-def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """While active, a module computes something else; hooks of other libraries come back."""
-    own = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
 
 
 def pass_through(block: nn.Module, binding: Binding) -> Callable[..., Any]:

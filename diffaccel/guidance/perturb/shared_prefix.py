@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffaccel.bindings import Binding
-from diffaccel.guidance.perturb.blocks import pass_through, replaced_forward
+from diffaccel.bindings.exchange import exchanged
+from diffaccel.guidance.perturb.blocks import pass_through
 
 
 class SharedPrefix:
@@ -73,10 +74,12 @@ class SharedPrefix:
         with ExitStack() as stack:
             for name in self.skipped:
                 block = model.get_submodule(name)
-                stack.enter_context(replaced_forward(block, pass_through(block, self._binding)))
+                stack.enter_context(
+                    exchanged(block, "forward", pass_through(block, self._binding))
+                )
             for name, output in self._outputs.items():
                 again = _returning(_rows_of(output, rows, count))
-                stack.enter_context(replaced_forward(model.get_submodule(name), again))
+                stack.enter_context(exchanged(model.get_submodule(name), "forward", again))
             yield
 
     def _record(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
