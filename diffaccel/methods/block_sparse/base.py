@@ -9,23 +9,47 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffaccel.kernels import Centroids
+from diffaccel.kernels import block_lists
 from diffaccel.kernels.block_sparse.call import BlockSparseCall
 from diffaccel.kernels.block_sparse.op import attend
 from diffaccel.kernels.block_statistics.call import StatisticsCall
 from diffaccel.kernels.block_statistics.op import summarise
 from diffaccel.layout import TokenLayout
 from diffaccel.methods.base import ScheduledMethod
-from diffaccel.methods.block_sparse.correctors import NoCorrection, Selected
-from diffaccel.methods.block_sparse.estimator import block_attention, row_steps
+from diffaccel.methods.block_sparse.block_call import BlockCall, BlockRows, Chosen
+from diffaccel.methods.block_sparse.budgets import Ask, Budget, Scores
+from diffaccel.methods.block_sparse.correctors.base import Attended, Corrector, Summary
+from diffaccel.methods.block_sparse.forced import ForcedBlocks, forced_blocks
 from diffaccel.methods.block_sparse.order import ORDERS, TokenOrder, token_order
-from diffaccel.methods.block_sparse.selectors import ForcedBlocks, TopBlocks, forced_blocks
+from diffaccel.methods.block_sparse.selectors.base import Selector
 from diffaccel.methods.inputs import AttentionInputs, ExactTokens, Position, VisualTokens
 from diffaccel.methods.visual import COMPUTED_DENSELY, VisualMethod, total_density
 
+_CPU = torch.device("cpu")
 KEPT_RATE = {"cpu": 0.65, "cuda": 0.75}
 """FLOP rate on kept blocks of 128 in terms of dense attention. The CPU's is measured at 16k
 tokens (2 AVX2 cores, fp32); the GPU's is what published kernels reach, not measured here."""
+
+
+class Parts(NamedTuple):
+    """What a block-sparse method is made of.
+
+    Args:
+        selector: Which blocks are worth computing.
+        budget: How many are.
+        corrector: What is done about the others.
+        keep: Share of the key blocks that the budget gives out.
+    """
+
+    selector: Selector
+    budget: Budget
+    corrector: Corrector
+    keep: float
+
+    @property
+    def compares_heads(self) -> bool:
+        """Whether heads cannot be computed apart."""
+        return self.selector.compares_heads or self.budget.compares_heads
 
 
 class Blocks(NamedTuple):
@@ -34,30 +58,30 @@ class Blocks(NamedTuple):
     Args:
         number: Blocks of visual tokens NB.
         order: Which tokens form a block.
-        forced: Blocks that are kept whatever their probability.
-        selector: Chooses the others that are kept.
-        corrector: Accounts for those left out.
-        top_k: Blocks that the selector asks for, in each row.
+        forced: Blocks that are kept whatever their score.
+        share: Of the blocks that the budget asks for; None where the data decide.
         max_count: Blocks that a row keeps at most.
     """
 
     number: int
     order: TokenOrder
     forced: ForcedBlocks
-    selector: TopBlocks
-    corrector: NoCorrection
-    top_k: int
+    share: float | None
     max_count: int
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every block is computed."""
+        return self.share == 1.0 or self.forced.is_everything
 
 
 class BlockPlan(NamedTuple):
-    """What the kernel is told: block lists, and the correction of the blocks left out."""
+    """What the kernel is told: block lists, and what stands for the blocks left out."""
 
-    indices: Tensor
-    counts: Tensor
+    chosen: Chosen
     row_scale: Tensor | None
     row_bias: Tensor | None
-    centroids: Centroids | None = None
+    summary: Summary | None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -104,112 +128,126 @@ class BlockSparseMethod(VisualMethod):
             )
         ScheduledMethod.__post_init__(self)
 
-    def selector(self) -> TopBlocks:
-        """Which key blocks are computed exactly."""
-        raise NotImplementedError(f"{type(self).__name__} does not implement selector")
+    def parts(self) -> Parts:
+        """What is computed exactly, and what is done about the rest."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement parts")
 
-    def corrector(self) -> NoCorrection:
-        """What is done about the others."""
-        raise NotImplementedError(f"{type(self).__name__} does not implement corrector")
+    @property
+    def compares_heads(self) -> bool:
+        return self.parts().compares_heads
 
     def shape_reason(self, layout: TokenLayout) -> str:
         if layout.visual is None:
             return COMPUTED_DENSELY
-        blocks = blocks_of(self, layout, torch.device("cpu"))
-        keeps_all = blocks.top_k == blocks.number or blocks.forced.is_everything
-        return COMPUTED_DENSELY if keeps_all else ""
+        return COMPUTED_DENSELY if blocks_of(self, layout, _CPU).keeps_all else ""
 
     def expected_cost(self, layout: TokenLayout, device: str) -> float | None:
         """Kept blocks over the rate on them; a floor on the kept mass may keep more."""
-        if self.shape_reason(layout):
+        density = self.expected_density(layout)
+        if self.shape_reason(layout) or density is None:
             return None
-        return self.expected_density(layout) / KEPT_RATE.get(device, KEPT_RATE["cpu"])
+        return density / KEPT_RATE.get(device, KEPT_RATE["cpu"])
 
-    def expected_density(self, layout: TokenLayout) -> float:
+    def expected_density(self, layout: TokenLayout) -> float | None:
         """Blocks that are asked for or forced; a floor on the kept mass may keep more."""
         if self.shape_reason(layout):
             return 1.0
-        blocks = blocks_of(self, layout, torch.device("cpu"))
-        selected = blocks.top_k / blocks.number
-        kept = 1.0 - (1.0 - selected) * (1.0 - blocks.forced.share)
+        blocks, budget = blocks_of(self, layout, _CPU), self.parts().budget
+        if blocks.share is None:
+            return None
+        if budget.counts_forced:
+            kept = max(blocks.share, blocks.forced.share)
+        else:
+            kept = 1.0 - (1.0 - blocks.share) * (1.0 - blocks.forced.share)
         return total_density(kept, layout)
 
     def attend_visual(self, inputs: AttentionInputs, position: Position, out: Tensor) -> Tensor:
         device = inputs.query.device
         blocks = blocks_of(self, inputs.layout, device)
-        order = blocks.order
-        visual, exact = in_order(inputs.visual(), order), inputs.exact()
-        with torch.autocast(device.type, enabled=False):  # the estimate stays fp32
-            plan = self.plan(visual, exact)
-        call = BlockSparseCall(
-            visual.query,
-            visual.key,
-            visual.value,
-            plan.indices,
-            plan.counts,
-            self.block,
-            self.block,
-            visual.scale,
-            visual.valid,
-            **exact.extras(),
-            row_scale=plan.row_scale,
-            row_bias=plan.row_bias,
-            centroids=plan.centroids,
-        )
-        out.index_copy_(1, order.order, attend(call)[0])
-        return plan.counts.float().mean() / blocks.number
+        visual, exact = in_order(inputs.visual(), blocks.order), inputs.exact()
+        with torch.autocast(device.type, enabled=False):  # estimates stay fp32
+            plan = self.plan(visual, exact, position)
+            chosen, summary, corrector = plan.chosen, plan.summary, self.parts().corrector
+            call = BlockSparseCall(
+                visual.query,
+                visual.key,
+                visual.value,
+                chosen.indices,
+                chosen.counts,
+                self.block,
+                self.block,
+                visual.scale,
+                visual.valid,
+                **exact.extras(),
+                row_scale=plan.row_scale,
+                row_bias=plan.row_bias,
+                centroids=None if summary is None else summary.centroids,
+                return_lse=corrector.needs_lse,
+                return_tail=corrector.needs_tail,
+            )
+            output = corrector.finish(chosen, summary, Attended(*attend(call)))
+        out.index_copy_(1, blocks.order.order, output)
+        return chosen.counts.float().mean() / blocks.number
 
-    def plan(self, visual: VisualTokens, exact: ExactTokens) -> BlockPlan:
+    def plan(self, visual: VisualTokens, exact: ExactTokens, position: Position) -> BlockPlan:
         """Selects and corrects, some query blocks at a time to bound the memory.
 
         Args:
             visual: Visual tokens in block order.
             exact: What every query sees exactly.
+            position: Where the call stands.
         """
-        blocks = blocks_of(self, visual.layout, visual.query.device)
-        corrector = blocks.corrector
+        blocks, parts = blocks_of(self, visual.layout, visual.query.device), self.parts()
+        needs = parts.selector.needs | parts.corrector.needs
         statistics = summarise(
             StatisticsCall(
-                visual.query,
-                visual.key,
-                visual.value,
-                self.block,
-                visual.valid,
-                needs_value=corrector.needs_value,
-                needs_spread=corrector.needs_spread,
-                needs_variance=corrector.needs_variance,
+                visual.query, visual.key, visual.value, self.block, visual.valid, needs=needs
             )
         )
-        parts = []
-        for rows in row_steps(statistics, exact.key.shape[1]):
-            probability = block_attention(statistics, exact, visual.scale, rows)
-            forced = None if blocks.forced.mask is None else blocks.forced.mask[rows]
-            lists = blocks.selector.lists(probability, forced, blocks.max_count)
-            correction = corrector.correct(statistics, probability, lists[2], rows)
-            parts.append(BlockPlan(*lists[:2], *(correction or (None, None))))
-        plan = parts[0] if len(parts) == 1 else _joined(parts)
-        selected = Selected(visual, exact, plan.indices, plan.counts, self.block)
-        return plan._replace(centroids=corrector.centroids(statistics, selected))
+        call = BlockCall(visual, exact, blocks.order, statistics, position)
+        ask, rows = Ask(parts.keep, self.p_remain), call.rows()
+        threshold = None
+        if parts.budget.looks_at_all_rows:
+            sample = BlockRows(call, slice(0, blocks.number, len(rows)))
+            threshold = parts.budget.threshold(_scores(parts.selector, sample, blocks), ask)
+        found = []
+        for some in rows:
+            scores = _scores(parts.selector, some, blocks)
+            kept = parts.budget.kept(scores, ask, threshold)
+            lists = block_lists(kept, blocks.max_count)
+            found.append((*lists, *(parts.corrector.correct(some, kept) or (None, None))))
+        indices, counts, row_scale, row_bias = found[0] if len(found) == 1 else _joined(found)
+        chosen = Chosen(call, indices, counts)
+        return BlockPlan(chosen, row_scale, row_bias, parts.corrector.summarise(chosen))
 
 
 @lru_cache(maxsize=64)
 def blocks_of(method: BlockSparseMethod, layout: TokenLayout, device: torch.device) -> Blocks:
     """Returns what a method makes of a layout with visual tokens, with its tensors on a device."""
-    number = -(-layout.visual.length // method.block)
+    parts, number = method.parts(), -(-layout.visual.length // method.block)
     order = token_order(layout.grid, method.order, method.block).to(device)
     forced = forced_blocks(
-        layout.grid, method.order, method.block, method.neighbors, bool(method.first_frame), device
+        layout.grid,
+        method.order,
+        method.block,
+        method.neighbors,
+        bool(method.first_frame),
+        parts.selector,
+        device,
     )
-    selector = method.selector()
-    return Blocks(
-        number,
-        order,
-        forced,
-        selector,
-        method.corrector(),
-        selector.top_k(number),
-        selector.max_count(number, forced.largest),
-    )
+    ask = Ask(parts.keep, method.p_remain)
+    share = parts.budget.share(number, ask)
+    max_count = parts.budget.max_count(number, forced.largest, ask)
+    return Blocks(number, order, forced, share, max_count)
+
+
+def _scores(selector: Selector, rows: BlockRows, blocks: Blocks) -> Scores:
+    text = rows.probability[..., -1] if selector.gives_mass else None
+    mask = blocks.forced.mask
+    score = selector.score(rows)
+    if score.shape[1] != rows.query_mean.shape[1]:
+        score = score.expand(-1, rows.query_mean.shape[1], -1, -1)
+    return Scores(score, text, None if mask is None else mask[rows.rows])
 
 
 def in_order(visual: VisualTokens, order: TokenOrder) -> VisualTokens:
@@ -231,8 +269,7 @@ def into_order(tokens: Tensor, order: TokenOrder) -> Tensor:
     return ordered.index_copy_(1, order.inverse, tokens)
 
 
-def _joined(parts: list[BlockPlan]) -> BlockPlan:
-    """Puts the rows of plans one after the other."""
-    columns: Any = zip(*(part[:4] for part in parts), strict=True)
-    joined: Any = (None if x[0] is None else torch.cat(x, 2) for x in columns)
-    return BlockPlan(*joined)
+def _joined(parts: list[Any]) -> Any:
+    """Puts the rows of lists and corrections one after the other."""
+    columns = zip(*parts, strict=True)
+    return tuple(None if x[0] is None else torch.cat(x, 2) for x in columns)

@@ -25,13 +25,14 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
 from diffaccel.errors import check_kinds
-from diffaccel.methods.block_sparse.base import BlockSparseMethod
+from diffaccel.methods.block_sparse.base import BlockSparseMethod, Parts
+from diffaccel.methods.block_sparse.budgets import RowBudget
 from diffaccel.methods.block_sparse.correctors import (
-    CalibratedCentroids,
-    NoCorrection,
+    CORRECTORS,
+    Corrector,
     PooledReallocation,
 )
-from diffaccel.methods.block_sparse.selectors import TopBlocks
+from diffaccel.methods.block_sparse.selectors import PooledAttention
 from diffaccel.methods.published import published
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class RectifiedSpaAttn(BlockSparseMethod):
             False estimates every dropped block. Of correction="pooled" alone.
         correction: How dropped blocks are estimated. "pooled" is the paper's: all queries of a
             block share one estimate. "centroids" is ours: each query has its own, calibrated on
-            a few exact rows (`CalibratedCentroids`), for about `1 / block` of the dense cost;
+            a few exact rows (`BlockSummaries` fitted to the normaliser), for about `1 / block` of the dense cost;
             it has no `gapr`.
         block, order, first_frame: As of `BlockSparseMethod`.
         dense_steps, dense_layers: As of `ScheduledMethod`.
@@ -102,12 +103,9 @@ class RectifiedSpaAttn(BlockSparseMethod):
         values = published(family)
         return cls() if values.drop is None else cls(drop=values.drop)
 
-    def selector(self) -> TopBlocks:
-        """The blocks with the largest predicted attention."""
-        return TopBlocks(1.0 - self.drop, self.p_remain)
-
-    def corrector(self) -> NoCorrection:
-        """The predicted share of the others, as their mean values."""
+    def parts(self) -> Parts:
+        """The most attended blocks, and the predicted share of the others as their mean values."""
+        corrector: Corrector = PooledReallocation(self.gapr)
         if self.correction == "centroids":
-            return CalibratedCentroids()
-        return PooledReallocation(self.gapr)
+            corrector = CORRECTORS["normaliser"]
+        return Parts(PooledAttention(), RowBudget(), corrector, 1.0 - self.drop)

@@ -1,0 +1,234 @@
+"""Budgets: how many blocks are computed, and how they are shared out.
+
+A selector says which blocks are worth most; a budget says where to stop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffaccel.errors import check_kinds
+from diffaccel.kernels.block_selection.call import SelectionCall
+from diffaccel.kernels.block_selection.op import select
+
+
+class Scores(NamedTuple):
+    """What a selector thinks of the key blocks of R query blocks.
+
+    Args:
+        blocks: (B, H, R, NB) fp32, at least 0. Larger is worth more, 0 is never kept, infinity
+            always.
+        text: (B, H, R) fp32, what the text has, which is computed anyway; None where scores are
+            no shares of the attention mass.
+        forced: (R, NB) bool, blocks that are kept whatever their score, or None.
+    """
+
+    blocks: Tensor
+    text: Tensor | None = None
+    forced: Tensor | None = None
+
+
+class Ask(NamedTuple):
+    """How much is asked for.
+
+    Args:
+        keep: Share of the key blocks, above 0 to 1.
+        p_remain: Share of the score that is kept at least, 0 to 1; of mass where scores are.
+    """
+
+    keep: float
+    p_remain: float = 0.0
+
+    def per_row(self, blocks: int, share: float = 1.0) -> int:
+        """Blocks of one row, out of `blocks`, if a share of them is given out row by row."""
+        # (1 - 0.8) * 10 is 1.9999999999999996 in floating point and means 2.
+        return min(blocks, max(1, int(self.keep * share * blocks + 1e-6)))
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Decides which blocks are kept."""
+
+    looks_at_all_rows: ClassVar[bool] = False
+    counts_forced: ClassVar[bool] = False
+
+    @property
+    def compares_heads(self) -> bool:
+        """Whether what one head keeps depends on the others."""
+        return False
+
+    def threshold(self, scores: Scores, ask: Ask) -> Tensor | None:
+        """Finds what a block must have to be kept, from all rows or an even sample of them.
+
+        Returns:
+            Broadcastable to (B, H, R, NB), or None where rows are decided one by one.
+        """
+        return None
+
+    def kept(self, scores: Scores, ask: Ask, threshold: Tensor | None) -> Tensor:
+        """Chooses blocks: (B, H, R, NB) bool."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement kept")
+
+    def share(self, blocks: int, ask: Ask) -> float | None:
+        """Share of the blocks that is kept, forced ones apart; None where the data decide."""
+        return None
+
+    def max_count(self, blocks: int, forced: int, ask: Ask) -> int:
+        """Upper bound of the blocks of one row, known without looking at the data."""
+        return blocks
+
+
+@dataclass(frozen=True, slots=True)
+class RowBudget(Budget):
+    """Every row keeps equally many blocks, or more where those have less than `p_remain`.
+
+    Per row: the first n blocks in descending order, n the larger of `int(keep * NB)` (at least 1)
+    and the number of blocks that it takes to exceed `p_remain`. Ties go to the lowest index.
+    """
+
+    def kept(self, scores: Scores, ask: Ask, threshold: Tensor | None) -> Tensor:
+        """Chooses blocks."""
+        return select(_selection(scores, ask, ask.per_row(scores.blocks.shape[-1])))[2]
+
+    def share(self, blocks: int, ask: Ask) -> float:
+        """As asked; a floor on the kept mass may keep more."""
+        return ask.per_row(blocks) / blocks
+
+    def max_count(self, blocks: int, forced: int, ask: Ask) -> int:
+        """Exact without a floor on the kept mass."""
+        return blocks if ask.p_remain > 0 else min(blocks, ask.per_row(blocks) + forced)
+
+
+@dataclass(frozen=True, slots=True)
+class MixedBudget(Budget):
+    """A part goes to every row alike, the rest to the blocks with the best scores of all rows.
+
+    Rows whose attention is spread out need more blocks than others; a floor for each row is
+    needed where scores of rows are not comparable. Forced blocks count towards the budget.
+
+    Args:
+        row_share: Part of the budget that every row gets, 0 to 1.
+        across_heads: Whether the rest is shared out over all heads of a sample together; False
+            over the rows of each head, which keeps heads independent of each other.
+    """
+
+    row_share: float = 0.5
+    across_heads: bool = False
+    looks_at_all_rows: ClassVar[bool] = True
+    counts_forced: ClassVar[bool] = True
+
+    @property
+    def compares_heads(self) -> bool:
+        """Whether heads share a budget."""
+        return self.across_heads
+
+    def __post_init__(self) -> None:
+        check_kinds(self)
+        if not 0.0 <= self.row_share <= 1.0:
+            raise ValueError(
+                f"row_share must lie in 0 to 1, got row_share={self.row_share}; it is the part of "
+                "the budget that every query block gets"
+            )
+
+    def threshold(self, scores: Scores, ask: Ask) -> Tensor:
+        """The score of the last block that the rest of the budget pays for."""
+        certain = self._certain(scores, ask)
+        rest = scores.blocks.masked_fill(certain, -1.0)
+        start = 1 if self.across_heads else 2
+        rest, used = rest.flatten(start), certain.flatten(start).sum(-1, keepdim=True)
+        total = round(ask.keep * rest.shape[-1])
+        ranked = rest.topk(total, dim=-1).values
+        ranked = torch.nn.functional.pad(ranked, (1, 0), value=torch.inf)
+        last = ranked.gather(-1, (total - used).clamp_(min=0))
+        return last.reshape(*last.shape, *(1,) * (4 - last.dim()))
+
+    def kept(self, scores: Scores, ask: Ask, threshold: Tensor | None) -> Tensor:
+        """Chooses blocks; ties with the last one that is paid for are kept."""
+        kept = self._certain(scores, ask)
+        if threshold is not None:
+            kept = kept | ((scores.blocks >= threshold) & (scores.blocks > 0))
+        return kept
+
+    def share(self, blocks: int, ask: Ask) -> float:
+        """As asked for."""
+        return ask.keep
+
+    def _certain(self, scores: Scores, ask: Ask) -> Tensor:
+        blocks = scores.blocks.shape[-1]
+        return select(_selection(scores, ask, ask.per_row(blocks, self.row_share)))[2]
+
+
+@dataclass(frozen=True, slots=True)
+class MassBudget(Budget):
+    """Keeps the fewest blocks that have a share of the score ("top-p").
+
+    Args:
+        mass: That share, 0 to 1; of the attention mass, text included, where scores are mass.
+        across_rows: Whether all rows of a head share one budget, or each has its own.
+    """
+
+    mass: float = 0.9
+    across_rows: bool = False
+    looks_at_all_rows: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_kinds(self)
+        if not 0.0 <= self.mass <= 1.0:
+            raise ValueError(
+                f"mass must lie in 0 to 1, got mass={self.mass}; 0.9 keeps nine tenths"
+            )
+
+    def threshold(self, scores: Scores, ask: Ask) -> Tensor | None:
+        """The score of the last block that is needed, where rows share a budget."""
+        if not self.across_rows:
+            return None
+        blocks = scores.blocks.nan_to_num(nan=torch.inf)
+        ranked = blocks.flatten(2).sort(-1, descending=True).values
+        text = ranked.new_zeros(()) if scores.text is None else scores.text.sum(-1, keepdim=True)
+        finite = ranked.masked_fill(ranked.isinf(), 0.0)
+        needed = self.mass * (finite.sum(-1, keepdim=True) + text)
+        count = (finite.cumsum(-1) + text < needed).sum(-1, keepdim=True)
+        return ranked.gather(-1, count.clamp_(max=ranked.shape[-1] - 1)).unsqueeze(-1)
+
+    def kept(self, scores: Scores, ask: Ask, threshold: Tensor | None) -> Tensor:
+        """Chooses blocks, at least one in each row."""
+        if threshold is None:
+            total = scores.blocks.masked_fill(scores.blocks.isinf(), 0.0).sum(-1, keepdim=True)
+            text = scores.text
+            if text is None:  # scores of a row then need not sum to 1
+                normed = scores._replace(blocks=scores.blocks / total.clamp_min(1e-30))
+                return select(_selection(normed, Ask(0.0, self.mass), 1))[2]
+            return select(_selection(scores, Ask(0.0, self.mass), 1))[2]
+        kept = select(_selection(scores, Ask(0.0), 1))[2]
+        return kept | ((scores.blocks >= threshold) & (scores.blocks > 0))
+
+
+@dataclass(frozen=True, slots=True)
+class PositiveBudget(Budget):
+    """Keeps every block with a score above 0: the selector alone decides."""
+
+    def kept(self, scores: Scores, ask: Ask, threshold: Tensor | None) -> Tensor:
+        """Chooses blocks."""
+        kept = (scores.blocks > 0) | scores.blocks.isnan()
+        return kept if scores.forced is None else kept | scores.forced
+
+
+BUDGETS: dict[str, Budget] = {
+    "row": RowBudget(),
+    "mixed": MixedBudget(),
+    "head": MixedBudget(row_share=0.0),
+    "global": MixedBudget(row_share=0.0, across_heads=True),
+    "mass": MassBudget(),
+    "positive": PositiveBudget(),
+}
+"""Name -> budget with its defaults."""
+
+
+def _selection(scores: Scores, ask: Ask, top_k: int) -> SelectionCall:
+    return SelectionCall(
+        scores.blocks, top_k, ask.p_remain, scores.text, scores.forced, None, return_kept=True
+    )
