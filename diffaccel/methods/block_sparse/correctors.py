@@ -156,7 +156,7 @@ class CalibratedCentroids(NoCorrection):
         return Centroids(
             statistics.key_mean,
             statistics.value_mean,
-            statistics.counts.log().expand(len(damping), -1),
+            statistics.counts.log().unsqueeze(1).expand(*damping.shape, -1),
             statistics.key_variance * damping[:, :, None, None],
         )
 
