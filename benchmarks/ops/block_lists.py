@@ -34,7 +34,7 @@ def with_centroids(plan: BlockPlan, problem: Problem, ordered: Inputs) -> BlockP
     centroids = Centroids(
         statistics.key_mean,
         statistics.value_mean,
-        statistics.counts.log().expand(1, -1),
+        statistics.counts.log().unsqueeze(1).expand(statistics.key_mean.shape[:3]),
         statistics.key_variance,
     )
     return plan._replace(centroids=centroids)

@@ -135,10 +135,10 @@ class _Rows:
             row_scale=plan.row_scale,
             row_bias=plan.row_bias,
         )
-        plain, _ = reference.block_sparse_attention(call())
+        plain, _, _ = reference.block_sparse_attention(call())
         if plan.centroids is None:
             return plain, plain
-        full, _ = reference.block_sparse_attention(call(centroids=plan.centroids))
+        full, _, _ = reference.block_sparse_attention(call(centroids=plan.centroids))
         return full, plain
 
     def twin(self) -> Tensor:
@@ -183,12 +183,7 @@ def _sliced(plan: BlockPlan, rows: Tensor, heads: slice) -> BlockPlan:
 
     centroids = plan.centroids
     if centroids is not None:
-        variance = centroids.variance
-        centroids = centroids._replace(
-            key=centroids.key[:, heads],
-            value=centroids.value[:, heads],
-            variance=None if variance is None else variance[:, heads],
-        )
+        centroids = Centroids(*(None if x is None else x[:, heads] for x in centroids))
     return BlockPlan(
         pick(plan.indices), pick(plan.counts), pick(plan.row_scale), pick(plan.row_bias), centroids
     )

@@ -28,7 +28,7 @@ def check_lists(dtype, queries, keys, dim, block_q, block_k):
         query, key, value, *lists, **blocks, return_lse=True, backend="triton"
     )
     torch.use_deterministic_algorithms(False)
-    expected, expected_lse = reference.block_sparse_attention(
+    expected, expected_lse, _ = reference.block_sparse_attention(
         BlockSparseCall(query, key, value, *lists, **blocks)
     )
     mask = reference.block_mask(*lists, **blocks, queries=queries, keys=keys)
@@ -62,7 +62,7 @@ def check_everything_at_once(dtype):
     output, lse = block_sparse_attention(
         *tokens, *lists, **arguments, return_lse=True, backend="triton"
     )
-    expected, expected_lse = reference.block_sparse_attention(
+    expected, expected_lse, _ = reference.block_sparse_attention(
         BlockSparseCall(*tokens, *lists, **arguments)
     )
     error = (output.double() - expected).abs().max()
@@ -90,7 +90,7 @@ def check_centroids(dtype, with_variance):
     output, lse = block_sparse_attention(
         query, key, value, *lists, **arguments, return_lse=True, backend="triton"
     )
-    expected, expected_lse = reference.block_sparse_attention(
+    expected, expected_lse, _ = reference.block_sparse_attention(
         BlockSparseCall(query, key, value, *lists, **arguments)
     )
     error = (output.double() - expected).abs().max()
@@ -131,10 +131,10 @@ def check_junk_lists_stay_inside():
     tokens = random_tokens(1, 16, 40, 1, 16)
     junk = torch.tensor([-(2**31), 2**31 - 1], dtype=torch.int32).view(1, 1, 1, 2)
     count = torch.full((1, 1, 1), 2**31 - 1, dtype=torch.int32)
-    output, _ = block_sparse_triton(BlockSparseCall(*tokens, junk, count, 16, 16))
+    output, _, _ = block_sparse_triton(BlockSparseCall(*tokens, junk, count, 16, 16))
     clamped = torch.tensor([0, 2], dtype=torch.int32).view(1, 1, 1, 2)
     two = torch.full_like(count, 2)
-    expected, _ = block_sparse_triton(BlockSparseCall(*tokens, clamped, two, 16, 16))
+    expected, _, _ = block_sparse_triton(BlockSparseCall(*tokens, clamped, two, 16, 16))
     assert torch.equal(output, expected)
 
 

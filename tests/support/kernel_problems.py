@@ -86,7 +86,7 @@ def block_sparse_problem(seed, dtype=None, device="cpu"):
     if drawn(False, False, True):
         # rounded to the dtype of the query, as the products on a GPU are
         mean, value, spread = normal(3, batch, heads, blocks[1], dim).to(device, dtype).float()
-        log_count = normal(batch, blocks[1]).to(device)
+        log_count = normal(batch, heads, blocks[1]).to(device)
         variance = (spread.square() / 4).to(dtype).float() if drawn(False, True) else None
         arguments["centroids"] = Centroids(mean, value, log_count, variance)
     shared = drawn((batch, heads), (1, heads), (1, 1))
