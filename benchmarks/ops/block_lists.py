@@ -9,7 +9,7 @@ from diffaccel.kernels import Centroids, block_statistics
 from diffaccel.layout import TokenLayout
 from diffaccel.methods.block_sparse.base import BlockPlan, BlockSparseMethod, into_order
 from diffaccel.methods.block_sparse.order import token_order
-from diffaccel.methods.block_sparse.selectors import TopBlocks
+from diffaccel.methods.block_sparse.budgets import Ask
 from diffaccel.methods.inputs import ExactTokens, VisualTokens
 
 
@@ -17,7 +17,7 @@ def random_plan(problem: Problem, seed: int) -> BlockPlan:
     """Draws lists as long as those of the methods at this density."""
     heads, visual = problem.shape.heads, problem.shape.visual
     blocks = -(-visual // problem.block)
-    kept = TopBlocks(problem.density).top_k(blocks)
+    kept = Ask(problem.density).per_row(blocks)
     generator = torch.Generator(problem.device).manual_seed(seed)
     ranking = torch.rand(1, heads, blocks, blocks, generator=generator, device=problem.device)
     indices = ranking.argsort(-1)[..., :kept].sort(-1).values.int().contiguous()

@@ -58,7 +58,7 @@ class BlockRows:
     """
 
     call: BlockCall
-    rows: slice = slice(None)
+    rows: slice
 
     @cached_property
     def probability(self) -> Tensor:

@@ -57,9 +57,9 @@ class RectifiedSpaAttn(BlockSparseMethod):
         gapr: Whether a dropped block is estimated only where the estimate can be trusted;
             False estimates every dropped block. Of correction="pooled" alone.
         correction: How dropped blocks are estimated. "pooled" is the paper's: all queries of a
-            block share one estimate. "centroids" is ours: each query has its own, calibrated on
-            a few exact rows (`BlockSummaries` fitted to the normaliser), for about `1 / block` of the dense cost;
-            it has no `gapr`.
+            block share one estimate. "centroids" is ours: each query has its own, fitted
+            to the normaliser of a few exact rows (`BlockSummaries`), for about `1 / block` of the
+            dense cost; it has no `gapr`.
         block, order, first_frame: As of `BlockSparseMethod`.
         dense_steps, dense_layers: As of `ScheduledMethod`.
 

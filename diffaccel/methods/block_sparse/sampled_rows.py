@@ -63,11 +63,13 @@ def sampled_rows(chosen: Chosen, rows: Tensor) -> SampledRows:
         _exact_heads(call, query, left_out, slice(head, head + step))
         for head in range(0, heads, step)
     ]
-    exact, peak, *sums = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+    exact, peak, kept_sum, kept_mass, all_mass = (
+        torch.cat(part, 1) for part in zip(*parts, strict=True)
+    )
     is_real = peak.isfinite().all(1, keepdim=True)
     if visual.valid is not None:
         is_real = is_real & visual.valid[:, None, rows]
-    return SampledRows(rows, is_real, query, exact, peak, *sums, left_out)
+    return SampledRows(rows, is_real, query, exact, peak, kept_sum, kept_mass, all_mass, left_out)
 
 
 def _exact_heads(

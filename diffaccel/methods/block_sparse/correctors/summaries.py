@@ -61,7 +61,9 @@ class BlockSummaries(Corrector):
     def __post_init__(self) -> None:
         check_kinds(self)
         if self.fit not in get_args(Fit):
-            raise ValueError(f"fit must be one of {', '.join(get_args(Fit))}, got fit={self.fit!r}")
+            raise ValueError(
+                f"fit must be one of {', '.join(get_args(Fit))}, got fit={self.fit!r}; choose one"
+            )
         if self.rows < 1:
             raise ValueError(f"rows must be at least 1, got rows={self.rows}; 32 is enough")
         if self.fit == "normaliser" and not self.variance:
@@ -135,9 +137,7 @@ def _expansion(chosen: Chosen, sample: SampledRows, has_variance: bool) -> Expan
     return Expansion(first, (sample.query.square() * 0.5) @ statistics.key_variance.mT)
 
 
-def _by_output(
-    chosen: Chosen, sample: SampledRows, expansion: Expansion
-) -> tuple[Tensor, Tensor]:
+def _by_output(chosen: Chosen, sample: SampledRows, expansion: Expansion) -> tuple[Tensor, Tensor]:
     """Finds damping and shift, (B, H) fp32 each, with the least error of the sampled rows."""
     value_mean = chosen.call.statistics.value_mean
     first, second = expansion

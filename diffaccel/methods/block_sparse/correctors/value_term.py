@@ -1,4 +1,4 @@
-"""The value term: what the values within left-out blocks do as the weights tilt towards a query."""
+"""The value term: what values within left-out blocks do as weights tilt towards a query."""
 
 from __future__ import annotations
 
@@ -48,8 +48,9 @@ def add_value_term(chosen: Chosen, sample: SampledRows, attended: Attended) -> T
         slopes = (weights[:, some] @ _covariances(call, some, dtype).flatten(3)).unflatten(
             3, (dim, dim)
         )
-        at_rows = slopes[:, :, sample.rows // call.block].float() @ sample.query[:, some, :, :, None]
-        at_rows = at_rows.squeeze(-1) * tail[:, some, sample.rows, None]
+        at_rows = slopes[:, :, sample.rows // call.block].float()
+        at_rows = (at_rows @ sample.query[:, some, :, :, None]).squeeze(-1)
+        at_rows *= tail[:, some, sample.rows, None]
         at_rows = at_rows.masked_fill(~sample.is_real[..., None], 0.0)
         gain = (error[:, some] * at_rows).sum((2, 3)) / at_rows.square().sum((2, 3))
         gain = gain.nan_to_num_(nan=0.0).clamp_(0.0, LARGEST_GAIN)
