@@ -20,7 +20,13 @@ from diffaccel.methods.block_sparse.block_call import BlockCall, BlockRows, Chos
 from diffaccel.methods.block_sparse.budgets import Ask, Budget, Scores, with_mass
 from diffaccel.methods.block_sparse.correctors.base import Attended, Corrector, Summary
 from diffaccel.methods.block_sparse.forced import ForcedBlocks, forced_blocks
-from diffaccel.methods.block_sparse.order import ORDERS, TokenOrder, token_order
+from diffaccel.methods.block_sparse.order import (
+    CYCLES,
+    ORDERS,
+    TokenOrder,
+    order_of_layer,
+    token_order,
+)
 from diffaccel.methods.block_sparse.selectors.base import Selector
 from diffaccel.methods.inputs import AttentionInputs, ExactTokens, Position, VisualTokens
 from diffaccel.methods.visual import COMPUTED_DENSELY, VisualMethod, total_density
@@ -108,7 +114,8 @@ class BlockSparseMethod(VisualMethod):
         p_remain: Share of the attention mass that is computed at least, 0 to 1; 0 leaves the
             number of blocks alone in charge.
         block: Tokens per block, a power of two of at least 16.
-        order: "hilbert", "brick" or "raster": which tokens form a block.
+        order: "hilbert", "brick", "columns" or "raster": which tokens form a block; "cyclic":
+            raster, columns and bricks in turn, layer by layer.
         neighbors: Whether blocks that touch in the grid are always kept.
         first_frame: Whether blocks with first-frame tokens always keep each other (video only).
             None: as published for the model family (True for Wan), False without a model.
@@ -132,13 +139,19 @@ class BlockSparseMethod(VisualMethod):
             raise ValueError(
                 f"block must be a power of two of at least 16, got {block=}; 128 suits most GPUs"
             )
-        if self.order not in ORDERS:
-            raise ValueError(f"order must be one of {', '.join(ORDERS)}, got order={self.order!r}")
+        if self.order not in ORDERS | CYCLES:
+            raise ValueError(
+                f"order must be one of {', '.join(ORDERS | CYCLES)}, got order={self.order!r}"
+            )
         if self.first_frame not in (None, True, False):
             raise ValueError(
                 f"first_frame must be None, True or False, got first_frame={self.first_frame!r}"
             )
         ScheduledMethod.__post_init__(self)
+
+    def order_of(self, position: Position) -> str:
+        """Name of the order at a position, a key of `ORDERS`."""
+        return order_of_layer(self.order, position.layer)
 
     def parts(self) -> Parts:
         """What is computed exactly, and what is done about the rest."""
@@ -175,7 +188,7 @@ class BlockSparseMethod(VisualMethod):
 
     def attend_visual(self, inputs: AttentionInputs, position: Position, out: Tensor) -> Tensor:
         device = inputs.query.device
-        blocks = blocks_of(self, inputs.layout, device)
+        blocks = blocks_of(self, inputs.layout, device, self.order_of(position))
         visual, exact = in_order(inputs.visual(), blocks.order), inputs.exact()
         with torch.autocast(device.type, enabled=False):  # estimates stay fp32
             plan = self.plan(visual, exact, position)
@@ -209,7 +222,8 @@ class BlockSparseMethod(VisualMethod):
             exact: What every query sees exactly.
             position: Where the call stands.
         """
-        blocks, parts = blocks_of(self, visual.layout, visual.query.device), self.parts()
+        parts, device = self.parts(), visual.query.device
+        blocks = blocks_of(self, visual.layout, device, self.order_of(position))
         needs = parts.selector.needs | parts.corrector.needs
         statistics = summarise(
             StatisticsCall(
@@ -224,7 +238,10 @@ class BlockSparseMethod(VisualMethod):
             threshold = parts.budget.threshold(_scores(parts, sample, blocks), parts.ask)
         found = []
         for some in rows:
-            kept = parts.budget.kept(_scores(parts, some, blocks), parts.ask, threshold)
+            scores = _scores(parts, some, blocks)
+            kept = parts.budget.kept(scores, parts.ask, threshold)
+            if scores.always is not None:
+                kept = kept | scores.always
             if parts.floor:
                 kept = kept | with_mass(some.probability, parts.floor)
             lists = block_lists(kept, blocks.max_count)
@@ -235,13 +252,19 @@ class BlockSparseMethod(VisualMethod):
 
 
 @lru_cache(maxsize=64)
-def blocks_of(method: BlockSparseMethod, layout: TokenLayout, device: torch.device) -> Blocks:
-    """Returns what a method makes of a layout with visual tokens, with its tensors on a device."""
+def blocks_of(
+    method: BlockSparseMethod, layout: TokenLayout, device: torch.device, name: str = ""
+) -> Blocks:
+    """Returns what a method makes of a layout with visual tokens, with its tensors on a device.
+
+    `name` is that of the token order, by default the first that the method has.
+    """
     parts, number = method.parts(), -(-layout.visual.length // method.block)
-    order = token_order(layout.grid, method.order, method.block).to(device)
+    name = name or order_of_layer(method.order, 0)
+    order = token_order(layout.grid, name, method.block).to(device)
     forced = forced_blocks(
         layout.grid,
-        method.order,
+        name,
         method.block,
         method.neighbors,
         bool(method.first_frame),
@@ -249,7 +272,11 @@ def blocks_of(method: BlockSparseMethod, layout: TokenLayout, device: torch.devi
         device,
     )
     share = parts.budget.share(number, parts.ask)
-    max_count = number if parts.floor else parts.budget.max_count(number, forced.largest, parts.ask)
+    if share is None:
+        share = parts.selector.share(order)
+    max_count = parts.budget.max_count(number, forced.largest, parts.ask)
+    if parts.floor or parts.selector.decides:
+        max_count = number
     return Blocks(number, order, forced, share, max_count)
 
 
@@ -260,7 +287,11 @@ def _scores(parts: Parts, rows: BlockRows, blocks: Blocks) -> Scores:
     score = selector.score(rows)
     if score.shape[1] != rows.query_mean.shape[1]:
         score = score.expand(-1, rows.query_mean.shape[1], -1, -1)
-    return Scores(score, text, None if mask is None else mask[rows.rows])
+    forced, always = None if mask is None else mask[rows.rows], None
+    if selector.decides:
+        always = score.isposinf()
+        score = score.masked_fill(always, 0.0)
+    return Scores(score, text, forced, always)
 
 
 def in_order(visual: VisualTokens, order: TokenOrder) -> VisualTokens:
