@@ -285,8 +285,8 @@ def _scores(parts: Parts, rows: BlockRows, blocks: Blocks) -> Scores:
     text = rows.probability[..., -1] if selector.gives_mass else None
     mask = blocks.forced.mask
     score = selector.score(rows)
-    if score.shape[1] != rows.query_mean.shape[1]:
-        score = score.expand(-1, rows.query_mean.shape[1], -1, -1)
+    if score.shape[:2] != rows.query_mean.shape[:2]:
+        score = score.expand(*rows.query_mean.shape[:3], -1)
     forced, always = None if mask is None else mask[rows.rows], None
     if selector.decides:
         always = score.isposinf()
