@@ -13,7 +13,7 @@ from diffaccel.methods.block_sparse.budgets import Budget, PositiveBudget
 from diffaccel.methods.block_sparse.order import TokenOrder
 from diffaccel.methods.block_sparse.selectors.base import Selector
 from diffaccel.methods.block_sparse.selectors.logits import rising
-from diffaccel.methods.block_sparse.selectors.representatives import at_tokens, representatives
+from diffaccel.methods.block_sparse.representatives import at_tokens, representatives
 
 
 @dataclass(frozen=True, slots=True)

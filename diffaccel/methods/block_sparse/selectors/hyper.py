@@ -68,7 +68,7 @@ class HashedBuckets(Selector):
             if visual.valid is not None:
                 real = visual.valid[:, None].expand_as(codes)
                 codes = codes.masked_fill(~real, 1 << self.projections)  # padded ones come last
-            rank = codes.argsort(-1, stable=True).argsort(-1)
+            rank = codes.argsort(dim=-1, stable=True).argsort(dim=-1)
             count = real.sum(-1, keepdim=True).clamp_min(1)
             bucket = (rank * number // count).clamp_(max=number - 1)
             block = torch.arange(codes.shape[-1], device=device) // call.block
