@@ -255,6 +255,8 @@ class BlockSparseMethod(VisualMethod):
             kept = parts.budget.kept(scores, parts.ask, threshold)
             if scores.always is not None:
                 kept = kept | scores.always
+            if scores.forced is not None:  # whatever their score, unless they are padding
+                kept = kept | (scores.forced & (statistics.counts > 0)[:, None, None])
             if parts.floor:
                 kept = kept | with_mass(some.probability, parts.floor)
             lists = block_lists(kept, blocks.max_count)

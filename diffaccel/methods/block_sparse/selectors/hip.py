@@ -11,9 +11,9 @@ from diffaccel.errors import check_kinds
 from diffaccel.methods.block_sparse.block_call import BlockCall, BlockRows
 from diffaccel.methods.block_sparse.budgets import Budget, PositiveBudget
 from diffaccel.methods.block_sparse.order import TokenOrder
+from diffaccel.methods.block_sparse.representatives import at_tokens, representatives
 from diffaccel.methods.block_sparse.selectors.base import Selector
 from diffaccel.methods.block_sparse.selectors.logits import rising
-from diffaccel.methods.block_sparse.representatives import at_tokens, representatives
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""How raw logits of block means become scores: at least 0, in the same order, with no ties lost."""
+"""How raw logits of block means become scores: at least 0, and in the same order."""
 
 from __future__ import annotations
 

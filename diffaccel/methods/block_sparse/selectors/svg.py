@@ -59,9 +59,7 @@ class SpatialTemporal(Selector):
         call = rows.call
         spatial, temporal = _patterns(self, call.order, call.order.order.device)
         is_temporal = call.once(self, lambda: self._choose(call, spatial, temporal))
-        scores = torch.where(
-            is_temporal[..., None, None], temporal[rows.rows], spatial[rows.rows]
-        )
+        scores = torch.where(is_temporal[..., None, None], temporal[rows.rows], spatial[rows.rows])
         return without_empty(scores, rows)
 
     def share(self, order: TokenOrder) -> float:
