@@ -21,9 +21,10 @@ from diffaccel.methods.block_sparse.budgets import Ask, Budget, Scores, with_mas
 from diffaccel.methods.block_sparse.correctors.base import Attended, Corrector, Summary
 from diffaccel.methods.block_sparse.forced import ForcedBlocks, forced_blocks
 from diffaccel.methods.block_sparse.order import ORDERS, TokenOrder, token_order
+from diffaccel.methods.block_sparse.promise import Promise, promised
 from diffaccel.methods.block_sparse.selectors.base import Selector
 from diffaccel.methods.inputs import AttentionInputs, ExactTokens, Position, VisualTokens
-from diffaccel.methods.visual import COMPUTED_DENSELY, VisualMethod, total_density
+from diffaccel.methods.visual import COMPUTED_DENSELY, Exactness, VisualMethod, total_density
 
 _CPU = torch.device("cpu")
 KEPT_RATE = {"cpu": 0.65, "cuda": 0.75}
@@ -40,6 +41,7 @@ class Parts(NamedTuple):
         corrector: What is done about the others.
         keep: Share of the key blocks that the budget gives out.
         p_remain: Share of the attention mass that is computed at least.
+        max_error: Relative error that is promised, in place of `keep`; None for no promise.
     """
 
     selector: Selector
@@ -47,6 +49,21 @@ class Parts(NamedTuple):
     corrector: Corrector
     keep: float
     p_remain: float = 0.0
+    max_error: float | None = None
+
+    def scores(self, rows: BlockRows, forced: Tensor | None) -> Scores:
+        """What the selector thinks of the key blocks of some query blocks.
+
+        Args:
+            rows: The query blocks, R of them.
+            forced: (R, NB) bool, blocks that are kept whatever their score, or None.
+        """
+        text = rows.probability[..., -1] if self.selector.gives_mass else None
+        score = self.selector.score(rows)
+        heads = rows.query_mean.shape[1]
+        if score.shape[1] != heads:
+            score = score.expand(-1, heads, -1, -1)
+        return Scores(score, text, forced)
 
     @property
     def ask(self) -> Ask:
@@ -94,6 +111,7 @@ class BlockPlan(NamedTuple):
     row_scale: Tensor | None
     row_bias: Tensor | None
     summary: Summary | None
+    promise: Promise | None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -173,7 +191,7 @@ class BlockSparseMethod(VisualMethod):
             kept = 1.0 - (1.0 - blocks.share) * (1.0 - blocks.forced.share)
         return total_density(kept, layout)
 
-    def attend_visual(self, inputs: AttentionInputs, position: Position, out: Tensor) -> Tensor:
+    def attend_visual(self, inputs: AttentionInputs, position: Position, out: Tensor) -> Exactness:
         device = inputs.query.device
         blocks = blocks_of(self, inputs.layout, device)
         visual, exact = in_order(inputs.visual(), blocks.order), inputs.exact()
@@ -199,7 +217,8 @@ class BlockSparseMethod(VisualMethod):
             )
             output = corrector.finish(chosen, summary, Attended(*attend(call)))
         out.index_copy_(1, blocks.order.order, output)
-        return chosen.counts.float().mean() / blocks.number
+        kept = chosen.counts.float().mean() / blocks.number
+        return Exactness(kept, None if plan.promise is None else plan.promise.error(output))
 
     def plan(self, visual: VisualTokens, exact: ExactTokens, position: Position) -> BlockPlan:
         """Selects and corrects, some query blocks at a time to bound the memory.
@@ -217,21 +236,26 @@ class BlockSparseMethod(VisualMethod):
             )
         )
         call = BlockCall(visual, exact, blocks.order, statistics, position)
-        rows = call.rows()
-        threshold = None
+        rows, ask, promise, threshold = call.rows(), parts.ask, None, None
+        if parts.max_error is not None:
+            promise = promised(call, parts, blocks.forced.mask, parts.max_error)
+            ask = ask._replace(keep=promise.keep)
         if parts.budget.looks_at_all_rows:
             sample = BlockRows(call, slice(0, blocks.number, len(rows)))
-            threshold = parts.budget.threshold(_scores(parts, sample, blocks), parts.ask)
+            scores = parts.scores(sample, blocks.forced.of(sample.rows))
+            threshold = parts.budget.threshold(scores, ask)
         found = []
         for some in rows:
-            kept = parts.budget.kept(_scores(parts, some, blocks), parts.ask, threshold)
+            scores = parts.scores(some, blocks.forced.of(some.rows))
+            kept = parts.budget.kept(scores, ask, threshold)
             if parts.floor:
                 kept = kept | with_mass(some.probability, parts.floor)
             lists = block_lists(kept, blocks.max_count)
             found.append((*lists, *(parts.corrector.correct(some, kept) or (None, None))))
         indices, counts, row_scale, row_bias = found[0] if len(found) == 1 else _joined(found)
         chosen = Chosen(call, indices, counts)
-        return BlockPlan(chosen, row_scale, row_bias, parts.corrector.summarise(chosen))
+        summary = parts.corrector.summarise(chosen)
+        return BlockPlan(chosen, row_scale, row_bias, summary, promise)
 
 
 @lru_cache(maxsize=64)
@@ -248,19 +272,10 @@ def blocks_of(method: BlockSparseMethod, layout: TokenLayout, device: torch.devi
         parts.selector,
         device,
     )
-    share = parts.budget.share(number, parts.ask)
-    max_count = number if parts.floor else parts.budget.max_count(number, forced.largest, parts.ask)
+    share = None if parts.max_error is not None else parts.budget.share(number, parts.ask)
+    depends = parts.floor or parts.max_error is not None
+    max_count = number if depends else parts.budget.max_count(number, forced.largest, parts.ask)
     return Blocks(number, order, forced, share, max_count)
-
-
-def _scores(parts: Parts, rows: BlockRows, blocks: Blocks) -> Scores:
-    selector = parts.selector
-    text = rows.probability[..., -1] if selector.gives_mass else None
-    mask = blocks.forced.mask
-    score = selector.score(rows)
-    if score.shape[1] != rows.query_mean.shape[1]:
-        score = score.expand(-1, rows.query_mean.shape[1], -1, -1)
-    return Scores(score, text, None if mask is None else mask[rows.rows])
 
 
 def in_order(visual: VisualTokens, order: TokenOrder) -> VisualTokens:
