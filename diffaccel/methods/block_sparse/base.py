@@ -175,9 +175,7 @@ class BlockSparseMethod(VisualMethod):
                 visual.value,
                 self.block,
                 visual.valid,
-                needs_value=corrector.needs_value,
-                needs_spread=corrector.needs_spread,
-                needs_variance=corrector.needs_variance,
+                needs=corrector.needs,
             )
         )
         parts = []

@@ -10,7 +10,7 @@ row that leaves the block out.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,13 +41,10 @@ class Selected(NamedTuple):
 class NoCorrection:
     """Left-out blocks count as if they did not exist. The base of all correctors."""
 
-    needs_value: ClassVar[bool] = False
-    needs_variance: ClassVar[bool] = False
-
     @property
-    def needs_spread(self) -> bool:
-        """Whether the deviations of query and key are used."""
-        return False
+    def needs(self) -> frozenset[str]:
+        """The optional fields of `BlockStatistics` that are used."""
+        return frozenset()
 
     def correct(
         self, statistics: BlockStatistics, probability: Tensor, kept: Tensor, rows: slice
@@ -94,12 +91,11 @@ class PooledReallocation(NoCorrection):
     """
 
     gapr: bool = True
-    needs_value: ClassVar[bool] = True
 
     @property
-    def needs_spread(self) -> bool:
-        """Whether the deviations of query and key are used."""
-        return self.gapr
+    def needs(self) -> frozenset[str]:
+        """Means of the values, and for GAPR the deviations of query and key."""
+        return frozenset({"value_mean", *(("query_spread", "key_spread") if self.gapr else ())})
 
     def correct(
         self, statistics: BlockStatistics, probability: Tensor, kept: Tensor, rows: slice
@@ -147,8 +143,10 @@ class CalibratedCentroids(NoCorrection):
     https://arxiv.org/abs/2602.01077), with another first-order term and no second.
     """
 
-    needs_value: ClassVar[bool] = True
-    needs_variance: ClassVar[bool] = True
+    @property
+    def needs(self) -> frozenset[str]:
+        """Means of the values, and the variance of the keys."""
+        return frozenset({"value_mean", "key_variance"})
 
     def centroids(self, statistics: BlockStatistics, selected: Selected) -> Centroids:
         """Summarises the key blocks; `variance` is damped already."""

@@ -120,7 +120,7 @@ def test_rows_can_be_corrected_in_parts():
 def test_no_correction_says_nothing_and_needs_nothing():
     statistics, probability, kept = setting()
     assert NoCorrection().correct(statistics, probability, kept, ALL) is None
-    assert not NoCorrection().needs_value and not NoCorrection().needs_spread
+    assert not NoCorrection().needs
 
 
 def test_everything_is_decided_without_waiting_for_the_device():
@@ -146,7 +146,7 @@ def selected_blocks(spread, keep=0.3, text=5):
         (centers + spread * torch.randn(2, 112, 2, 32, generator=generator))[:, :111]
         for _ in range(2)
     )
-    statistics = block_statistics(query, key, key, 16, needs_variance=True)
+    statistics = block_statistics(query, key, key, 16, needs={"value_mean", "key_variance"})
     text_key = torch.randn(2, text, 2, 32, generator=generator)
     probability = block_attention(statistics, ExactTokens(text_key, text_key, None), 0.3)
     indices, counts = block_lists(TopBlocks(keep).select(probability), 7)
