@@ -27,9 +27,10 @@ from diffaccel.methods.block_sparse.order import (
     orders_named,
     token_order,
 )
+from diffaccel.methods.block_sparse.promise import Promise, promised
 from diffaccel.methods.block_sparse.selectors.base import Selector
 from diffaccel.methods.inputs import AttentionInputs, ExactTokens, Position, VisualTokens
-from diffaccel.methods.visual import COMPUTED_DENSELY, VisualMethod, total_density
+from diffaccel.methods.visual import COMPUTED_DENSELY, Exactness, VisualMethod, total_density
 
 _CPU = torch.device("cpu")
 KEPT_RATE = {"cpu": 0.65, "cuda": 0.75}
@@ -46,6 +47,7 @@ class Parts(NamedTuple):
         corrector: What is done about the others.
         keep: Share of the key blocks that the budget gives out.
         p_remain: Share of the attention mass that is computed at least.
+        max_error: Relative error that is promised, in place of `keep`; None for no promise.
     """
 
     selector: Selector
@@ -53,6 +55,31 @@ class Parts(NamedTuple):
     corrector: Corrector
     keep: float
     p_remain: float = 0.0
+    max_error: float | None = None
+
+    def scores(self, rows: BlockRows, forced: Tensor | None) -> Scores:
+        """What the selector thinks of the key blocks of some query blocks.
+
+        Args:
+            rows: The query blocks, R of them.
+            forced: (R, NB) bool, blocks that are kept whatever their score, or None.
+        """
+        text = rows.probability[..., -1] if self.selector.gives_mass else None
+        score, always = self.selector.score(rows), None
+        if score.shape[:2] != rows.query_mean.shape[:2]:
+            score = score.expand(*rows.query_mean.shape[:3], -1)
+        if self.selector.decides:
+            always = score.isposinf()
+            score = score.masked_fill(always, 0.0)
+        if forced is not None:  # whatever their score, unless they are padding
+            certain = forced & (rows.call.statistics.counts > 0)[:, None, None]
+            always = certain if always is None else always | certain
+        return Scores(score, text, forced, always)
+
+    def kept(self, scores: Scores, ask: Ask, threshold: Tensor | None) -> Tensor:
+        """What the budget keeps, and what is kept always: (B, H, R, NB) bool."""
+        kept = self.budget.kept(scores, ask, threshold)
+        return kept if scores.always is None else kept | scores.always
 
     @property
     def ask(self) -> Ask:
@@ -112,6 +139,7 @@ class BlockPlan(NamedTuple):
     row_scale: Tensor | None
     row_bias: Tensor | None
     summary: Summary | None
+    promise: Promise | None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -199,7 +227,7 @@ class BlockSparseMethod(VisualMethod):
             return None
         return total_density(sum(kept) / len(kept), layout)
 
-    def attend_visual(self, inputs: AttentionInputs, position: Position, out: Tensor) -> Tensor:
+    def attend_visual(self, inputs: AttentionInputs, position: Position, out: Tensor) -> Exactness:
         device = inputs.query.device
         blocks = blocks_of(self, inputs.layout, device, self.order_of(position))
         visual, exact = in_order(inputs.visual(), blocks.order), inputs.exact()
@@ -225,7 +253,8 @@ class BlockSparseMethod(VisualMethod):
             )
             output = corrector.finish(chosen, summary, Attended(*attend(call)))
         out.index_copy_(1, blocks.order.order, output)
-        return chosen.counts.float().mean() / blocks.number
+        kept = chosen.counts.float().mean() / blocks.number
+        return Exactness(kept, None if plan.promise is None else plan.promise.error(output))
 
     def plan(self, visual: VisualTokens, exact: ExactTokens, position: Position) -> BlockPlan:
         """Selects and corrects, some query blocks at a time to bound the memory.
@@ -244,26 +273,26 @@ class BlockSparseMethod(VisualMethod):
             )
         )
         call = BlockCall(visual, exact, blocks.order, statistics, position)
-        rows = call.rows()
-        threshold = None
+        rows, ask, promise, threshold = call.rows(), parts.ask, None, None
+        if parts.max_error is not None:
+            promise = promised(call, parts, blocks.forced.mask, parts.max_error)
+            ask = ask._replace(keep=promise.keep)
         if parts.budget.looks_at_all_rows:
             sample = BlockRows(call, slice(0, blocks.number, len(rows)))
-            threshold = parts.budget.threshold(_scores(parts, sample, blocks), parts.ask)
+            scores = parts.scores(sample, blocks.forced.of(sample.rows))
+            threshold = parts.budget.threshold(scores, ask)
         found = []
         for some in rows:
-            scores = _scores(parts, some, blocks)
-            kept = parts.budget.kept(scores, parts.ask, threshold)
-            if scores.always is not None:
-                kept = kept | scores.always
-            if scores.forced is not None:  # whatever their score, unless they are padding
-                kept = kept | (scores.forced & (statistics.counts > 0)[:, None, None])
+            scores = parts.scores(some, blocks.forced.of(some.rows))
+            kept = parts.kept(scores, ask, threshold)
             if parts.floor:
                 kept = kept | with_mass(some.probability, parts.floor)
             lists = block_lists(kept, blocks.max_count)
             found.append((*lists, *(parts.corrector.correct(some, kept) or (None, None))))
         indices, counts, row_scale, row_bias = found[0] if len(found) == 1 else _joined(found)
         chosen = Chosen(call, indices, counts)
-        return BlockPlan(chosen, row_scale, row_bias, parts.corrector.summarise(chosen))
+        summary = parts.corrector.summarise(chosen)
+        return BlockPlan(chosen, row_scale, row_bias, summary, promise)
 
 
 @lru_cache(maxsize=64)
@@ -285,27 +314,13 @@ def blocks_of(
         parts.selector,
         device,
     )
-    share = parts.budget.share(number, parts.ask)
-    if share is None:
+    share = None if parts.max_error is not None else parts.budget.share(number, parts.ask)
+    if share is None and parts.max_error is None:
         share = parts.selector.share(order)
     max_count = parts.budget.max_count(number, forced.largest, parts.ask)
-    if parts.floor or parts.selector.decides:
+    if parts.floor or parts.selector.decides or parts.max_error is not None:
         max_count = number
     return Blocks(number, order, forced, share, max_count)
-
-
-def _scores(parts: Parts, rows: BlockRows, blocks: Blocks) -> Scores:
-    selector = parts.selector
-    text = rows.probability[..., -1] if selector.gives_mass else None
-    mask = blocks.forced.mask
-    score = selector.score(rows)
-    if score.shape[:2] != rows.query_mean.shape[:2]:
-        score = score.expand(*rows.query_mean.shape[:3], -1)
-    forced, always = None if mask is None else mask[rows.rows], None
-    if selector.decides:
-        always = score.isposinf()
-        score = score.masked_fill(always, 0.0)
-    return Scores(score, text, forced, always)
 
 
 def in_order(visual: VisualTokens, order: TokenOrder) -> VisualTokens:

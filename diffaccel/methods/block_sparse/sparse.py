@@ -6,8 +6,13 @@ from dataclasses import dataclass
 
 from diffaccel.errors import check_kinds
 from diffaccel.methods.block_sparse.base import BlockSparseMethod, Parts
-from diffaccel.methods.block_sparse.budgets import BUDGETS, Budget
-from diffaccel.methods.block_sparse.correctors import CORRECTORS, Corrector
+from diffaccel.methods.block_sparse.budgets import BUDGETS, Budget, MixedBudget, RowBudget
+from diffaccel.methods.block_sparse.correctors import (
+    CORRECTORS,
+    BlockSummaries,
+    Corrector,
+    NoCorrection,
+)
 from diffaccel.methods.block_sparse.selectors import SELECTORS, Selector
 
 
@@ -32,6 +37,11 @@ class SparseAttn(BlockSparseMethod):
             gives plain block-sparse attention.
         budget: How the blocks are shared out: a `Budget`, a key of `BUDGETS`, or None for the
             selector's own.
+        max_error: Relative error |output - dense| / |dense| of each call that is promised, above 0
+            to below 1, in place of `keep`, which is then not looked at: each head gets the share
+            of the blocks that 128 exactly computed rows say it needs. Costs about 160 of N rows
+            of dense attention, and reads the device once a call to run dense where that is
+            faster. Only with correctors that answer row by row: "none", and `BlockSummaries`.
         p_remain, block, order, neighbors, first_frame: As of `BlockSparseMethod`.
         dense_steps, dense_layers: As of `ScheduledMethod`.
 
@@ -45,6 +55,7 @@ class SparseAttn(BlockSparseMethod):
     selector: Selector | str = "expected-error"
     corrector: Corrector | str = "value"
     budget: Budget | str | None = None
+    max_error: float | None = None
 
     def __post_init__(self) -> None:
         check_kinds(self)
@@ -66,6 +77,7 @@ class SparseAttn(BlockSparseMethod):
                     f"{name}={part!r}; choose one"
                 )
         BlockSparseMethod.__post_init__(self)
+        self._check_promise()
 
     def parts(self) -> Parts:
         """As the knobs name them."""
@@ -73,4 +85,24 @@ class SparseAttn(BlockSparseMethod):
         selector = SELECTORS[selector]() if isinstance(selector, str) else selector
         corrector = CORRECTORS[corrector] if isinstance(corrector, str) else corrector
         budget = BUDGETS[budget] if isinstance(budget, str) else budget or selector.budget
-        return Parts(selector, budget, corrector, self.keep, self.p_remain)
+        return Parts(selector, budget, corrector, self.keep, self.p_remain, self.max_error)
+
+    def _check_promise(self) -> None:
+        if self.max_error is None:
+            return
+        if not 0.0 < self.max_error < 1.0:
+            raise ValueError(
+                f"max_error must lie above 0 and below 1, got max_error={self.max_error}; 0.05 "
+                "promises an output within 5 % of dense attention"
+            )
+        parts = self.parts()
+        if not isinstance(parts.corrector, BlockSummaries | NoCorrection):
+            raise ValueError(
+                "max_error needs a corrector that answers row by row ('none', 'means', "
+                f"'variance', 'normaliser', 'output' or 'value'), got corrector={self.corrector!r}"
+            )
+        if not isinstance(parts.budget, RowBudget | MixedBudget):
+            raise ValueError(
+                "max_error needs a budget that asks for a share of the blocks ('row', 'mixed' or "
+                f"'head'), got budget={parts.budget!r}"
+            )

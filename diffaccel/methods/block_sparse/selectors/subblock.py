@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -95,19 +95,11 @@ def _split(means: Tensor, call: BlockCall, parts: int) -> Tensor:
 
 
 def _key_parts(call: BlockCall, count: int) -> list[BlockStatistics]:
-    """Statistics of the first part of all blocks, of the second, ...; of keys and counts alone."""
+    """Mean keys and counts of the first part of all blocks, of the second, and so on."""
     parts = _parts(call, count)
     keys = _split(parts.key_mean, call, count)
     counts = _split(parts.counts[:, None, :, None], call, count)[:, 0, :, :, 0]
     return [
-        BlockStatistics(
-            query_mean=keys[:, :, :, part],
-            key_mean=keys[:, :, :, part],
-            value_mean=None,
-            query_spread=None,
-            key_spread=None,
-            key_variance=None,
-            counts=counts[:, :, part],
-        )
+        replace(parts, key_mean=keys[:, :, :, part], counts=counts[:, :, part])
         for part in range(keys.shape[3])
     ]
