@@ -18,7 +18,7 @@ from diffaccel.layout import TokenLayout
 from diffaccel.methods.base import ScheduledMethod
 from diffaccel.methods.block_sparse.block_call import BlockCall, BlockRows, Chosen
 from diffaccel.methods.block_sparse.budgets import Ask, Budget, Scores, with_mass
-from diffaccel.methods.block_sparse.correctors.base import Attended, Corrector, Summary
+from diffaccel.methods.block_sparse.correctors.base import Corrector, KernelOutput, Summary
 from diffaccel.methods.block_sparse.forced import ForcedBlocks, forced_blocks
 from diffaccel.methods.block_sparse.order import ORDERS, TokenOrder, token_order
 from diffaccel.methods.block_sparse.promise import Promise, promised
@@ -30,6 +30,8 @@ _CPU = torch.device("cpu")
 KEPT_RATE = {"cpu": 0.65, "cuda": 0.75}
 """FLOP rate on kept blocks of 128 in terms of dense attention. The CPU's is measured at 16k
 tokens (2 AVX2 cores, fp32); the GPU's is what published kernels reach, not measured here."""
+
+TOO_MUCH_FOR_PROMISE = "the promised error takes more blocks than dense attention is worth"
 
 
 class Parts(NamedTuple):
@@ -112,6 +114,12 @@ class BlockPlan(NamedTuple):
     row_bias: Tensor | None
     summary: Summary | None
     promise: Promise | None
+
+    @property
+    def density(self) -> float:
+        """Share of the blocks that are computed; waits for the device."""
+        chosen = self.chosen
+        return float(chosen.counts.float().mean()) / chosen.call.number
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -197,6 +205,9 @@ class BlockSparseMethod(VisualMethod):
         visual, exact = in_order(inputs.visual(), blocks.order), inputs.exact()
         with torch.autocast(device.type, enabled=False):  # estimates stay fp32
             plan = self.plan(visual, exact, position)
+            if plan.promise is not None and plan.density > KEPT_RATE.get(device.type, 1.0):
+                out.copy_(inputs.dense_rows(inputs.layout.visual_slice))
+                return Exactness(1.0, torch.zeros((), device=device), TOO_MUCH_FOR_PROMISE)
             chosen, summary, corrector = plan.chosen, plan.summary, self.parts().corrector
             call = BlockSparseCall(
                 visual.query,
@@ -215,7 +226,7 @@ class BlockSparseMethod(VisualMethod):
                 return_lse=corrector.needs_lse,
                 return_tail=corrector.needs_tail,
             )
-            output = corrector.finish(chosen, summary, Attended(*attend(call)))
+            output = corrector.finish(chosen, summary, KernelOutput(*attend(call)))
         out.index_copy_(1, blocks.order.order, output)
         kept = chosen.counts.float().mean() / blocks.number
         return Exactness(kept, None if plan.promise is None else plan.promise.error(output))

@@ -11,7 +11,7 @@ from torch import Tensor
 from diffaccel.errors import check_kinds
 from diffaccel.kernels import Centroids
 from diffaccel.methods.block_sparse.block_call import BlockCall, Chosen
-from diffaccel.methods.block_sparse.correctors.base import Attended, Corrector, Summary
+from diffaccel.methods.block_sparse.correctors.base import Corrector, KernelOutput, Summary
 from diffaccel.methods.block_sparse.correctors.value_term import add_value_term
 from diffaccel.methods.block_sparse.sampled_rows import SampledRows, sampled_rows, spread_rows
 
@@ -118,7 +118,7 @@ class BlockSummaries(Corrector):
         log_count = log_count if shift is None else log_count + shift[..., None]
         return Centroids(key, value, log_count, variance)
 
-    def finish(self, chosen: Chosen, summary: Summary | None, attended: Attended) -> Tensor:
+    def finish(self, chosen: Chosen, summary: Summary | None, attended: KernelOutput) -> Tensor:
         """Adds the value term."""
         if summary is None or summary.sample is None:
             return attended.output
