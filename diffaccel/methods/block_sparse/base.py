@@ -20,7 +20,13 @@ from diffaccel.methods.block_sparse.block_call import BlockCall, BlockRows, Chos
 from diffaccel.methods.block_sparse.budgets import Ask, Budget, Scores, with_mass
 from diffaccel.methods.block_sparse.correctors.base import Corrector, KernelOutput, Summary
 from diffaccel.methods.block_sparse.forced import ForcedBlocks, forced_blocks
-from diffaccel.methods.block_sparse.order import ORDERS, TokenOrder, token_order
+from diffaccel.methods.block_sparse.order import (
+    CYCLES,
+    ORDERS,
+    TokenOrder,
+    orders_named,
+    token_order,
+)
 from diffaccel.methods.block_sparse.promise import Promise, promised
 from diffaccel.methods.block_sparse.selectors.base import Selector
 from diffaccel.methods.inputs import AttentionInputs, ExactTokens, Position, VisualTokens
@@ -61,11 +67,21 @@ class Parts(NamedTuple):
             forced: (R, NB) bool, blocks that are kept whatever their score, or None.
         """
         text = rows.probability[..., -1] if self.selector.gives_mass else None
-        score = self.selector.score(rows)
-        heads = rows.query_mean.shape[1]
-        if score.shape[1] != heads:
-            score = score.expand(-1, heads, -1, -1)
-        return Scores(score, text, forced)
+        score, always = self.selector.score(rows), None
+        if score.shape[:2] != rows.query_mean.shape[:2]:
+            score = score.expand(*rows.query_mean.shape[:3], -1)
+        if self.selector.decides:
+            always = score.isposinf()
+            score = score.masked_fill(always, 0.0)
+        if forced is not None:  # whatever their score, unless they are padding
+            certain = forced & (rows.call.statistics.counts > 0)[:, None, None]
+            always = certain if always is None else always | certain
+        return Scores(score, text, forced, always)
+
+    def kept(self, scores: Scores, ask: Ask, threshold: Tensor | None) -> Tensor:
+        """What the budget keeps, and what is kept always: (B, H, R, NB) bool."""
+        kept = self.budget.kept(scores, ask, threshold)
+        return kept if scores.always is None else kept | scores.always
 
     @property
     def ask(self) -> Ask:
@@ -105,6 +121,18 @@ class Blocks(NamedTuple):
         """Whether every block is computed."""
         return self.share == 1.0 or self.forced.is_everything
 
+    def kept(self, counts_forced: bool) -> float | None:
+        """Share of the blocks that is computed, None where the data decide.
+
+        Args:
+            counts_forced: Whether forced blocks count towards what is asked for.
+        """
+        if self.share is None:
+            return None
+        if counts_forced:
+            return max(self.share, self.forced.share)
+        return 1.0 - (1.0 - self.share) * (1.0 - self.forced.share)
+
 
 class BlockPlan(NamedTuple):
     """What the kernel is told: block lists, and what stands for the blocks left out."""
@@ -134,7 +162,8 @@ class BlockSparseMethod(VisualMethod):
         p_remain: Share of the attention mass that is computed at least, 0 to 1; 0 leaves the
             number of blocks alone in charge.
         block: Tokens per block, a power of two of at least 16.
-        order: "hilbert", "brick" or "raster": which tokens form a block.
+        order: "hilbert", "brick", "columns" or "raster": which tokens form a block; "cyclic":
+            raster, columns and bricks in turn, layer by layer.
         neighbors: Whether blocks that touch in the grid are always kept.
         first_frame: Whether blocks with first-frame tokens always keep each other (video only).
             None: as published for the model family (True for Wan), False without a model.
@@ -158,13 +187,20 @@ class BlockSparseMethod(VisualMethod):
             raise ValueError(
                 f"block must be a power of two of at least 16, got {block=}; 128 suits most GPUs"
             )
-        if self.order not in ORDERS:
-            raise ValueError(f"order must be one of {', '.join(ORDERS)}, got order={self.order!r}")
+        if self.order not in ORDERS | CYCLES:
+            raise ValueError(
+                f"order must be one of {', '.join(ORDERS | CYCLES)}, got order={self.order!r}"
+            )
         if self.first_frame not in (None, True, False):
             raise ValueError(
                 f"first_frame must be None, True or False, got first_frame={self.first_frame!r}"
             )
         ScheduledMethod.__post_init__(self)
+
+    def order_of(self, position: Position) -> str:
+        """Name of the order at a position, a key of `ORDERS`."""
+        orders = orders_named(self.order)
+        return orders[(position.layer or 0) % len(orders)]
 
     def parts(self) -> Parts:
         """What is computed exactly, and what is done about the rest."""
@@ -177,7 +213,9 @@ class BlockSparseMethod(VisualMethod):
     def shape_reason(self, layout: TokenLayout) -> str:
         if layout.visual is None:
             return COMPUTED_DENSELY
-        return COMPUTED_DENSELY if blocks_of(self, layout, _CPU).keeps_all else ""
+        orders = orders_named(self.order)
+        keeps_all = all(blocks_of(self, layout, _CPU, name).keeps_all for name in orders)
+        return COMPUTED_DENSELY if keeps_all else ""
 
     def expected_cost(self, layout: TokenLayout, device: str) -> float | None:
         """Kept blocks over the rate on them; a floor on the kept mass may keep more."""
@@ -190,18 +228,16 @@ class BlockSparseMethod(VisualMethod):
         """Blocks that are asked for or forced; a floor on the kept mass may keep more."""
         if self.shape_reason(layout):
             return 1.0
-        blocks, budget = blocks_of(self, layout, _CPU), self.parts().budget
-        if blocks.share is None:
+        orders, counts_forced = orders_named(self.order), self.parts().budget.counts_forced
+        each = [blocks_of(self, layout, _CPU, name).kept(counts_forced) for name in orders]
+        kept = [share for share in each if share is not None]
+        if len(kept) < len(each):
             return None
-        if budget.counts_forced:
-            kept = max(blocks.share, blocks.forced.share)
-        else:
-            kept = 1.0 - (1.0 - blocks.share) * (1.0 - blocks.forced.share)
-        return total_density(kept, layout)
+        return total_density(sum(kept) / len(kept), layout)
 
     def attend_visual(self, inputs: AttentionInputs, position: Position, out: Tensor) -> Exactness:
         device = inputs.query.device
-        blocks = blocks_of(self, inputs.layout, device)
+        blocks = blocks_of(self, inputs.layout, device, self.order_of(position))
         visual, exact = in_order(inputs.visual(), blocks.order), inputs.exact()
         with torch.autocast(device.type, enabled=False):  # estimates stay fp32
             plan = self.plan(visual, exact, position)
@@ -239,7 +275,8 @@ class BlockSparseMethod(VisualMethod):
             exact: What every query sees exactly.
             position: Where the call stands.
         """
-        blocks, parts = blocks_of(self, visual.layout, visual.query.device), self.parts()
+        parts, device = self.parts(), visual.query.device
+        blocks = blocks_of(self, visual.layout, device, self.order_of(position))
         needs = parts.selector.needs | parts.corrector.needs
         statistics = summarise(
             StatisticsCall(
@@ -258,7 +295,7 @@ class BlockSparseMethod(VisualMethod):
         found = []
         for some in rows:
             scores = parts.scores(some, blocks.forced.of(some.rows))
-            kept = parts.budget.kept(scores, ask, threshold)
+            kept = parts.kept(scores, ask, threshold)
             if parts.floor:
                 kept = kept | with_mass(some.probability, parts.floor)
             lists = block_lists(kept, blocks.max_count)
@@ -270,13 +307,18 @@ class BlockSparseMethod(VisualMethod):
 
 
 @lru_cache(maxsize=64)
-def blocks_of(method: BlockSparseMethod, layout: TokenLayout, device: torch.device) -> Blocks:
-    """Returns what a method makes of a layout with visual tokens, with its tensors on a device."""
+def blocks_of(
+    method: BlockSparseMethod, layout: TokenLayout, device: torch.device, name: str
+) -> Blocks:
+    """Returns what a method makes of a layout with visual tokens, with its tensors on a device.
+
+    `name` is that of the token order, one of those that the method has.
+    """
     parts, number = method.parts(), -(-layout.visual.length // method.block)
-    order = token_order(layout.grid, method.order, method.block).to(device)
+    order = token_order(layout.grid, name, method.block).to(device)
     forced = forced_blocks(
         layout.grid,
-        method.order,
+        name,
         method.block,
         method.neighbors,
         bool(method.first_frame),
@@ -284,8 +326,11 @@ def blocks_of(method: BlockSparseMethod, layout: TokenLayout, device: torch.devi
         device,
     )
     share = None if parts.max_error is not None else parts.budget.share(number, parts.ask)
-    depends = parts.floor or parts.max_error is not None
-    max_count = number if depends else parts.budget.max_count(number, forced.largest, parts.ask)
+    if share is None and parts.max_error is None:
+        share = parts.selector.share(order)
+    max_count = parts.budget.max_count(number, forced.largest, parts.ask)
+    if parts.floor or parts.selector.decides or parts.max_error is not None:
+        max_count = number
     return Blocks(number, order, forced, share, max_count)
 
 

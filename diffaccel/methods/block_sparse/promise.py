@@ -109,7 +109,7 @@ def _choices(rows: BlockRows, parts: Parts, forced: Tensor | None) -> list[Tenso
     found = []
     for share in SHARES[:-1]:
         ask = Ask(share)
-        found.append(parts.budget.kept(scores, ask, parts.budget.threshold(scores, ask)))
+        found.append(parts.kept(scores, ask, parts.budget.threshold(scores, ask)))
     return [*found, torch.ones_like(found[0])]
 
 
