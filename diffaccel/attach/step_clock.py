@@ -34,6 +34,7 @@ class StepClock:
     Attributes:
         step: Index of the current step, or None before the first call.
         planned: Steps that the run will have, None where no scheduler tells.
+        total: Steps of the whole schedule, of which a run may do a part; None likewise.
         progress: Share of the schedule that lies behind the current step, from 0 (pure noise) to
             below 1, or None before the first call. A run that begins in the middle of the
             schedule (image to image) begins with its share. Without a pipeline, the share of
@@ -55,6 +56,7 @@ class StepClock:
         self._run: _Schedule | _Noise | None = None
         self.step: int | None = None
         self.planned: int | None = None
+        self.total: int | None = None
         self.progress: float | None = None
 
     def tick(self, timestep: Tensor | float | None, pipe: Any = None) -> bool:
@@ -78,7 +80,7 @@ class StepClock:
         elif not isinstance(run, _Schedule) or not run.goes_on(scheduler, timestep):
             self._run = _Schedule(scheduler, timestep, getattr(pipe, "_num_timesteps", None))
         current: Any = self._run
-        self.step, self.planned = current.step, current.planned
+        self.step, self.planned, self.total = current.step, current.planned, current.total
         self.progress = current.progress
         return current is not run
 
@@ -116,6 +118,7 @@ class _Schedule:
         self.timesteps: Tensor = scheduler.timesteps
         self._values: list[float] = self.timesteps.tolist()
         self._steps = _steps_of(scheduler, self._values)
+        self.total = self._steps[-1] + 1
         self._is_rising: bool | None = None
         # FLUX and Qwen pipelines divide timesteps by 1000, others pass them as they are.
         noise = _largest(timestep)
@@ -181,6 +184,7 @@ class _Noise:
     """One run of distinct timesteps, where nothing but these is known."""
 
     planned: int | None = None
+    total: int | None = None
 
     def __init__(self, timestep: Tensor | float) -> None:
         self._noise = _largest(timestep)

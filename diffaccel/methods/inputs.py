@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import floor
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from diffaccel.kernels import dense_attention
 from diffaccel.layout import TokenLayout
+from diffaccel.methods.memory import LayerMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +22,28 @@ class Position:
         layer: Index among the attached layers.
         step: Index of the denoising step.
         progress: Share of the schedule that lies behind, 0 to 1.
+        steps: Steps of the whole schedule.
+        memory: What the method remembers of the layer from the run so far; None where calls
+            know nothing of each other.
     """
 
     layer: int | None = None
     step: int | None = None
     progress: float | None = None
+    steps: int | None = None
+    memory: LayerMemory | None = field(default=None, compare=False, repr=False)
+
+    def is_within(self, share: float) -> bool:
+        """Whether a step belongs to the first part of the schedule.
+
+        It does if it ends within that share, or begins within it where the number of steps is
+        not known; without `progress` it does not.
+        """
+        if self.progress is None:
+            return False
+        if not self.steps:
+            return self.progress < share
+        return floor(self.progress * self.steps + 1e-6) + 1 <= share * self.steps + 1e-6
 
 
 class Attended(NamedTuple):
@@ -140,7 +159,7 @@ class AttentionInputs:
         """Attends densely; (B, N, H, D)."""
         return self.dense_rows(slice(None))
 
-    def dense_rows(self, rows: slice) -> Tensor:
+    def dense_rows(self, rows: slice | Tensor) -> Tensor:
         """Attends densely with some of the queries."""
         return dense_attention(
             self.query[:, rows], self.key, self.value, scale=self.scale, key_padding_mask=self.mask

@@ -38,17 +38,21 @@ class SampledRows(NamedTuple):
     left_out: Tensor
 
 
-def spread_rows(length: int, count: int, device: torch.device, offset: float = 0.5) -> Tensor:
+def spread_rows(
+    length: int, count: int, device: torch.device, offset: float = 0.5, turn: float = 0.0
+) -> Tensor:
     """Spreads rows evenly over a sequence: (min(count, length),) int64.
 
     Args:
         length: Of the sequence.
         count: How many.
         device: Where they go.
-        offset: Where in its equal part each row lies, 0 to below 1.
+        offset: Where in its equal part the first row lies, 0 to below 1.
+        turn: By how much more each further row does, modulo 1.
     """
     count = min(count, length)
-    places = torch.arange(count, dtype=torch.float64, device=device) + offset
+    places = torch.arange(count, dtype=torch.float64, device=device)
+    places += (offset + turn * places) % 1.0
     return (places * length / count).long()
 
 
