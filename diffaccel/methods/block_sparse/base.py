@@ -17,7 +17,7 @@ from diffaccel.kernels.block_statistics.op import summarise
 from diffaccel.layout import TokenLayout
 from diffaccel.methods.base import ScheduledMethod
 from diffaccel.methods.block_sparse.block_call import BlockCall, BlockRows, Chosen
-from diffaccel.methods.block_sparse.budgets import Ask, Budget, Scores
+from diffaccel.methods.block_sparse.budgets import Ask, Budget, Scores, with_mass
 from diffaccel.methods.block_sparse.correctors.base import Attended, Corrector, Summary
 from diffaccel.methods.block_sparse.forced import ForcedBlocks, forced_blocks
 from diffaccel.methods.block_sparse.order import ORDERS, TokenOrder, token_order
@@ -39,12 +39,24 @@ class Parts(NamedTuple):
         budget: How many are.
         corrector: What is done about the others.
         keep: Share of the key blocks that the budget gives out.
+        p_remain: Share of the attention mass that is computed at least.
     """
 
     selector: Selector
     budget: Budget
     corrector: Corrector
     keep: float
+    p_remain: float = 0.0
+
+    @property
+    def ask(self) -> Ask:
+        """What the budget is told: a floor on the mass only where scores are mass."""
+        return Ask(self.keep, self.p_remain if self.selector.gives_mass else 0.0)
+
+    @property
+    def floor(self) -> float:
+        """Mass that is kept at least, where the budget cannot see to it."""
+        return 0.0 if self.selector.gives_mass else self.p_remain
 
     @property
     def compares_heads(self) -> bool:
@@ -205,15 +217,16 @@ class BlockSparseMethod(VisualMethod):
             )
         )
         call = BlockCall(visual, exact, blocks.order, statistics, position)
-        ask, rows = Ask(parts.keep, self.p_remain), call.rows()
+        rows = call.rows()
         threshold = None
         if parts.budget.looks_at_all_rows:
             sample = BlockRows(call, slice(0, blocks.number, len(rows)))
-            threshold = parts.budget.threshold(_scores(parts.selector, sample, blocks), ask)
+            threshold = parts.budget.threshold(_scores(parts, sample, blocks), parts.ask)
         found = []
         for some in rows:
-            scores = _scores(parts.selector, some, blocks)
-            kept = parts.budget.kept(scores, ask, threshold)
+            kept = parts.budget.kept(_scores(parts, some, blocks), parts.ask, threshold)
+            if parts.floor:
+                kept = kept | with_mass(some.probability, parts.floor)
             lists = block_lists(kept, blocks.max_count)
             found.append((*lists, *(parts.corrector.correct(some, kept) or (None, None))))
         indices, counts, row_scale, row_bias = found[0] if len(found) == 1 else _joined(found)
@@ -235,13 +248,13 @@ def blocks_of(method: BlockSparseMethod, layout: TokenLayout, device: torch.devi
         parts.selector,
         device,
     )
-    ask = Ask(parts.keep, method.p_remain)
-    share = parts.budget.share(number, ask)
-    max_count = parts.budget.max_count(number, forced.largest, ask)
+    share = parts.budget.share(number, parts.ask)
+    max_count = number if parts.floor else parts.budget.max_count(number, forced.largest, parts.ask)
     return Blocks(number, order, forced, share, max_count)
 
 
-def _scores(selector: Selector, rows: BlockRows, blocks: Blocks) -> Scores:
+def _scores(parts: Parts, rows: BlockRows, blocks: Blocks) -> Scores:
+    selector = parts.selector
     text = rows.probability[..., -1] if selector.gives_mass else None
     mask = blocks.forced.mask
     score = selector.score(rows)

@@ -37,7 +37,7 @@ class Ask(NamedTuple):
 
     Args:
         keep: Share of the key blocks, above 0 to 1.
-        p_remain: Share of the score that is kept at least, 0 to 1; of mass where scores are.
+        p_remain: Share of the attention mass that is kept at least, 0 to 1, where scores are mass.
     """
 
     keep: float
@@ -226,6 +226,20 @@ BUDGETS: dict[str, Budget] = {
     "positive": PositiveBudget(),
 }
 """Name -> budget with its defaults."""
+
+
+def with_mass(probability: Tensor, mass: float) -> Tensor:
+    """Chooses the fewest blocks that have a share of the attention mass, text included.
+
+    Args:
+        probability: (B, H, R, NB + 1) fp32 from `block_attention`.
+        mass: That share, 0 to 1.
+
+    Returns:
+        (B, H, R, NB) bool, at least one in each row.
+    """
+    visual, text = probability[..., :-1], probability[..., -1]
+    return select(_selection(Scores(visual, text), Ask(0.0, mass), 1))[2]
 
 
 def _selection(scores: Scores, ask: Ask, top_k: int) -> SelectionCall:
