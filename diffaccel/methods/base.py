@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 DenseLayers = tuple[int, ...] | int | None
-SCHEDULE = ("dense_steps", "dense_layers")
+SCHEDULE = ("dense_steps", "dense_layers", "keep_end", "drop_end", "reuse", "hysteresis")
 
 
 class Visited(NamedTuple):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from diffaccel.methods.block_sparse.block_call import BlockRows
 from diffaccel.methods.block_sparse.budgets import Scores
 from diffaccel.methods.inputs import AttentionInputs
 
@@ -22,16 +23,24 @@ class Selection:
     Args:
         kept: (B, H, NB, NB) bool, which blocks each query block computes.
         step: When.
-        fitted: What the corrector has fitted to sampled rows.
+        max_count: Blocks that a row keeps at most.
+        fitted: What the corrector fits to sampled rows, None where nobody asks again.
     """
 
     kept: Tensor
-    step: int
-    fitted: dict[str, Tensor] = field(default_factory=dict)
+    step: int | None
+    max_count: int
+    fitted: dict[str, Tensor] | None
+
+    def of(self, rows: BlockRows) -> Tensor:
+        """What was kept for some query blocks, (B, H, R, NB) bool."""
+        return self.kept[:, :, rows.rows]
 
     def serves(self, step: int | None, reuse: int) -> bool:
         """Whether it may serve a step, at most `reuse` steps later."""
-        return step is not None and 0 < step - self.step <= reuse
+        if step is None or self.step is None:
+            return False
+        return 0 < step - self.step <= reuse
 
 
 def kind_of(inputs: AttentionInputs) -> Hashable:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from diffaccel.errors import check_kinds
 from diffaccel.methods.block_sparse.base import BlockSparseMethod, Parts
@@ -32,7 +32,12 @@ class SparseAttn(BlockSparseMethod):
             gives plain block-sparse attention.
         budget: How the blocks are shared out: a `Budget`, a key of `BUDGETS`, or None for the
             selector's own.
-        p_remain, block, order, neighbors, first_frame: As of `BlockSparseMethod`.
+        keep_end: Share at the end of the schedule, as `keep`, which then holds at its start; in
+            between it is linear in the share of the schedule that lies behind a step, 0 to
+            (n - 1) / n for n steps. None: `keep` throughout, as where nobody says where a call
+            stands.
+        p_remain, block, order, neighbors, first_frame, reuse, hysteresis: As of
+            `BlockSparseMethod`.
         dense_steps, dense_layers: As of `ScheduledMethod`.
 
     Example:
@@ -45,14 +50,18 @@ class SparseAttn(BlockSparseMethod):
     selector: Selector | str = "expected-error"
     corrector: Corrector | str = "value"
     budget: Budget | str | None = None
+    _: KW_ONLY
+    keep_end: float | None = None
 
     def __post_init__(self) -> None:
         check_kinds(self)
-        if not 0.0 < self.keep <= 1.0:
-            raise ValueError(
-                f"keep must lie above 0 and be at most 1, got keep={self.keep}; "
-                "0.25 computes a quarter of the key blocks"
-            )
+        for name in ("keep", "keep_end"):
+            keep = getattr(self, name)
+            if keep is not None and not 0.0 < keep <= 1.0:
+                raise ValueError(
+                    f"{name} must lie above 0 and be at most 1, got {name}={keep}; "
+                    "0.25 computes a quarter of the key blocks"
+                )
         for name, table, kind in (
             ("selector", SELECTORS, Selector),
             ("corrector", CORRECTORS, Corrector),

@@ -96,14 +96,21 @@ class BlockSummaries(Corrector):
             return Summary(
                 Centroids(statistics.key_mean, statistics.value_mean, log_count, variance)
             )
-        rows = spread_rows(call.visual.query.shape[1], self.rows, log_count.device)
-        sample = sampled_rows(chosen, rows)
-        expansion = _expansion(chosen, sample, self.variance)
-        if self.fit == "normaliser":
-            damping = _by_normaliser(sample, *expansion)
+        known, sample = chosen.fitted or {}, None
+        if "damping" in known:
+            damping, shift = known["damping"], known["shift"]
         else:
-            damping, shift = _by_output(chosen, sample, expansion)
-            log_count = log_count + shift[..., None]
+            rows = spread_rows(call.visual.query.shape[1], self.rows, log_count.device)
+            sample = sampled_rows(chosen, rows)
+            expansion = _expansion(chosen, sample, self.variance)
+            if self.fit == "normaliser":
+                damping = _by_normaliser(sample, *expansion)
+                shift = torch.zeros_like(damping)
+            else:
+                damping, shift = _by_output(chosen, sample, expansion)
+            if chosen.fitted is not None:
+                chosen.fitted.update(damping=damping, shift=shift)
+        log_count = log_count + shift[..., None]
         if variance is not None:
             variance = variance * damping[..., None, None]
         centroids = Centroids(statistics.key_mean, statistics.value_mean, log_count, variance)
@@ -111,7 +118,7 @@ class BlockSummaries(Corrector):
 
     def finish(self, chosen: Chosen, summary: Summary | None, attended: Attended) -> Tensor:
         """Adds the value term."""
-        if summary is None or summary.sample is None:
+        if summary is None or not self.value_term:
             return attended.output
         return add_value_term(chosen, summary.sample, attended)
 
