@@ -203,7 +203,8 @@ class MethodState:
         if reason:
             output = call.dense()
         else:
-            output, density, reason = state.compute(call, layout, method, position)
+            attended = state.compute(call, layout, method, position)
+            output, density, reason = attended[:3]
             visited = plan.visited
         self._logs[layer.name].ranks = 1 if call.share is None else call.share.ranks
         if call.share is not None:  # on every rank, whatever each of them did

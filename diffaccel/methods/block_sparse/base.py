@@ -23,6 +23,7 @@ from diffaccel.methods.block_sparse.correctors.base import Attended, Corrector, 
 from diffaccel.methods.block_sparse.forced import ForcedBlocks, forced_blocks
 from diffaccel.methods.block_sparse.order import ORDERS, TokenOrder, token_order
 from diffaccel.methods.block_sparse.order_choice import AUTO, CANDIDATES, attend_in_best_order
+from diffaccel.methods.block_sparse.promise import Promise, promised
 from diffaccel.methods.block_sparse.reuse import (
     SAMPLED_BLOCKS,
     Selection,
@@ -32,7 +33,7 @@ from diffaccel.methods.block_sparse.reuse import (
 )
 from diffaccel.methods.block_sparse.selectors.base import Selector
 from diffaccel.methods.inputs import AttentionInputs, ExactTokens, Position, VisualTokens
-from diffaccel.methods.visual import COMPUTED_DENSELY, VisualMethod, total_density
+from diffaccel.methods.visual import COMPUTED_DENSELY, Exactness, VisualMethod, total_density
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -52,6 +53,7 @@ class Parts(NamedTuple):
         corrector: What is done about the others.
         keep: Share of the key blocks that the budget gives out.
         p_remain: Share of the attention mass that is computed at least.
+        max_error: Relative error that is promised, in place of `keep`; None for no promise.
     """
 
     selector: Selector
@@ -59,6 +61,21 @@ class Parts(NamedTuple):
     corrector: Corrector
     keep: float
     p_remain: float = 0.0
+    max_error: float | None = None
+
+    def scores(self, rows: BlockRows, forced: Tensor | None) -> Scores:
+        """What the selector thinks of the key blocks of some query blocks.
+
+        Args:
+            rows: The query blocks, R of them.
+            forced: (R, NB) bool, blocks that are kept whatever their score, or None.
+        """
+        text = rows.probability[..., -1] if self.selector.gives_mass else None
+        score = self.selector.score(rows)
+        heads = rows.query_mean.shape[1]
+        if score.shape[1] != heads:
+            score = score.expand(-1, heads, -1, -1)
+        return Scores(score, text, forced)
 
     @property
     def ask(self) -> Ask:
@@ -106,6 +123,7 @@ class BlockPlan(NamedTuple):
     row_scale: Tensor | None
     row_bias: Tensor | None
     summary: Summary | None
+    promise: Promise | None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -223,7 +241,7 @@ class BlockSparseMethod(VisualMethod):
             kept = 1.0 - (1.0 - blocks.share) * (1.0 - blocks.forced.share)
         return total_density(kept, layout)
 
-    def attend_visual(self, inputs: AttentionInputs, position: Position, out: Tensor) -> Tensor:
+    def attend_visual(self, inputs: AttentionInputs, position: Position, out: Tensor) -> Exactness:
         memory, remembered = position.memory, None
         is_auto = self.order == AUTO
         if memory is not None and (is_auto or self.reuse or self.hysteresis):
@@ -231,7 +249,7 @@ class BlockSparseMethod(VisualMethod):
         if not is_auto:
             return self.attend_blocks(inputs, position, out, remembered)
 
-        def attend_in(order: str, out: Tensor, remembered: dict[str, Any] | None) -> Tensor:
+        def attend_in(order: str, out: Tensor, remembered: dict[str, Any] | None) -> Exactness:
             method = replace(self, order=order)
             return method.attend_blocks(inputs, position, out, remembered)
 
@@ -240,9 +258,9 @@ class BlockSparseMethod(VisualMethod):
         known = memory.orders.get(kind_of(inputs))
         if known is not None:
             return attend_in(known, out, remembered)
-        order, density = attend_in_best_order(attend_in, inputs, self.block, out, remembered)
+        order, exactness = attend_in_best_order(attend_in, inputs, self.block, out, remembered)
         memory.orders[kind_of(inputs)] = order
-        return density
+        return exactness
 
     def attend_blocks(
         self,
@@ -250,7 +268,7 @@ class BlockSparseMethod(VisualMethod):
         position: Position,
         out: Tensor,
         remembered: dict[str, Any] | None,
-    ) -> Tensor:
+    ) -> Exactness:
         """Attends with the visual queries in the order that is set.
 
         Args:
@@ -260,7 +278,7 @@ class BlockSparseMethod(VisualMethod):
             remembered: From earlier calls and for later ones; None where nothing is.
 
         Returns:
-            Share of the pairs of visual tokens that was computed exactly.
+            How exactly they were answered.
         """
         device = inputs.query.device
         blocks = blocks_of(self, inputs.layout, device)
@@ -287,7 +305,8 @@ class BlockSparseMethod(VisualMethod):
             )
             output = corrector.finish(chosen, summary, Attended(*attend(call)))
         out.index_copy_(1, blocks.order.order, output)
-        return chosen.counts.float().mean() / blocks.number
+        kept = chosen.counts.float().mean() / blocks.number
+        return Exactness(kept, None if plan.promise is None else plan.promise.error(output))
 
     def plan(
         self,
@@ -317,10 +336,10 @@ class BlockSparseMethod(VisualMethod):
             )
         )
         call = BlockCall(visual, exact, blocks.order, statistics, position)
-        rows = call.rows()
+        rows, promise = call.rows(), None
         if earlier is not None and is_tested:
             sample = BlockRows(call, slice(0, None, -(-blocks.number // SAMPLED_BLOCKS)))
-            scores = _scores(parts, sample, blocks)
+            scores = parts.scores(sample, blocks.forced.of(sample.rows))
             is_reused = not has_drifted(scores, earlier.of(sample))
         if earlier is not None and is_reused:
             if position.memory is not None:
@@ -328,7 +347,11 @@ class BlockSparseMethod(VisualMethod):
             max_count, fitted, choose = earlier.max_count, earlier.fitted, earlier.of
         else:
             max_count, fitted = blocks.max_count, {} if self.reuse else None
-            choose = self._chooser(rows, blocks, earlier)
+            ask = parts.ask
+            if parts.max_error is not None:
+                promise = promised(call, parts, blocks.forced.mask, parts.max_error)
+                ask = ask._replace(keep=promise.keep)
+            choose = self._chooser(rows, blocks, ask, earlier)
         found = []
         for some in rows:
             kept = choose(some)
@@ -341,16 +364,17 @@ class BlockSparseMethod(VisualMethod):
         if remembered is not None and not is_reused and (self.reuse or self.hysteresis):
             remembered["selection"] = Selection(kept, position.step, max_count, fitted)
         chosen = Chosen(call, indices, counts, fitted)
-        return BlockPlan(chosen, row_scale, row_bias, parts.corrector.summarise(chosen))
+        summary = parts.corrector.summarise(chosen)
+        return BlockPlan(chosen, row_scale, row_bias, summary, promise)
 
     def _chooser(
-        self, rows: list[BlockRows], blocks: Blocks, earlier: Selection | None
+        self, rows: list[BlockRows], blocks: Blocks, ask: Ask, earlier: Selection | None
     ) -> Callable[[BlockRows], Tensor]:
         """Returns what says which blocks some of the rows compute, (B, H, R, NB) bool."""
         parts = self.parts()
 
         def scored(some: BlockRows) -> Scores:
-            scores = _scores(parts, some, blocks)
+            scores = parts.scores(some, blocks.forced.of(some.rows))
             if earlier is None or not self.hysteresis:
                 return scores
             return steadied(scores, earlier.of(some), self.hysteresis)
@@ -361,12 +385,12 @@ class BlockSparseMethod(VisualMethod):
             if len(rows) > 1:
                 sample = BlockRows(sample.call, slice(0, blocks.number, len(rows)))
             scores = scored(sample)
-            threshold = parts.budget.threshold(scores, parts.ask)
+            threshold = parts.budget.threshold(scores, ask)
             all_scores = scores if len(rows) == 1 else None
 
         def choose(some: BlockRows) -> Tensor:
             scores = scored(some) if all_scores is None else all_scores
-            kept = parts.budget.kept(scores, parts.ask, threshold)
+            kept = parts.budget.kept(scores, ask, threshold)
             if parts.floor:
                 kept = kept | with_mass(some.probability, parts.floor)
             return kept
@@ -389,21 +413,10 @@ def blocks_of(method: BlockSparseMethod, layout: TokenLayout, device: torch.devi
         parts.selector,
         device,
     )
-    share = parts.budget.share(number, parts.ask)
-    max_count = (
-        number if parts.floor else parts.budget.max_count(number, forced.largest, parts.ask)
-    )
+    share = None if parts.max_error is not None else parts.budget.share(number, parts.ask)
+    depends = parts.floor or parts.max_error is not None
+    max_count = number if depends else parts.budget.max_count(number, forced.largest, parts.ask)
     return Blocks(number, order, forced, share, max_count)
-
-
-def _scores(parts: Parts, rows: BlockRows, blocks: Blocks) -> Scores:
-    selector = parts.selector
-    text = rows.probability[..., -1] if selector.gives_mass else None
-    mask = blocks.forced.mask
-    score = selector.score(rows)
-    if score.shape[1] != rows.query_mean.shape[1]:
-        score = score.expand(-1, rows.query_mean.shape[1], -1, -1)
-    return Scores(score, text, None if mask is None else mask[rows.rows])
 
 
 def in_order(visual: VisualTokens, order: TokenOrder) -> VisualTokens:

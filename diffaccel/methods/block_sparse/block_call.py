@@ -54,11 +54,11 @@ class BlockRows:
 
     Args:
         call: The whole call.
-        rows: Which query blocks; a step above 1 takes a sample of them.
+        rows: Which query blocks: a slice, or their numbers (R,) int64, which may repeat.
     """
 
     call: BlockCall
-    rows: slice
+    rows: slice | Tensor
 
     @cached_property
     def probability(self) -> Tensor:
