@@ -106,8 +106,8 @@ class SparseAttn(BlockSparseMethod):
             )
         if self.reuse or self.hysteresis or self.keep_end is not None:
             raise ValueError(
-                "max_error decides anew in each call how much is kept, so reuse and hysteresis must "
-                f"be 0 and keep_end None, got reuse={self.reuse}, hysteresis={self.hysteresis}, "
+                "max_error decides in each call how much is kept, so reuse and hysteresis must be "
+                f"0 and keep_end None, got reuse={self.reuse}, hysteresis={self.hysteresis}, "
                 f"keep_end={self.keep_end}; leave them out"
             )
         parts = self.parts()
