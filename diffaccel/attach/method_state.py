@@ -289,7 +289,7 @@ class MethodState:
             clock = self.clock
             # Without steps nobody can tell where a run ends, and with it what may be remembered.
             memory = None if clock.step is None else self._memories[layer.index]
-            position = Position(layer.index, clock.step, clock.progress, clock.total, memory)
+            position = Position(layer.index, clock.step, clock.progress, clock.ends, memory)
             method = self.method.scheduled(position)
             known = Scheduled(position, method, method.schedule_reason(position))
             self._positions[layer.index] = known

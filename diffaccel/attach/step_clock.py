@@ -39,6 +39,8 @@ class StepClock:
             below 1, or None before the first call. A run that begins in the middle of the
             schedule (image to image) begins with its share. Without a pipeline, the share of
             the training timesteps.
+        ends: Share of the steps of the whole schedule that lies behind when the current one is
+            done, above 0 to 1; None where no scheduler tells.
     """
 
     def __init__(self, pipe: Any = None) -> None:
@@ -58,6 +60,7 @@ class StepClock:
         self.planned: int | None = None
         self.total: int | None = None
         self.progress: float | None = None
+        self.ends: float | None = None
 
     def tick(self, timestep: Tensor | float | None, pipe: Any = None) -> bool:
         """Moves to the step of a model call and returns whether it begins a new run.
@@ -70,7 +73,7 @@ class StepClock:
             pipe: The pipeline that runs, where it is known.
         """
         if timestep is None:
-            self.step = self.progress = None
+            self.step = self.progress = self.ends = None
             return False
         scheduler = self._running_scheduler(self._pipe() if pipe is None else pipe)
         run = self._run
@@ -81,7 +84,7 @@ class StepClock:
             self._run = _Schedule(scheduler, timestep, getattr(pipe, "_num_timesteps", None))
         current: Any = self._run
         self.step, self.planned, self.total = current.step, current.planned, current.total
-        self.progress = current.progress
+        self.progress, self.ends = current.progress, current.ends
         return current is not run
 
     def _running_scheduler(self, pipe: Any) -> Any:
@@ -143,6 +146,11 @@ class _Schedule:
         """Share of the list that lies behind."""
         return self._index / len(self._values)
 
+    @property
+    def ends(self) -> float:
+        """Share of the steps that lies behind when the current one is done."""
+        return (self._steps[self._index] + 1) / self.total
+
     def goes_on(self, scheduler: Any, timestep: Tensor | float) -> bool:
         """Moves to the place of a model call, unless it begins another run."""
         if scheduler.timesteps is not self.timesteps:
@@ -185,6 +193,7 @@ class _Noise:
 
     planned: int | None = None
     total: int | None = None
+    ends: float | None = None
 
     def __init__(self, timestep: Tensor | float) -> None:
         self._noise = _largest(timestep)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import floor
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +21,7 @@ class Position:
         layer: Index among the attached layers.
         step: Index of the denoising step.
         progress: Share of the schedule that lies behind, 0 to 1.
-        steps: Steps of the whole schedule.
+        ends: Share of the steps of the schedule that lies behind when this one is done.
         memory: What the method remembers of the layer from the run so far; None where calls
             know nothing of each other.
     """
@@ -30,20 +29,17 @@ class Position:
     layer: int | None = None
     step: int | None = None
     progress: float | None = None
-    steps: int | None = None
+    ends: float | None = None
     memory: LayerMemory | None = field(default=None, compare=False, repr=False)
 
     def is_within(self, share: float) -> bool:
         """Whether a step belongs to the first part of the schedule.
 
-        It does if it ends within that share, or begins within it where the number of steps is
-        not known; without `progress` it does not.
+        It does if it ends within that share, or begins within it where nobody knows its end.
         """
-        if self.progress is None:
-            return False
-        if not self.steps:
-            return self.progress < share
-        return floor(self.progress * self.steps + 1e-6) + 1 <= share * self.steps + 1e-6
+        if self.ends is not None:
+            return self.ends <= share + 1e-9
+        return self.progress is not None and self.progress < share
 
 
 class Attended(NamedTuple):

@@ -20,7 +20,7 @@ def dense_steps(method, steps):
     return [
         step
         for step in range(steps)
-        if method.schedule_reason(Position(0, step, step / steps, steps))
+        if method.schedule_reason(Position(0, step, step / steps, (step + 1) / steps))
     ]
 
 
@@ -35,14 +35,14 @@ def test_a_share_of_the_schedule_is_dense(share, steps, expected):
     """Steps that end within the share: of a short run less than the share, never more."""
     method = SparseAttn(dense_steps=share)
     assert dense_steps(method, steps) == list(range(expected))
-    late = Position(0, 0, 0.5, steps)  # image to image: its first step lies in the middle
-    assert bool(method.schedule_reason(late)) == (share * steps >= steps // 2 + 1)
+    late = Position(0, 0, 0.5, 0.5 + 1 / steps)  # image to image begins in the middle
+    assert bool(method.schedule_reason(late)) == (share >= 0.5 + 1 / steps)
 
 
 def test_calls_of_one_step_are_dense_together():
     """Second order: two calls lie in one step, the second one half a step later."""
     method = SparseAttn(dense_steps=0.25)
-    calls = [Position(0, entry // 2, entry / 15, 8) for entry in range(15)]
+    calls = [Position(0, n // 2, n / 15, (n // 2 + 1) / 8) for n in range(15)]
     assert [bool(method.schedule_reason(call)) for call in calls] == [True] * 4 + [False] * 11
 
 
@@ -128,10 +128,10 @@ def test_a_step_that_computes_everything_runs_dense_and_says_so():
     for inner in (SparseAttn(1.0, keep_end=0.2, **PLAIN),
                   RectifiedSpaAttn(0.0, drop_end=0.8, block=16)):  # fmt: skip
         for method in (inner, ProportionalAttn(inner, train_tokens=LAYOUT.length)):
-            first = method.run(inputs, Position(0, 0, 0.0, 4))
+            first = method.run(inputs, Position(0, 0, 0.0, 0.25))
             assert first.density == 1.0 and first.why_dense
             assert torch.equal(first.output, inputs.dense())
-            last = method.run(inputs, Position(0, 3, 0.75, 4))
+            last = method.run(inputs, Position(0, 3, 0.75, 1.0))
             assert not last.why_dense and float(last.density) < 0.8
 
 

@@ -30,7 +30,7 @@ class Layer:
 
     def __call__(self, step, tokens, mask=None, layout=None):
         inputs = AttentionInputs.checked(*tokens, layout or self.layout, None, mask)
-        position = Position(0, step, step / self.steps, self.steps, self.memory)
+        position = Position(0, step, step / self.steps, None, self.memory)
         return self.method.run(inputs, position).output
 
     @property
