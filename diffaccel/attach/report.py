@@ -32,6 +32,8 @@ class LayerReport:
         error: Mean relative error of the output, as a method with `max_error` measures it on
             sampled rows; None where none does.
         worst_error: The largest of them.
+        orders: Orders of the tokens that a method chose by itself, one for each layout.
+        reused_calls: Sparse calls that took the block lists of an earlier step.
     """
 
     name: str
@@ -45,6 +47,8 @@ class LayerReport:
     ranks: int = 1
     error: float | None = None
     worst_error: float | None = None
+    orders: tuple[str, ...] = ()
+    reused_calls: int = 0
 
     def __str__(self) -> str:
         if not self.sparse_calls and not self.dense_calls:
@@ -58,7 +62,10 @@ class LayerReport:
             parts.append(f"heads shared by {self.ranks} ranks")
         if self.error is not None:
             parts.append(f"error {self.error:.3f}, at most {self.worst_error:.3f}")
-        parts.append(f"{self.sparse_calls} sparse")
+        if self.orders:
+            parts.append(f"order {' and '.join(self.orders)}")
+        reused = f" ({self.reused_calls} with earlier block lists)" if self.reused_calls else ""
+        parts.append(f"{self.sparse_calls} sparse{reused}")
         parts += [f"{count} dense: {reason}" for reason, count in self.dense_calls.items()]
         return ", ".join(parts)
 
