@@ -70,7 +70,7 @@ def promised(call: BlockCall, parts: Parts, forced: Tensor | None, max_error: fl
     """
     corrector = parts.corrector
     length, device = call.visual.query.shape[1], call.visual.query.device
-    check = spread_rows(length, CHECKED_ROWS, device, offset=0.25)
+    check = spread_rows(length, CHECKED_ROWS, device, offset=0.5)
     rows = check
     if isinstance(corrector, BlockSummaries):
         rows = torch.cat([check, spread_rows(length, corrector.rows, device)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from diffaccel.errors import check_kinds
 from diffaccel.methods.block_sparse.base import BlockSparseMethod, Parts
@@ -42,7 +42,12 @@ class SparseAttn(BlockSparseMethod):
             of the blocks that 128 exactly computed rows say it needs. Costs about 160 of N rows
             of dense attention, and reads the device once a call to run dense where that is
             faster. Only with correctors that answer row by row: "none", and `BlockSummaries`.
-        p_remain, block, order, neighbors, first_frame: As of `BlockSparseMethod`.
+        keep_end: Share at the end of the schedule, as `keep`, which then holds at its start; in
+            between it is linear in the share of the schedule that lies behind a step, 0 to
+            (n - 1) / n for n steps. None: `keep` throughout, as where nobody says where a call
+            stands.
+        p_remain, block, order, neighbors, first_frame, reuse, hysteresis: As of
+            `BlockSparseMethod`.
         dense_steps, dense_layers: As of `ScheduledMethod`.
 
     Example:
@@ -56,14 +61,18 @@ class SparseAttn(BlockSparseMethod):
     corrector: Corrector | str = "value"
     budget: Budget | str | None = None
     max_error: float | None = None
+    _: KW_ONLY
+    keep_end: float | None = None
 
     def __post_init__(self) -> None:
         check_kinds(self)
-        if not 0.0 < self.keep <= 1.0:
-            raise ValueError(
-                f"keep must lie above 0 and be at most 1, got keep={self.keep}; "
-                "0.25 computes a quarter of the key blocks"
-            )
+        for name in ("keep", "keep_end"):
+            keep = getattr(self, name)
+            if keep is not None and not 0.0 < keep <= 1.0:
+                raise ValueError(
+                    f"{name} must lie above 0 and be at most 1, got {name}={keep}; "
+                    "0.25 computes a quarter of the key blocks"
+                )
         for name, table, kind in (
             ("selector", SELECTORS, Selector),
             ("corrector", CORRECTORS, Corrector),
@@ -94,6 +103,12 @@ class SparseAttn(BlockSparseMethod):
             raise ValueError(
                 f"max_error must lie above 0 and below 1, got max_error={self.max_error}; 0.05 "
                 "promises an output within 5 % of dense attention"
+            )
+        if self.reuse or self.hysteresis or self.keep_end is not None:
+            raise ValueError(
+                "max_error decides in each call how much is kept, so reuse and hysteresis must be "
+                f"0 and keep_end None, got reuse={self.reuse}, hysteresis={self.hysteresis}, "
+                f"keep_end={self.keep_end}; leave them out"
             )
         parts = self.parts()
         if not isinstance(parts.corrector, BlockSummaries | NoCorrection):
