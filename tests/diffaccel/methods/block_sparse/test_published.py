@@ -73,8 +73,10 @@ def test_a_named_method_is_a_combination_that_sparse_attention_can_make(name):
     assert torch.equal(output, made.attend(*tokens, LAYOUT, layer=1)) and float(density) < 1
 
 
-@named
-@pytest.mark.parametrize("build", [flux, wan21])
+@pytest.mark.parametrize(
+    ("name", "build"),
+    [*((name, wan21) for name in NAMED), *((name, flux) for name in ("sol", "radial", "svg"))],
+)
 def test_a_named_method_runs_on_a_pipeline_and_leaves_it_as_it_was(name, build):
     tiny = build()
     stock = tiny.sample()
