@@ -145,7 +145,7 @@ def dispatched(
     """Stands for diffusers' `dispatch_attention_fn` in the bodies of attached processors."""
     enable_gqa = arguments.pop("enable_gqa", False)
     if torch.compiler.is_compiling():
-        is_foreign = not isinstance(attn_mask, Tensor | None)  # as FlexAttention's
+        is_foreign = attn_mask is not None and not isinstance(attn_mask, Tensor)  # as flex
         if dropout_p or is_causal or is_foreign or _is_learned(attn_mask):
             return dispatch_attention_fn(
                 query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, **arguments
