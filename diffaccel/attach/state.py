@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from diffaccel.attach.processor import attached_layer, why_opaque
+from diffaccel.attach.processor import attached_layer, redirected, why_opaque
 from diffaccel.attach.running import Caller, running_pipeline
 from diffaccel.bindings import LayoutUnknown, ModelCall
 from diffaccel.errors import ModelError
@@ -166,8 +166,12 @@ class DenoiserState:
         return known[1]
 
     def never_called(self, attached: AttachedLayer) -> None:
-        """Notes that a layer's processor computed its attention in another way."""
+        """Notes that a layer's processor computed its attention in another way, or left it out."""
         layer = attached.layer
+        if redirected(type(attached.stock).__call__) is not None:
+            if self.method is not None and layer.kind != "cross":
+                self.method.leave_out(layer, self.layout(layer))
+            return
         reason = why_opaque(attached.stock)
         if any(hook.is_active for hook in self.hooks.get(layer.name, ())):
             raise ModelError(f"attention of {layer.name} cannot be changed: {reason}")

@@ -25,6 +25,7 @@ from diffaccel.bindings import binding_of
 from diffaccel.bindings.rope import scaled_rope
 from diffaccel.errors import InputError, ModelError
 from diffaccel.pipelines.redraw.late_start import check_startable
+from diffaccel.pipelines.seed import seeded
 from diffaccel.pipelines.video.families import VIDEO_FAMILIES, VideoFamily
 from diffaccel.pipelines.video.freeswim import FreeSwim, refine_latents
 from diffaccel.pipelines.video.job import VideoJob
@@ -144,18 +145,27 @@ def generate_video(pipe: Any, job: VideoJob, *, timing: Timing | None = None) ->
     _check_caches(pipe, job)
     timing = timing or Timing()
     family = family_of(pipe)
-    if family is not None:
-        return _generate_with_stock(pipe, job, family, timing)
-    if isinstance(job.recipe, TimeWindows):
-        return _denoise_in_windows(pipe, job, job.recipe, timing)
+    with seeded(pipe, job.seed):
+        if family is not None:
+            return _generate_with_stock(pipe, job, family, timing)
+        if isinstance(job.recipe, TimeWindows):
+            return _denoise_in_windows(pipe, job, job.recipe, timing)
+        return _generate_beyond_native(pipe, job, job.recipe, timing)
+
+
+def _generate_beyond_native(
+    pipe: Any, job: VideoJob, recipe: FreeSwim, timing: Timing
+) -> GeneratedVideo:
+    """Generates at native size, and redraws in each larger stage."""
+    width, height = job.size
     with _positions_along_time(pipe, job):
         native = job.native or native_size(pipe, width, height)
         video = job.video
         if video is None:
-            video = _sample_native(pipe, job, job.recipe, native, timing)
+            video = _sample_native(pipe, job, recipe, native, timing)
         reports: dict[str, Report] = {}
         for stage in job.stages((video.shape[-1], video.shape[-2]), pixels_per_token(pipe)):
-            video, found = _enlarge(pipe, stage, job.recipe, video, timing)
+            video, found = _enlarge(pipe, stage, recipe, video, timing)
             reports |= job.labelled(stage, found)
         return GeneratedVideo(video, native, timing.seconds, reports)
 

@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from diffaccel.attach.attachment import denoisers, set_attn_processor
@@ -82,8 +81,7 @@ def refining_scheduler(
     """Returns the scheduler of a refinement: shifted, guided where text is joint, and late."""
     scheduler = pipe.scheduler
     config = scheduler.config
-    is_flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or "flow_shift" in config
-    if is_flow:
+    if "shift" in config or config.get("use_flow_sigmas"):
         scheduler = shifted_scheduler(pipe, recipe.shift)
     model = next(iter(denoisers(pipe).values()))
     if not binding_of(model).text_layers(model):
