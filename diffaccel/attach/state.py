@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from diffaccel.attach.key_bias import folded, split_mask
 from diffaccel.attach.processor import attached_layer, why_opaque
 from diffaccel.attach.running import Caller, running_pipeline
 from diffaccel.bindings import LayoutUnknown, ModelCall
@@ -77,6 +78,7 @@ class DenoiserState:
             if self.method.begin_call(self.binding.timestep(call), pipe):
                 self._lost = self.lost(model)
                 self._warn_of_lost()
+        self._call = call
         streams: dict[tuple[str, int], TokenLayout | str] = {}
         for layer in self.layers:
             if layer.stream not in streams:
@@ -125,6 +127,9 @@ class DenoiserState:
         if groups > 1:
             key, value = (x.repeat_interleave(groups, 2) for x in (key, value))
         query, asking = call.completed(call.query), call.asking
+        bias = self.key_bias(call)
+        if bias is not None:
+            query, key, value = folded(query, key, value, bias, scale)
         exact = tuple(part for part in asking if part != layout.visual_slice) if asking else None
         first = None if call.share is None else call.share.first_head
         return AttentionInputs(query, key, value, layout, scale, mask, exact, first)
@@ -133,7 +138,7 @@ class DenoiserState:
         """Answers a call that has no obstacle by the method."""
         method: Any = self.method
         attended = method.method.compute(self.inputs(call, layout), position)
-        output = call.asked(attended.output)
+        output = call.asked(attended.output)[..., : call.value.shape[-1]]
         mask = call.mask
         if mask is not None and mask.ndim > 1 and mask.shape[-2] == layout.length > 1:
             # Methods know the mask of the visual rows; text may have another one, as a causal one.
@@ -152,6 +157,9 @@ class DenoiserState:
         mask = call.mask
         if not isinstance(mask, Tensor):  # FlexAttention has masks of its own
             return None
+        split = self._split(call)
+        if split is not None:
+            return split[0]
         batch, length = call.key.shape[:2]
         known = self._masks.get((id(mask), length))
         if known is None:
@@ -164,6 +172,21 @@ class DenoiserState:
             known = mask, as_padding_mask(written, batch, length, rows)
             self._masks[id(mask), length] = known
         return known[1]
+
+    def key_bias(self, call: AttentionCall) -> Tensor | None:
+        """Returns what is added to the scores of keys in visual rows, (B, N), None for nothing."""
+        split = None if call.mask is None else self._split(call)
+        return None if split is None else split[1]
+
+    def _split(self, call: AttentionCall) -> tuple[Tensor, Tensor | None] | None:
+        """Returns padding and bias of a mask that blocks have written out for all pairs."""
+        layout, told = call.layout, self._call
+        written = None if told is None else self.binding.written_mask(told)
+        if told is None or written is None or layout is None or call.share is not None:
+            return None
+        if written.shape[-1] != layout.length or call.mask.shape[-2] != layout.length:
+            return None
+        return told.read(written, lambda mask: split_mask(mask, layout))
 
     def never_called(self, attached: AttachedLayer) -> None:
         """Notes that a layer's processor computed its attention in another way."""
@@ -227,6 +250,7 @@ class DenoiserState:
 
     def _forget_call(self) -> None:
         self._layouts: dict[str, TokenLayout | str] = {}
+        self._call: ModelCall | None = None
         self._masks: dict[tuple[int, int], tuple[Tensor, Tensor | None]] = {}
 
 

@@ -219,6 +219,13 @@ class Binding:
         """Returns the timestep of a call, largest for pure noise; None where it has none."""
         return call.arguments.get("timestep")
 
+    def written_mask(self, call: ModelCall) -> Tensor | None:
+        """Returns what becomes the mask of visual rows, where blocks write it out for all pairs.
+
+        (B, N), bool or added to the scores; None where the masks of attention calls are looked at.
+        """
+        return None
+
     def predicts(self, call: ModelCall) -> bool:
         """Whether a call predicts; others keep keys of images or frames for later calls."""
         return True
