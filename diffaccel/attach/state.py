@@ -55,6 +55,7 @@ class DenoiserState:
         self.root_hooks: tuple[RemovableHandle, ...] = ()
         self.context: Any = None
         self._readings: dict[int, tuple[Tensor, Any]] = {}
+        self._written: Tensor | None = None
         self._lost: dict[str, str] = {}
         self._caller = Caller()
         self._forget_call()
@@ -78,7 +79,7 @@ class DenoiserState:
             if self.method.begin_call(self.binding.timestep(call), pipe):
                 self._lost = self.lost(model)
                 self._warn_of_lost()
-        self._call = call
+        self._written = self.binding.written_mask(call)
         streams: dict[tuple[str, int], TokenLayout | str] = {}
         for layer in self.layers:
             if layer.stream not in streams:
@@ -180,13 +181,12 @@ class DenoiserState:
 
     def _split(self, call: AttentionCall) -> tuple[Tensor, Tensor | None] | None:
         """Returns padding and bias of a mask that blocks have written out for all pairs."""
-        layout, told = call.layout, self._call
-        written = None if told is None else self.binding.written_mask(told)
-        if told is None or written is None or layout is None or call.share is not None:
+        layout, written, mask = call.layout, self._written, call.mask
+        if written is None or mask is None or layout is None or call.share is not None:
             return None
-        if written.shape[-1] != layout.length or call.mask.shape[-2] != layout.length:
+        if not written.shape[-1] == layout.length == mask.shape[-2]:
             return None
-        return told.read(written, lambda mask: split_mask(mask, layout))
+        return ModelCall({}, self._readings).read(written, lambda told: split_mask(told, layout))
 
     def never_called(self, attached: AttachedLayer) -> None:
         """Notes that a layer's processor computed its attention in another way."""
@@ -250,7 +250,7 @@ class DenoiserState:
 
     def _forget_call(self) -> None:
         self._layouts: dict[str, TokenLayout | str] = {}
-        self._call: ModelCall | None = None
+        self._written = None
         self._masks: dict[tuple[int, int], tuple[Tensor, Tensor | None]] = {}
 
 
