@@ -175,6 +175,10 @@ class Binding:
     """Whether each sample is attended in a call of its own, without its masked text, which comes
     last in the sequence."""
 
+    family_choices: tuple[str, ...] = ()
+    """Names among which `family` chooses by the model, in the class that defines it; () where it
+    looks at no model."""
+
     scales_rope: bool = False
     """Whether `scaled_rope` is defined."""
 
@@ -192,6 +196,11 @@ class Binding:
             pipe: The pipeline that it belongs to, or None where only the model is known.
         """
         return "other"
+
+    def families(self) -> tuple[str, ...]:
+        """Returns the names that `family` may return."""
+        owner = next(kind for kind in type(self).__mro__ if "family" in vars(kind))
+        return vars(owner).get("family_choices") or (self.family(None, None),)
 
     def layout(self, model: Any, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
         """Returns what the tokens of one layer are; raises LayoutUnknown if the call hides it.
