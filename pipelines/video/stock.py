@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from diffaccel.attach.attachment import denoisers, set_attn_processor
@@ -82,8 +81,7 @@ def refining_scheduler(
     """Returns the scheduler of a refinement: shifted, guided where text is joint, and late."""
     scheduler = pipe.scheduler
     config = scheduler.config
-    is_flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or "flow_shift" in config
-    if is_flow:
+    if "shift" in config or "flow_shift" in config:
         scheduler = shifted_scheduler(pipe, recipe.shift)
     model = next(iter(denoisers(pipe).values()))
     if not binding_of(model).text_layers(model):
@@ -170,7 +168,11 @@ class _LedCalls:
             return (), call
         self._path.begin("guide", prompt)
         self._rows = len(call[binding_of(model).latents])
-        return (), on_batch(call, self._rows, lambda t: torch.cat([t, t]))
+        doubled = on_batch(call, self._rows, lambda t: torch.cat([t, t]))
+        text = call.get("encoder_hidden_states")
+        if isinstance(text, Tensor) and len(text) > self._rows:  # AnimateDiff: for each frame
+            doubled["encoder_hidden_states"] = torch.cat([text, text])
+        return (), doubled
 
     def _after(self, model: Any, args: tuple, output: Any) -> Any:
         is_doubled = self._path.mode == "guide"

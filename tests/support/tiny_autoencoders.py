@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import diffusers
@@ -46,11 +45,30 @@ def ltx() -> Any:
     return vae
 
 
-def wan() -> Any:
-    """Of Wan and SkyReels-V2: 4 frames and 8 x 8 pixels."""
+def hunyuan_15() -> Any:
+    """Of HunyuanVideo 1.5: 4 frames and 16 x 16 pixels."""
     return built(
-        diffusers.AutoencoderKLWan, base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1, temperal_downsample=[False, True, True],
+        diffusers.AutoencoderKLHunyuanVideo15, latent_channels=4, block_out_channels=(8,) * 5,
+        layers_per_block=1, scaling_factor=0.6,
+    )  # fmt: skip
+
+
+def magvit() -> Any:
+    """Of EasyAnimate: 4 frames and 8 x 8 pixels."""
+    return built(
+        diffusers.AutoencoderKLMagvit, latent_channels=4, block_out_channels=SIDES,
+        layers_per_block=1, norm_num_groups=2,
+    )  # fmt: skip
+
+
+def wan(channels: int = 16) -> Any:
+    """Of Wan and SkyReels-V2: 4 frames and 8 x 8 pixels."""
+    values = {}
+    if channels != 16:
+        values = {"latents_mean": [0.1] * channels, "latents_std": [0.9] * channels}
+    return built(
+        diffusers.AutoencoderKLWan, base_dim=3, z_dim=channels, dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1, temperal_downsample=[False, True, True], **values,
     )  # fmt: skip
 
 
@@ -69,8 +87,3 @@ def mochi() -> Any:
         diffusers.AutoencoderKLMochi, encoder_block_out_channels=(32,) * 4,
         decoder_block_out_channels=(32,) * 4, layers_per_block=(1,) * 5,
     )  # fmt: skip
-
-
-AUTOENCODERS: dict[str, Callable[[], Any]] = {
-    "hunyuan": hunyuan, "cogvideox": cogvideox, "ltx": ltx,
-}  # fmt: skip
