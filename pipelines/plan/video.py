@@ -20,6 +20,7 @@ from diffaccel.pipelines.plan.skeleton import Outline
 from diffaccel.pipelines.video.freeswim import FreeSwim
 from diffaccel.pipelines.video.generate import (
     check_video_size,
+    check_windows,
     family_of,
     latent_size,
     native_size,
@@ -45,6 +46,7 @@ def plan_video(outline: Outline, job: VideoJob, *, device: str = "cpu") -> Plan:
     """
     check_video_size(outline, *job.size, job.frames)
     if isinstance(job.recipe, TimeWindows):
+        check_windows(outline.class_name)
         phases = [_windows_phase(outline, job, job.recipe, device)]
     else:
         native = replace(job, size=job.native or native_size(outline, *job.size))
@@ -127,7 +129,9 @@ def _windows_phase(outline: Outline, job: VideoJob, windows: TimeWindows, device
     count = sum(len(windows.starts(latent_frames, step)) for step in range(steps)) / steps
     share = length / latent_frames
     sides = latent_size(outline, job.size, job.frames)[1:]
-    layers = served_layers(outline.transformer, (length, *sides), 0)
+    layers = served_layers(
+        next(iter(outline.denoisers.values())), (length, *sides), text_of(outline)
+    )
     # a row of a window costs the other work of its own length, attention of its length squared
     attended = min(1.0, count * share**2)
     return replace(

@@ -8,7 +8,7 @@ steps before the start, and the latents are those given, noised as the first ste
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import copy, deepcopy
 from functools import cache, wraps
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
 
+from diffaccel.bindings.exchange import exchanged
 from diffaccel.errors import InputError
 from diffaccel.pipelines.redraw.latents import LatentCodec
 
@@ -181,13 +182,13 @@ def started_from(
 
         changed["prepare_audio_latents"] = prepare_audio_latents
     pipe.scheduler = scheduler
-    vars(pipe).update(changed)
     try:
-        yield
+        with ExitStack() as stack:
+            for name, value in changed.items():
+                stack.enter_context(exchanged(pipe, name, value))
+            yield
     finally:
         pipe.scheduler = own
-        for name in changed:
-            delattr(pipe, name)
 
 
 def _prepared_dtype(pipe: Any, noise: Tensor) -> torch.dtype:

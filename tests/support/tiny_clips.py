@@ -11,6 +11,7 @@ import tiny_autoencoders as vaes
 import tiny_pipelines as pipelines
 import torch
 from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 from tiny_image_pipelines.base import assembled, denoiser, prompts
 from tiny_models.base import built, noise
 
@@ -53,10 +54,10 @@ def ltx() -> TinyClip:
 
 def hunyuan_video_15() -> TinyClip:
     """Guided by a component, which has its scale; a picture's features stand in as zeros."""
-    transformer = type(model := denoiser("HunyuanVideo15Transformer3DModel"))
+    model = denoiser("HunyuanVideo15Transformer3DModel")
     pipe = assembled(
         diffusers.HunyuanVideo15Pipeline, Flow(shift=5.0),
-        transformer=built(transformer, **dict(model.config) | {"patch_size": 1}),
+        transformer=built(type(model), **dict(model.config) | {"patch_size": 1}),
         vae=vaes.hunyuan_15(),
         guider=ClassifierFreeGuidance(guidance_scale=2.0),
     )  # fmt: skip
@@ -109,9 +110,11 @@ def easyanimate() -> TinyClip:
 
 
 def animatediff() -> TinyClip:
+    model = denoiser("UNetMotionModel")
     pipe = assembled(
         diffusers.AnimateDiffPipeline, diffusers.DDIMScheduler(clip_sample=False),
-        unet=denoiser("UNetMotionModel"), vae=pipelines.vae(4, levels=4),
+        unet=built(type(model), **dict(model.config) | {"motion_max_seq_length": 8}),
+        vae=pipelines.vae(4, levels=4),
     )  # fmt: skip
     return TinyClip(pipe, prompts(6, 16))
 
@@ -134,14 +137,88 @@ def mochi() -> TinyClip:
     return TinyClip(pipe, prompts(6, 16, mask="prompt_attention_mask", dtype=torch.bool))
 
 
+class Harmless:
+    """Stands for the checker of Cosmos, a package of its own: finds nothing."""
+
+    def to(self, *_: Any) -> Harmless:
+        return self
+
+    def check_text_safety(self, _: str) -> bool:
+        return True
+
+    def check_video_safety(self, frames: Any) -> Any:
+        return frames
+
+
+def _cosmos(kind: Any, scheduler: Any, vae: Any, **config: Any) -> TinyClip:
+    transformer = built(
+        diffusers.CosmosTransformer3DModel, num_attention_heads=2, attention_head_dim=16,
+        num_layers=2, mlp_ratio=2, text_embed_dim=16, adaln_lora_dim=4, max_size=(8, 32, 32),
+        patch_size=(1, 2, 2), concat_padding_mask=False, **config,
+    )  # fmt: skip
+    pipe = assembled(kind, scheduler, transformer=transformer, vae=vae, safety_checker=Harmless())
+    return TinyClip(pipe, prompts(6, 16))
+
+
+def cosmos() -> TinyClip:
+    return _cosmos(
+        diffusers.CosmosTextToWorldPipeline, diffusers.EDMEulerScheduler(sigma_data=0.5),
+        vaes.cosmos(), in_channels=4, out_channels=4,
+    )  # fmt: skip
+
+
+def cosmos_25() -> TinyClip:
+    """A mask of the condition frames in a further channel."""
+    scheduler = diffusers.UniPCMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=5.0
+    )
+    return _cosmos(
+        diffusers.Cosmos2_5_PredictBasePipeline, scheduler, vaes.wan(), in_channels=17,
+        out_channels=16, extra_pos_embed_type=None,
+    )  # fmt: skip
+
+
+def ltx2() -> TinyClip:
+    """Sound beside the video: 25 latents of 2 channels and 2 bins a second."""
+    transformer = built(
+        diffusers.LTX2VideoTransformer3DModel, in_channels=8, out_channels=8, num_layers=2,
+        num_attention_heads=2, attention_head_dim=12, cross_attention_dim=24,
+        audio_in_channels=4, audio_out_channels=4, audio_num_attention_heads=2,
+        audio_attention_head_dim=8, audio_cross_attention_dim=16, caption_channels=16,
+    )  # fmt: skip
+    connectors = built(
+        LTX2TextConnectors, caption_channels=16, text_proj_in_factor=2,
+        video_connector_num_attention_heads=2, video_connector_attention_head_dim=8,
+        video_connector_num_layers=1, video_connector_num_learnable_registers=None,
+        audio_connector_num_attention_heads=2, audio_connector_attention_head_dim=8,
+        audio_connector_num_layers=1, audio_connector_num_learnable_registers=None,
+        rope_double_precision=False,
+    )  # fmt: skip
+    vocoder = built(
+        LTX2Vocoder, in_channels=16, hidden_channels=8, upsample_kernel_sizes=[4, 4],
+        upsample_factors=[2, 2], resnet_kernel_sizes=[3], resnet_dilations=[[1]],
+    )  # fmt: skip
+    pipe = assembled(
+        diffusers.LTX2Pipeline, Flow(), transformer=transformer, connectors=connectors,
+        vocoder=vocoder, vae=vaes.ltx2(), audio_vae=vaes.ltx2_sound(),
+    )  # fmt: skip
+    return TinyClip(
+        pipe,
+        prompts(6, 32, mask="prompt_attention_mask") | {"spatio_temporal_guidance_blocks": [1]},
+    )
+
+
 CLIPS: dict[str, Callable[[], TinyClip]] = {
     "AnimateDiffPipeline": animatediff,
     "AnyFlowPipeline": anyflow,
     "CogVideoXPipeline": cogvideox,
+    "Cosmos2_5_PredictBasePipeline": cosmos_25,
+    "CosmosTextToWorldPipeline": cosmos,
     "EasyAnimatePipeline": easyanimate,
     "HunyuanVideo15Pipeline": hunyuan_video_15,
     "HunyuanVideoPipeline": hunyuan_video,
     "Kandinsky5T2VPipeline": kandinsky5,
+    "LTX2Pipeline": ltx2,
     "LTXPipeline": ltx,
     "MochiPipeline": mochi,
     "MotifVideoPipeline": motif,
