@@ -26,7 +26,7 @@ from diffaccel.bindings import binding_of
 from diffaccel.bindings.rope import scaled_rope
 from diffaccel.errors import InputError, ModelError
 from diffaccel.pipelines.redraw.late_start import check_startable
-from diffaccel.pipelines.video.families import VIDEO_FAMILIES, VideoFamily
+from diffaccel.pipelines.video.families import REFUSED, VIDEO_FAMILIES, VideoFamily
 from diffaccel.pipelines.video.freeswim import FreeSwim, refine_latents
 from diffaccel.pipelines.video.job import VideoJob
 from diffaccel.pipelines.video.long_video import TimeWindows, denoise_windows
@@ -140,12 +140,13 @@ def generate_video(pipe: Any, job: VideoJob, *, timing: Timing | None = None) ->
 
     Raises:
         InputError: A size breaks the rule of `check_video_size`, or windows along time are asked
-            of a model that starts from an image or makes sound.
+            of a model that starts from an image or makes sound, or the pipeline is unknown.
         UnsupportedModelError: The denoiser's attention is not known.
         ModelError: The pipeline cleans its prompts with a package that is not installed, or a
             cache of its denoiser cannot follow what is done beyond the native size.
     """
     width, height = job.size
+    check_pipeline(pipe)
     check_video_size(pipe, width, height, job.frames)
     _check_cleaning(pipe, job)
     _check_caches(pipe, job)
@@ -165,6 +166,18 @@ def generate_video(pipe: Any, job: VideoJob, *, timing: Timing | None = None) ->
             video, found = _enlarge(pipe, stage, job.recipe, video, timing)
             reports |= job.labelled(stage, found)
         return GeneratedVideo(video, native, timing.seconds, reports)
+
+
+def check_pipeline(pipe: Any) -> None:
+    """Raises InputError for pipelines that are neither Wan's nor of the known families."""
+    names = [kind.__name__ for kind in type(pipe).__mro__]
+    if VIDEO_FAMILIES.keys() & names[:1] or {"WanPipeline", "WanImageToVideoPipeline"} & {*names}:
+        return
+    reason = REFUSED.get(names[0], "how it holds its latents is not known")
+    raise InputError(
+        f"clips are generated with Wan or one of {', '.join(VIDEO_FAMILIES)}, got {names[0]}: "
+        f"{reason}; call it yourself, with set_attn_processor"
+    )
 
 
 def _check_cleaning(pipe: Any, job: VideoJob) -> None:
@@ -227,6 +240,11 @@ def _generate_with_stock(
     if isinstance(recipe, TimeWindows):
         return _sample_in_windows(pipe, job, family, recipe, timing)
     check_startable(pipe)
+    if type(pipe).__name__.startswith("Cosmos2_5") and {"image", "video"} & job.call.keys():
+        raise InputError(
+            f"{type(pipe).__name__} holds given frames by velocities from pure noise, from which "
+            "no refinement starts, got a picture; leave it out, or generate at native size"
+        )
     with _positions_along_time(pipe, job):
         native = job.native or native_size(pipe, *job.size)
         told = {**job.call, **family.arguments, **guidance_of(pipe, recipe)}
@@ -280,17 +298,11 @@ def _sample_in_windows(
 def check_windows(class_name: str) -> None:
     """Raises InputError where windows along time are nothing for a pipeline, by its class."""
     family = VIDEO_FAMILIES.get(class_name)
-    if family is None or family.windows is not None:
-        return
-    reason = (
-        "a given first frame belongs to one window alone"
-        if family.given_frames
-        else "sound is denoised together with all frames"
-    )
-    raise InputError(
-        f"windows along time do not suit {class_name}: {reason}; use FreeSwim, which goes beyond "
-        "native size"
-    )
+    if family is not None and isinstance(family.windows, str):
+        raise InputError(
+            f"windows along time do not suit {class_name}: {family.windows}; use FreeSwim, which "
+            "goes beyond native size"
+        )
 
 
 def _given_sound(pipe: Any, told: dict[str, Any]) -> Tensor | None:

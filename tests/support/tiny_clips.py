@@ -15,6 +15,11 @@ from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 from tiny_image_pipelines.base import assembled, denoiser, prompts
 from tiny_models.base import built, noise
 
+from diffaccel.methods import SlidingWindowAttn
+from diffaccel.pipelines.video.families import VIDEO_FAMILIES
+from diffaccel.pipelines.video.freeswim import FreeSwim
+from diffaccel.pipelines.video.job import VideoJob
+
 Flow = diffusers.FlowMatchEulerDiscreteScheduler
 
 
@@ -208,6 +213,54 @@ def ltx2() -> TinyClip:
     )
 
 
+def _given(tiny: TinyClip, kind: Any, **changes: Any) -> TinyClip:
+    """The pipeline of the same parts that starts from a picture."""
+    parts = {**tiny.pipe.components, **changes}
+    if "safety_checker" in parts:
+        parts["safety_checker"] = Harmless()
+    pipe = kind(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    return TinyClip(pipe, tiny.told)
+
+
+def cogvideox_given() -> TinyClip:
+    """The picture's latents in further channels."""
+    tiny = cogvideox()
+    model = tiny.pipe.transformer
+    wider = built(type(model), **dict(model.config) | {"in_channels": 8})
+    return _given(tiny, diffusers.CogVideoXImageToVideoPipeline, transformer=wider)
+
+
+def cosmos_given() -> TinyClip:
+    """A mask of the given frames in a further channel."""
+    tiny = cosmos()
+    model = tiny.pipe.transformer
+    wider = built(type(model), **dict(model.config) | {"in_channels": 5})
+    return _given(tiny, diffusers.CosmosVideoToWorldPipeline, transformer=wider)
+
+
+def ltx_given() -> TinyClip:
+    """The picture in the first latent frame; stock scales it by 1, as published."""
+    tiny = _given(ltx(), diffusers.LTXImageToVideoPipeline)
+    tiny.pipe.vae.register_to_config(scaling_factor=1.0)
+    return tiny
+
+
+def ltx2_given() -> TinyClip:
+    """Without the compression of the picture, which takes a package of its own."""
+    tiny = _given(ltx2(), diffusers.LTX2ImageToVideoPipeline)
+    tiny.pipe.vae.register_to_config(scaling_factor=1.0)
+    return TinyClip(tiny.pipe, tiny.told | {"crf": 0})
+
+
+GIVEN: dict[str, Callable[[], TinyClip]] = {
+    "CogVideoXImageToVideoPipeline": cogvideox_given,
+    "CosmosVideoToWorldPipeline": cosmos_given,
+    "Kandinsky5I2VPipeline": lambda: _given(kandinsky5(), diffusers.Kandinsky5I2VPipeline),
+    "LTX2ImageToVideoPipeline": ltx2_given,
+    "LTXImageToVideoPipeline": ltx_given,
+}
+"""Those that start from a picture."""
 CLIPS: dict[str, Callable[[], TinyClip]] = {
     "AnimateDiffPipeline": animatediff,
     "AnyFlowPipeline": anyflow,
@@ -224,3 +277,29 @@ CLIPS: dict[str, Callable[[], TinyClip]] = {
     "MotifVideoPipeline": motif,
     "SkyReelsV2Pipeline": skyreels_v2,
 }
+
+
+FAST = FreeSwim(
+    steps=4, strength=0.5, guidance_scale=2.0, method=SlidingWindowAttn((1, 3, 3)), guide_every=2
+)
+
+
+def job_of(pipe: Any, told: dict[str, Any], size: tuple[int, int], **changes: Any) -> VideoJob:
+    """A job of 2 steps whose native size is 4 x 3 tokens.
+
+    Args:
+        pipe: The pipeline.
+        told: Its prompts and whatever else.
+        size: Columns and rows of tokens.
+        changes: Of the job.
+    """
+    multiple = VIDEO_FAMILIES[type(pipe).__name__].multiple
+    embeds = {name: told[name] for name in told if name in VideoJob.__dataclass_fields__}
+    others = {name: value for name, value in told.items() if name not in embeds}
+    frames = 2 * VIDEO_FAMILIES[type(pipe).__name__].frame_step + 1
+    frames = changes.pop("frames", frames)
+    others |= changes.pop("arguments", {})
+    return VideoJob(
+        None, tuple(side * multiple for side in size), frames, **embeds, arguments=others,
+        steps=2, native=(4 * multiple, 3 * multiple), **{"recipe": FAST, **changes},
+    )  # fmt: skip

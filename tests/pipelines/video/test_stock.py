@@ -8,24 +8,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_clips import CLIPS
+from tiny_clips import CLIPS, FAST, job_of
 
 from diffaccel.attach.attachment import denoisers
 from diffaccel.bindings import binding_of
 from diffaccel.errors import InputError
-from diffaccel.methods import SlidingWindowAttn
 from diffaccel.pipelines.redraw.late_start import pixels_of
 from diffaccel.pipelines.video.families import VIDEO_FAMILIES
-from diffaccel.pipelines.video.freeswim import FreeSwim
 from diffaccel.pipelines.video.generate import generate_video, guidance_of
-from diffaccel.pipelines.video.job import VideoJob
 from diffaccel.pipelines.video.long_video import TimeWindows
 from diffaccel.pipelines.video.stock import codec_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-FAST = FreeSwim(
-    steps=4, strength=0.5, guidance_scale=2.0, method=SlidingWindowAttn((1, 3, 3)), guide_every=2
-)
 
 
 QUICK = ("CogVideoXPipeline", "HunyuanVideoPipeline", "LTXPipeline")
@@ -39,17 +33,6 @@ ROUNDED = ("AnyFlowPipeline", "LTXPipeline", "MotifVideoPipeline")
 def case(request):
     tiny = CLIPS[request.param]()
     return tiny.pipe, tiny.told
-
-
-def job_of(pipe, told, size, **changes):
-    multiple = VIDEO_FAMILIES[type(pipe).__name__].multiple
-    embeds = {name: told[name] for name in told if name in VideoJob.__dataclass_fields__}
-    others = {name: value for name, value in told.items() if name not in embeds}
-    frames = 2 * VIDEO_FAMILIES[type(pipe).__name__].frame_step + 1
-    return VideoJob(
-        None, tuple(side * multiple for side in size), frames, **embeds, arguments=others,
-        steps=2, native=(4 * multiple, 3 * multiple), **{"recipe": FAST, **changes},
-    )  # fmt: skip
 
 
 def test_the_codec_undoes_what_the_pipeline_does_before_it_decodes(case):
