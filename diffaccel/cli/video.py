@@ -30,6 +30,7 @@ def sample_video(prompt: str, options: SampleOptions, output: Path) -> int:
 
     check_video_path(output)
 
+    from diffaccel.attach.attachment import denoisers
     from diffaccel.machine import device_name, package_versions
     from diffaccel.pipelines.loading import load_video_pipeline
     from diffaccel.pipelines.video.generate import check_video_size, generate_video
@@ -60,7 +61,7 @@ def sample_video(prompt: str, options: SampleOptions, output: Path) -> int:
         "attention": recorded(result.reports),
         "seconds": {"total": round(seconds, 3), **result.seconds},
         "device": device_name(device),
-        "dtype": str(pipe.transformer.dtype),
+        "dtype": str(next(iter(denoisers(pipe).values())).dtype),
         "versions": package_versions(),
     }
     write_sidecar(record, output)

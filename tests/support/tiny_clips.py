@@ -250,7 +250,7 @@ def ltx2_given() -> TinyClip:
     """Without the compression of the picture, which takes a package of its own."""
     tiny = _given(ltx2(), diffusers.LTX2ImageToVideoPipeline)
     tiny.pipe.vae.register_to_config(scaling_factor=1.0)
-    return TinyClip(tiny.pipe, tiny.told | {"crf": 0})
+    return TinyClip(tiny.pipe, tiny.told | {"image_crf": 0})
 
 
 GIVEN: dict[str, Callable[[], TinyClip]] = {
