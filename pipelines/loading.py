@@ -82,10 +82,11 @@ def _store_channels_last(pipe: DiffusionPipeline) -> None:
             model.to(memory_format=torch.channels_last)
 
 
-def check_folder(folder: Path, supported: tuple[str, ...]) -> None:
-    """Raises ModelError unless the index of a folder names a pipeline that can be used.
+def check_folder(folder: Path, supported: tuple[str, ...]) -> str:
+    """Returns the class of the pipeline in a folder; reads no weight.
 
-    Reads no weight.
+    Raises:
+        ModelError: Its index does not name a pipeline that can be used.
     """
     modular = folder / "modular_model_index.json"
     try:
@@ -98,6 +99,7 @@ def check_folder(folder: Path, supported: tuple[str, ...]) -> None:
             f"point at the folder that save_pretrained wrote"
         ) from error
     _check_supported(name, folder, supported)
+    return name
 
 
 def _check_supported(name: str, source: str | Path, supported: tuple[str, ...]) -> None:

@@ -124,16 +124,16 @@ def _windows_phase(outline: Outline, job: VideoJob, windows: TimeWindows, device
     """Stock attention over windows along time, instead of over all frames."""
     steps = job.steps
     whole = _phase(outline, job, "sample", steps, steps * _prompts(windows), device)
-    latent_frames = whole.grid[0]
+    latent_frames, *sides = latent_size(outline, job.size, job.frames)
     length = min(windows.length, latent_frames)
     count = sum(len(windows.starts(latent_frames, step)) for step in range(steps)) / steps
     share = length / latent_frames
-    sides = latent_size(outline, job.size, job.frames)[1:]
     layers = served_layers(
         next(iter(outline.denoisers.values())), (length, *sides), text_of(outline)
     )
     # a row of a window costs the other work of its own length, attention of its length squared
-    attended = min(1.0, count * share**2)
+    # unless each frame attends to itself alone
+    attended = min(1.0, count * share * (share if whole.grid[0] == latent_frames else 1.0))
     return replace(
         whole,
         method=repr(windows),

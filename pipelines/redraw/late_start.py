@@ -193,8 +193,7 @@ def started_from(
 
 def _prepared_dtype(pipe: Any, noise: Tensor) -> torch.dtype:
     """The dtype in which latents stay the tensor that was made: AnyFlow rounds them at once."""
-    model = getattr(pipe, "transformer", None)
-    return model.dtype if type(pipe).__name__.startswith("AnyFlow") else noise.dtype
+    return pipe.transformer.dtype if type(pipe).__name__ == "AnyFlowPipeline" else noise.dtype
 
 
 def _arranged_like(noise: Tensor, packed: Tensor, pipe: Any) -> Tensor:

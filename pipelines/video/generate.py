@@ -53,7 +53,7 @@ class GeneratedVideo:
         seconds: Phase name to wall-clock seconds.
         reports: Transformer name to what the windows did, empty without refinement.
         audio: The sound (B, channels, samples) in [-1, 1], where the model makes one.
-        sampling_rate: Its samples per second.
+        sampling_rate: Its samples per second, 0 without sound.
     """
 
     frames: Tensor
@@ -61,7 +61,7 @@ class GeneratedVideo:
     seconds: dict[str, float]
     reports: dict[str, Report] = field(default_factory=dict)
     audio: Tensor | None = None
-    sampling_rate: int | None = None
+    sampling_rate: int = 0
 
 
 def check_video_size(pipe: Any, width: int, height: int, frames: int) -> None:
@@ -271,7 +271,7 @@ def _generate_with_stock(
                 )
             reports |= job.labelled(stage, found)
         vocoder = getattr(pipe, "vocoder", None)
-        rate = None if vocoder is None else vocoder.config.output_sampling_rate
+        rate = 0 if vocoder is None else vocoder.config.output_sampling_rate
         return GeneratedVideo(clip.frames, native, timing.seconds, reports, clip.audio, rate)
 
 

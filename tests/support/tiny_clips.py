@@ -253,12 +253,24 @@ def ltx2_given() -> TinyClip:
     return TinyClip(tiny.pipe, tiny.told | {"image_crf": 0})
 
 
+def skyreels_v2_given() -> TinyClip:
+    """The picture's latents in further channels, and its features."""
+    model = denoiser("SkyReelsV2Transformer3DModel:image")
+    tiny = _given(
+        skyreels_v2(), diffusers.SkyReelsV2ImageToVideoPipeline, transformer=model,
+        image_encoder=None, image_processor=None,
+    )  # fmt: skip
+    told = {name: x.repeat(1, 86, 1)[:, :512] for name, x in tiny.told.items()}
+    return TinyClip(tiny.pipe, told | {"image_embeds": noise(1, 257, 8)})
+
+
 GIVEN: dict[str, Callable[[], TinyClip]] = {
     "CogVideoXImageToVideoPipeline": cogvideox_given,
     "CosmosVideoToWorldPipeline": cosmos_given,
     "Kandinsky5I2VPipeline": lambda: _given(kandinsky5(), diffusers.Kandinsky5I2VPipeline),
     "LTX2ImageToVideoPipeline": ltx2_given,
     "LTXImageToVideoPipeline": ltx_given,
+    "SkyReelsV2ImageToVideoPipeline": skyreels_v2_given,
 }
 """Those that start from a picture."""
 CLIPS: dict[str, Callable[[], TinyClip]] = {
