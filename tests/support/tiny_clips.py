@@ -10,6 +10,7 @@ import diffusers
 import tiny_autoencoders as vaes
 import tiny_pipelines as pipelines
 import torch
+import transformers
 from diffusers.guiders import ClassifierFreeGuidance
 from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 from tiny_image_pipelines.base import assembled, denoiser, prompts
@@ -256,12 +257,17 @@ def ltx2_given() -> TinyClip:
 def skyreels_v2_given() -> TinyClip:
     """The picture's latents in further channels, and its features."""
     model = denoiser("SkyReelsV2Transformer3DModel:image")
+    features = transformers.CLIPVisionConfig(
+        hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        image_size=224, patch_size=14,
+    )  # fmt: skip
     tiny = _given(
         skyreels_v2(), diffusers.SkyReelsV2ImageToVideoPipeline, transformer=model,
-        image_encoder=None, image_processor=None,
+        image_encoder=built(transformers.CLIPVisionModel, config=features),
+        image_processor=transformers.CLIPImageProcessor(),
     )  # fmt: skip
     told = {name: x.repeat(1, 86, 1)[:, :512] for name, x in tiny.told.items()}
-    return TinyClip(tiny.pipe, told | {"image_embeds": noise(1, 257, 8)})
+    return TinyClip(tiny.pipe, told)
 
 
 GIVEN: dict[str, Callable[[], TinyClip]] = {
