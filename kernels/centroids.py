@@ -20,7 +20,9 @@ class Centroids(NamedTuple):
     Args:
         key: (B, H, NK, D) fp32, mean key of each block.
         value: (B, H, NK, D) fp32, mean value of each block.
-        log_count: (B, NK) fp32, natural log of the number of keys; -inf for an empty block.
+        log_count: (B, H, NK) fp32, natural log of the number of keys; -inf for an empty block.
+            Where heads do not differ, a view expanded over them does. A head may shift the mass
+            of its summaries by adding to it.
         variance: (B, H, NK, D) fp32, variance of the keys per channel, or None for 0. A factor
             below 1 damps the third term.
     """

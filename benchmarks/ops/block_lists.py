@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+from torch import Tensor
 
 from diffaccel.benchmarks.ops.problems import Inputs, Problem
 from diffaccel.kernels import Centroids, block_statistics
 from diffaccel.layout import TokenLayout
-from diffaccel.methods.block_sparse.base import BlockPlan, BlockSparseMethod, into_order
+from diffaccel.methods.block_sparse.base import BlockSparseMethod, into_order
+from diffaccel.methods.block_sparse.budgets import Ask
 from diffaccel.methods.block_sparse.order import token_order
-from diffaccel.methods.block_sparse.selectors import TopBlocks
-from diffaccel.methods.inputs import ExactTokens, VisualTokens
+from diffaccel.methods.inputs import ExactTokens, Position, VisualTokens
+
+
+class BlockPlan(NamedTuple):
+    """What `block_sparse_attention` is told beside the tokens."""
+
+    indices: Tensor
+    counts: Tensor
+    row_scale: Tensor | None = None
+    row_bias: Tensor | None = None
+    centroids: Centroids | None = None
 
 
 def random_plan(problem: Problem, seed: int) -> BlockPlan:
     """Draws lists as long as those of the methods at this density."""
     heads, visual = problem.shape.heads, problem.shape.visual
     blocks = -(-visual // problem.block)
-    kept = TopBlocks(problem.density).top_k(blocks)
+    kept = Ask(problem.density).per_row(blocks)
     generator = torch.Generator(problem.device).manual_seed(seed)
     ranking = torch.rand(1, heads, blocks, blocks, generator=generator, device=problem.device)
     indices = ranking.argsort(-1)[..., :kept].sort(-1).values.int().contiguous()
     counts = torch.full((1, heads, blocks), kept, dtype=torch.int32, device=problem.device)
-    return BlockPlan(indices, counts, None, None)
+    return BlockPlan(indices, counts)
 
 
 def with_centroids(plan: BlockPlan, problem: Problem, ordered: Inputs) -> BlockPlan:
     """Adds the summaries of all key blocks, at full strength of the variance term."""
     statistics = block_statistics(
         ordered.query, ordered.key, ordered.value, problem.block,
-        needs_spread=False, needs_variance=True,
+        needs={"value_mean", "key_variance"},
     )  # fmt: skip
     centroids = Centroids(
         statistics.key_mean,
         statistics.value_mean,
-        statistics.counts.log().expand(1, -1),
+        statistics.counts.log().unsqueeze(1).expand(statistics.key_mean.shape[:3]),
         statistics.key_variance,
     )
     return plan._replace(centroids=centroids)
@@ -48,7 +61,11 @@ def selected_plan(method: BlockSparseMethod, problem: Problem, ordered: Inputs) 
     layout = TokenLayout.video(*problem.shape.grid)
     scale = problem.shape.dim**-0.5
     visual = VisualTokens(ordered.query, ordered.key, ordered.value, None, layout, scale)
-    return method.plan(visual, ExactTokens(text_key, text_value, None))
+    plan = method.plan(visual, ExactTokens(text_key, text_value, None), Position())
+    centroids = None if plan.summary is None else plan.summary.centroids
+    return BlockPlan(
+        plan.chosen.indices, plan.chosen.counts, plan.row_scale, plan.row_bias, centroids
+    )
 
 
 def rounded(plan: BlockPlan, dtype: torch.dtype) -> BlockPlan:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from diffaccel.benchmarks.ops.block_lists import BlockPlan
 from diffaccel.benchmarks.ops.problems import Inputs
 from diffaccel.kernels import BlockSparseCall, Centroids, reference
-from diffaccel.methods.block_sparse.base import BlockPlan
 
 ROUNDING = {torch.float32: 5e-7, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 WITHOUT_TWIN = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -135,10 +135,10 @@ class _Rows:
             row_scale=plan.row_scale,
             row_bias=plan.row_bias,
         )
-        plain, _ = reference.block_sparse_attention(call())
+        plain, _, _ = reference.block_sparse_attention(call())
         if plan.centroids is None:
             return plain, plain
-        full, _ = reference.block_sparse_attention(call(centroids=plan.centroids))
+        full, _, _ = reference.block_sparse_attention(call(centroids=plan.centroids))
         return full, plain
 
     def twin(self) -> Tensor:
@@ -178,17 +178,15 @@ def _on_cpu(part: Any) -> Any:
 
 
 def _sliced(plan: BlockPlan, rows: Tensor, heads: slice) -> BlockPlan:
+    def pick_heads(part: Any) -> Any:
+        return None if part is None else part[:, heads]
+
     def pick(part: Any) -> Any:
-        return None if part is None else part[:, heads][:, :, rows]
+        return None if part is None else pick_heads(part)[:, :, rows]
 
     centroids = plan.centroids
     if centroids is not None:
-        variance = centroids.variance
-        centroids = centroids._replace(
-            key=centroids.key[:, heads],
-            value=centroids.value[:, heads],
-            variance=None if variance is None else variance[:, heads],
-        )
+        centroids = Centroids(*(pick_heads(x) for x in centroids))
     return BlockPlan(
         pick(plan.indices), pick(plan.counts), pick(plan.row_scale), pick(plan.row_bias), centroids
     )

@@ -15,7 +15,7 @@ from diffaccel.benchmarks.ops.shapes import Shape
 from diffaccel.benchmarks.ops.timing import time_alone
 from diffaccel.benchmarks.ops.windows import window_for, window_pairs
 from diffaccel.benchmarks.rows import Column, table
-from diffaccel.methods.block_sparse.selectors import TopBlocks
+from diffaccel.methods.block_sparse.budgets import Ask
 
 _PRODUCT_SIDE = {"cuda": 8192, "cpu": 2048}
 _COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 28}
@@ -134,14 +134,14 @@ def block_sparse_work(
     """
     heads, visual, dim = shape.heads, shape.visual, shape.dim
     blocks = -(-visual // block)
-    listed = TopBlocks(density).top_k(blocks)
+    listed = Ask(density).per_row(blocks)
     pairs = round(heads * visual * (listed / blocks * visual + shape.text))
     lists = 4 * heads * blocks * (listed + 1)
     extra = Work(0, lists)
     if correction == "pooled":
         extra = Work(0, lists + 4 * heads * blocks * (dim + 1))
     if correction == "centroids":
-        extra = Work(6 * heads * visual * blocks * dim, lists + 4 * blocks * (3 * heads * dim + 1))
+        extra = Work(6 * heads * visual * blocks * dim, lists + 4 * heads * blocks * (3 * dim + 1))
     return attention_work(shape, pairs, itemsize) + extra
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from diffaccel.attach.method_state import MethodState
     from diffaccel.attach.seam import AttachedLayer
     from diffaccel.bindings import AttentionLayer, Binding
+    from diffaccel.methods.base import Method
 
 
 REPLACED = "its processor was replaced after the method was attached"
@@ -109,6 +110,12 @@ class DenoiserState:
             return call.dense()
         return self.method.attend(call)
 
+    def exchange_method(self, method: MethodState | None) -> None:
+        """Lets another method compute the self-attention, None for the stock processors."""
+        if self.method is not None:
+            self.method.forget()
+        self.method = method
+
     def layout(self, layer: AttentionLayer) -> TokenLayout | None:
         """Returns the tokens of a layer in the current model call, None where unknown."""
         found = self._layouts.get(layer.name)
@@ -135,10 +142,11 @@ class DenoiserState:
         first = None if call.share is None else call.share.first_head
         return AttentionInputs(query, key, value, layout, scale, mask, exact, first)
 
-    def compute(self, call: AttentionCall, layout: TokenLayout, position: Position) -> Attended:
-        """Answers a call that has no obstacle by the method."""
-        method: Any = self.method
-        attended = method.method.compute(self.inputs(call, layout), position)
+    def compute(
+        self, call: AttentionCall, layout: TokenLayout, method: Method, position: Position
+    ) -> Attended:
+        """Answers a call that has no obstacle by a method."""
+        attended = method.compute(self.inputs(call, layout), position)
         output = call.asked(attended.output)[..., : call.value.shape[-1]]
         mask = call.mask
         if mask is not None and mask.ndim > 1 and mask.shape[-2] == layout.length > 1:

@@ -9,6 +9,9 @@ from diffaccel.kernels.arguments import MASK, check_extra, check_tensor, check_t
 from diffaccel.kernels.backends import check_backend
 from diffaccel.kernels.centroids import Centroids
 
+# the output (B, N, H, D), and lse and tail share, each (B, N, H) fp32 or of size 0
+Attended = tuple[Tensor, Tensor, Tensor]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BlockSparseCall:
@@ -34,12 +37,19 @@ class BlockSparseCall:
     row_bias: Tensor | None = None
     centroids: Centroids | None = None
     return_lse: bool = False
+    return_tail: bool = False
     backend: str | None = None
 
     @property
     def factor(self) -> float:
         """Factor on the scores."""
         return self.query.shape[-1] ** -0.5 if self.scale is None else self.scale
+
+
+def empty_per_query(query: Tensor, is_needed: bool) -> Tensor:
+    """Returns fp32 memory for a number per query (B, N, H), of size 0 where not needed."""
+    shape = query.shape[:3] if is_needed else (0,)
+    return torch.empty(shape, dtype=torch.float32, device=query.device)
 
 
 def check(call: BlockSparseCall) -> None:
@@ -72,6 +82,11 @@ def check(call: BlockSparseCall) -> None:
             f"scale must be positive, got scale={call.scale}; pass None for D ** -0.5, or negate "
             "the query"
         )
+    if call.return_tail and call.centroids is None:
+        raise ValueError(
+            "return_tail needs centroids, whose share of the softmax it returns, got "
+            "centroids=None; pass centroids, or leave return_tail out"
+        )
     batch, queries, heads, dim = query.shape
     keys = key.shape[1]
     rows = (batch, heads, -(-queries // call.block_q))
@@ -87,7 +102,7 @@ def check(call: BlockSparseCall) -> None:
         per_block = (batch, heads, blocks, dim)
         statistics["centroids.key"] = call.centroids.key, per_block
         statistics["centroids.value"] = call.centroids.value, per_block
-        statistics["centroids.log_count"] = call.centroids.log_count, (batch, blocks)
+        statistics["centroids.log_count"] = call.centroids.log_count, per_block[:3]
         statistics["centroids.variance"] = call.centroids.variance, per_block
     tensors = {
         "query": query,

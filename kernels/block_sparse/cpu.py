@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diffaccel.kernels.arguments import compute_dtype
-from diffaccel.kernels.block_sparse.call import BlockSparseCall
+from diffaccel.kernels.block_sparse.call import Attended, BlockSparseCall, empty_per_query
 from diffaccel.kernels.block_sparse.slab import Slab, build_slab
 from diffaccel.kernels.scratch import Scratch
 
@@ -25,23 +25,25 @@ _CHUNK_BYTES_PER_THREAD = 8 << 20
 _MIN_FILL = 0.875
 # heads are computed together until they have this many rows, so that short rows fill a chunk
 _SLAB_ROWS = 64
+# of some rows: the output (n, block_q, D), and lse and tail share (n, block_q) or None
+_Rows = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 @torch.autocast("cpu", enabled=False)
-def block_sparse_cpu(
-    call: BlockSparseCall, has_units: bool | None = None
-) -> tuple[Tensor, Tensor]:
+def block_sparse_cpu(call: BlockSparseCall, has_units: bool | None = None) -> Attended:
     """Computes a call that was checked.
 
     `has_units` says whether to leave bf16 to matrix units; None where the processor has some.
 
     Returns:
-        The output (B, N, H, D), and the lse (B, N, H), which has size 0 unless it was asked for.
+        The output (B, N, H, D), the lse and the tail share (B, N, H), which have size 0 unless
+        they were asked for.
     """
     query, blocks = call.query, call.counts.shape[2]
     batch, queries, heads, _ = query.shape
     output = torch.empty(query.shape, dtype=query.dtype)
-    lse = torch.empty(query.shape[:3] if call.return_lse else (0,), dtype=torch.float32)
+    lse = empty_per_query(query, call.return_lse)
+    tail = empty_per_query(query, call.return_tail)
     is_fused = query.dtype == torch.bfloat16 and call.centroids is None and not call.return_lse
     is_fused = is_fused and (has_bf16_units() if has_units is None else has_units)
     wide = compute_dtype(query)
@@ -51,17 +53,18 @@ def block_sparse_cpu(
         for head in range(0, heads, slab_heads):
             some = slice(head, head + slab_heads)
             slab = build_slab(call, sample, some, is_fused)
-            part, part_lse = _attend(slab, scratch, call.return_lse)
+            part, *numbers = _attend(slab, scratch, call)
             if call.row_scale is not None:
                 part.mul_(call.row_scale[sample, some].reshape(-1, 1, 1))
             if call.row_bias is not None:
                 part.add_(call.row_bias[sample, some].flatten(0, 1).unsqueeze(1))
             part = part.view(-1, part.shape[1] * blocks, part.shape[2])
             output[sample, :, some] = part[:, :queries].transpose(0, 1)
-            if part_lse is not None:
-                part_lse = part_lse.view(part.shape[:2])
-                lse[sample, :, some] = part_lse[:, :queries].transpose(0, 1)
-    return output, lse
+            for whole, number in zip((lse, tail), numbers, strict=True):
+                if number is not None:
+                    number = number.view(part.shape[:2])
+                    whole[sample, :, some] = number[:, :queries].transpose(0, 1)
+    return output, lse, tail
 
 
 @functools.cache
@@ -70,20 +73,23 @@ def has_bf16_units() -> bool:
     return torch.cpu._is_amx_tile_supported()
 
 
-def _attend(slab: Slab, scratch: Scratch, with_lse: bool) -> tuple[Tensor, Tensor | None]:
-    """Computes every row of a slab: output (R, block_q, D), lse (R, block_q), fp32 at least."""
-    output = scratch.result.resize_(slab.query.shape).zero_()
-    lse = output.new_full(slab.query.shape[:2], -torch.inf) if with_lse else None
+def _attend(slab: Slab, scratch: Scratch, call: BlockSparseCall) -> _Rows:
+    """Computes every row of a slab in fp32 at least; lse and tail where the call asks for them."""
+    shape = slab.query.shape
+    output = scratch.result.resize_(shape).zero_()
+    lse = output.new_full(shape[:2], -torch.inf) if call.return_lse else None
+    tail = output.new_zeros(shape[:2]) if call.return_tail else None
     for rows in _chunks(slab):
+        part: _Rows
         if slab.query.dtype == torch.bfloat16:
-            part, part_lse = _attend_fused(slab, scratch, rows), None
+            part = _attend_fused(slab, scratch, rows), None, None
         else:
-            part, part_lse = _attend_chunk(slab, scratch, rows, with_lse)
+            part = _attend_chunk(slab, scratch, rows, call)
         index = torch.tensor(rows)
-        output.index_copy_(0, index, part)
-        if lse is not None and part_lse is not None:
-            lse.index_copy_(0, index, part_lse)
-    return output, lse
+        for whole, some in zip((output, lse, tail), part, strict=True):
+            if whole is not None and some is not None:
+                whole.index_copy_(0, index, some)
+    return output, lse, tail
 
 
 def _chunks(slab: Slab) -> list[list[int]]:
@@ -105,10 +111,8 @@ def _chunks(slab: Slab) -> list[list[int]]:
     return chunks
 
 
-def _attend_chunk(
-    slab: Slab, scratch: Scratch, rows: list[int], with_lse: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Computes some rows padded to the longest, which comes first: (n, block_q, D) and lse."""
+def _attend_chunk(slab: Slab, scratch: Scratch, rows: list[int], call: BlockSparseCall) -> _Rows:
+    """Computes some rows padded to the longest, which comes first."""
     number, (_, block_k, dim), extra = len(rows), slab.key.shape, slab.extra_width
     block_q, width, front = slab.query.shape[1], slab.widths[rows[0]], slab.front_width
     blocks = slab.table[rows, : -(-width // block_k)]
@@ -133,7 +137,7 @@ def _attend_chunk(
         key = _gather(scratch.key, slab.key, blocks)[:, :width]
         torch.bmm(query, key.transpose(1, 2), out=scores[..., front:])
     is_dead = _hide(slab, scores, rows, blocks)
-    peak = scores.amax(dim=-1) if with_lse else None
+    peak = scores.amax(dim=-1) if call.return_lse else None
     torch.softmax(scores, dim=-1, out=scores)
 
     output = scratch.output.resize_(number, block_q, dim)
@@ -148,13 +152,16 @@ def _attend_chunk(
         output.baddbmm_(scores[..., extra:front], centroid_value)
     if is_dead is not None:
         output[is_dead] = 0.0
-    if peak is None:
-        return output, None
-    # the largest weight of a row is 1 / sum(exp(score - peak))
-    lse = peak - scores.amax(dim=-1).log_()
-    if is_dead is not None:
+    lse = tail = None
+    if peak is not None:  # the largest weight of a row is 1 / sum(exp(score - peak))
+        lse = peak - scores.amax(dim=-1).log_()
+    if call.return_tail:  # a sum of weights, which rounding may lift above 1
+        tail = scores[..., extra:front].sum(dim=-1).clamp_(max=1.0)
+    if is_dead is not None and lse is not None:
         lse[is_dead] = -torch.inf
-    return output, lse
+    if is_dead is not None and tail is not None:
+        tail[is_dead] = 0.0
+    return output, lse, tail
 
 
 def _attend_fused(slab: Slab, scratch: Scratch, rows: list[int]) -> Tensor:
@@ -199,7 +206,7 @@ def _hide(slab: Slab, scores: Tensor, rows: list[int], blocks: Tensor) -> Tensor
     if slab.extra_mask is not None:
         is_kept[:, :extra] = slab.extra_mask
     if slab.centroid_bias is not None:
-        is_kept[:, extra:front] = slab.centroid_bias[rows] > -torch.inf
+        is_kept[:, extra:front] = slab.centroid_bias[rows] != -torch.inf
     if slab.mask is not None:
         is_kept[:, front:] = slab.mask[blocks % len(slab.mask)].flatten(1)[:, : columns - front]
     if slab.mask is not None or slab.extra_mask is not None:

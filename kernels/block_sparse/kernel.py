@@ -20,6 +20,7 @@ def block_sparse_fwd_kernel(
     v_desc,
     o_ptr,
     lse_ptr,
+    tail_ptr,
     indices_ptr,
     counts_ptr,
     key_mask_ptr,
@@ -75,6 +76,7 @@ def block_sparse_fwd_kernel(
     HAS_CENTROIDS: tl.constexpr,
     HAS_VARIANCE: tl.constexpr,
     HAS_LSE: tl.constexpr,
+    HAS_TAIL: tl.constexpr,
     HAS_TMA: tl.constexpr,
 ):
     """One program computes BLOCK_M queries of one query block of one head."""
@@ -168,6 +170,7 @@ def block_sparse_fwd_kernel(
             extra_k_ptr += BLOCK_N * stride_ekn
             extra_v_ptr += BLOCK_N * stride_evn
 
+    tokens_total = total
     if HAS_CENTROIDS:
         off_block = pid_head.to(tl.int64) * key_blocks
         listed_ptr += (pid_head.to(tl.int64) * q_blocks + block_q) * key_blocks
@@ -178,7 +181,7 @@ def block_sparse_fwd_kernel(
         for begin in range(0, key_blocks, BLOCK_C):
             in_tile = begin + tl.arange(0, BLOCK_C)
             is_block = in_tile < key_blocks
-            bias_ptrs = centroid_bias_ptr + off_b * key_blocks + in_tile
+            bias_ptrs = centroid_bias_ptr + off_block + in_tile
             bias = tl.load(bias_ptrs, mask=is_block, other=float("-inf"))
             is_listed = tl.load(listed_ptr + in_tile, mask=is_block, other=1) != 0
             bias = tl.where(is_listed, float("-inf"), bias) * 1.4426950408889634
@@ -191,15 +194,22 @@ def block_sparse_fwd_kernel(
                 variance = tl.load(centroid_var_ptr + rows, mask=inside, other=0.0)
                 second = tl.dot(q_squared, tl.trans(variance), input_precision="ieee")
                 scores += second * 1.4426950408889634
+            before = peak
             acc, peak, total = add_scores(acc, peak, total, scores + bias[None, :], v)
+            if HAS_TAIL:  # what tokens have of the total follows the peak
+                tokens_total *= tl.exp2(before - tl.where(peak == float("-inf"), 0.0, peak))
 
     # A row that has keys and no weight saw scores of -inf alone: its query is not finite, unless
-    # all its keys are masked, which only the query tells.
+    # all its keys are masked and all its blocks empty, which only the query tells.
     has_keys = (count > 0) | HAS_EXTRA
     empty = tl.where(has_keys, float("nan"), 1.0)
-    if HAS_KEY_MASK or HAS_EXTRA_MASK:
+    if HAS_KEY_MASK or HAS_EXTRA_MASK or HAS_CENTROIDS:
         again = tl.load(q_ptrs + off_d[None, :], mask=mask_nd, other=0.0).to(tl.float32)
-        empty = 1.0 + tl.where(has_keys, tl.sum(again * 0.0, 1), 0.0)
+        by_query = 1.0 + tl.sum(again * 0.0, 1)
+        if HAS_KEY_MASK or HAS_EXTRA_MASK:
+            empty = tl.where(has_keys | HAS_CENTROIDS, by_query, 1.0)
+        else:
+            empty = tl.where(has_keys, float("nan"), by_query)
     is_empty = total == 0
     divisor = tl.where(is_empty, empty, total)
     acc = acc / divisor[:, None]
@@ -214,9 +224,14 @@ def block_sparse_fwd_kernel(
     tl.store(o_ptrs, acc.to(o_ptr.dtype.element_ty), mask=mask_nd)
     if HAS_LSE:
         # -inf for an empty row; the logarithm of NaN for one that is not finite
-        peak = tl.where(is_empty, tl.where(empty == 1.0, float("-inf"), 0.0), peak)
-        lse = (peak + tl.log2(divisor)) * 0.6931471805599453
+        lse_peak = tl.where(is_empty, tl.where(empty == 1.0, float("-inf"), 0.0), peak)
+        lse = (lse_peak + tl.log2(divisor)) * 0.6931471805599453
         tl.store(lse_ptr + off_token, lse, mask=mask_n)
+    if HAS_TAIL:
+        tail = 1.0 - tokens_total / divisor
+        tail = tl.where(tail < 0.0, 0.0, tail)  # by comparison, which NaN passes
+        tail = tl.where(is_empty, empty - 1.0, tail)  # 0, or NaN where the query is not finite
+        tl.store(tail_ptr + off_token, tail, mask=mask_n)
 
 
 @triton.jit

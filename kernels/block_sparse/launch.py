@@ -9,7 +9,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from diffaccel.kernels.autotune import fastest
-from diffaccel.kernels.block_sparse.call import BlockSparseCall
+from diffaccel.kernels.block_sparse.call import Attended, BlockSparseCall, empty_per_query
 from diffaccel.kernels.block_sparse.kernel import block_sparse_fwd_kernel
 from diffaccel.kernels.block_sparse.tiles import (
     TileConfig,
@@ -20,26 +20,24 @@ from diffaccel.kernels.block_sparse.tiles import (
 from diffaccel.kernels.centroids import Centroids, listed_blocks
 
 
-def block_sparse_triton(
-    call: BlockSparseCall, config: TileConfig | None = None
-) -> tuple[Tensor, Tensor]:
+def block_sparse_triton(call: BlockSparseCall, config: TileConfig | None = None) -> Attended:
     """Computes a call that was checked.
 
     List entries are clamped to the existing key blocks, so that no list can make it read
     outside. `config` is how to launch; None for the fastest on this GPU.
 
     Returns:
-        The output (B, N, H, D), and the lse (B, N, H), which has size 0 unless it was asked for.
+        The output (B, N, H, D), the lse and the tail share (B, N, H), which have size 0 unless
+        they were asked for.
     """
     if call.query.dtype == torch.float64:
-        output, lse = block_sparse_triton(_narrowed(call), config)
-        return output.double(), lse
+        output, *numbers = block_sparse_triton(_narrowed(call), config)
+        return output.double(), numbers[0], numbers[1]
     query, key, value, indices = map(
         _with_unit_stride, (call.query, call.key, call.value, call.indices)
     )
     counts, centroids, block_q, block_k = call.counts, call.centroids, call.block_q, call.block_k
     (batch, queries, heads, dim), keys = query.shape, key.shape[1]
-    lse_shape = (batch, queries, heads) if call.return_lse else (0,)
     # an absent tensor is stood for by the query, which its constexpr flag keeps from being read
     extra, extra_key, extra_value = 0, query, query
     if call.extra_key is not None and call.extra_value is not None and call.extra_key.shape[1]:
@@ -58,11 +56,13 @@ def block_sparse_triton(
         "HAS_CENTROIDS": centroids is not None,
         "HAS_VARIANCE": centroids is not None and centroids.variance is not None,
         "HAS_LSE": call.return_lse,
+        "HAS_TAIL": call.return_tail,
     }
 
-    def launch(config: TileConfig) -> tuple[Tensor, Tensor]:
+    def launch(config: TileConfig) -> Attended:
         output = torch.empty((batch, queries, heads, dim), dtype=query.dtype, device=query.device)
-        lse = torch.empty(lse_shape, dtype=torch.float32, device=query.device)
+        lse = empty_per_query(query, call.return_lse)
+        tail = empty_per_query(query, call.return_tail)
         tile = [1, config.block_n, 1, padded_dim]
         descriptors = (
             TensorDescriptor.from_tensor(x, tile) if config.tma else None for x in (key, value)
@@ -75,6 +75,7 @@ def block_sparse_triton(
             *descriptors,
             output,
             lse if call.return_lse else query,
+            tail if call.return_tail else query,
             indices,
             counts,
             _flags(call.key_padding_mask, query),
@@ -109,7 +110,7 @@ def block_sparse_triton(
             num_warps=config.num_warps,
             num_stages=config.num_stages,
         )
-        return output, lse
+        return output, lse, tail
 
     with torch.cuda.device_of(query):
         if config is None:

@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 
 from diffaccel.kernels.arguments import Flags, Numbers, Tensors, refuse_backward
-from diffaccel.kernels.block_sparse.call import BlockSparseCall, check, check_entries
+from diffaccel.kernels.block_sparse.call import (
+    Attended,
+    BlockSparseCall,
+    check,
+    check_entries,
+    empty_per_query,
+)
 from diffaccel.kernels.block_sparse.cpu import block_sparse_cpu
 from diffaccel.kernels.centroids import Centroids
 
@@ -29,8 +35,9 @@ def block_sparse_attention(
     row_bias: Tensor | None = None,
     centroids: Centroids | None = None,
     return_lse: bool = False,
+    return_tail: bool = False,
     backend: Literal["cpu", "triton"] | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | tuple[Tensor, ...]:
     """Computes attention of each query block over the key blocks in its list.
 
     Exact over the listed keys: softmax runs over the union of the listed blocks, the extra keys
@@ -64,12 +71,16 @@ def block_sparse_attention(
         centroids: Summaries of all NK key blocks. A query attends those of the blocks that its
             list leaves out; see `Centroids` for what this approximates.
         return_lse: Whether to return the lse too.
+        return_tail: Whether to return the share of each softmax that goes to `centroids`, which
+            it needs.
         backend: "cpu", "triton", or None for the one that fits the device.
 
     Returns:
         The output (B, N, H, D) in the dtype of `query`. With `return_lse` also the natural-log
         normaliser of the scaled scores, (B, N, H) fp32, which ignores `row_scale` and
-        `row_bias`. A query without any key has output 0 before these two, and lse -inf.
+        `row_bias`. A query without any key has output 0 before these two, and lse -inf. With
+        `return_tail`, last, the weight of all centroids in the softmax of each query, (B, N, H)
+        fp32 in 0 to 1, before these two as well; 0 for a query without any key.
 
     Raises:
         ValueError: If a shape, block size, list entry or the backend does not fit.
@@ -78,14 +89,15 @@ def block_sparse_attention(
     call = BlockSparseCall(
         query, key, value, indices, counts, block_q, block_k, scale, key_padding_mask,
         extra_key, extra_value, extra_padding_mask, row_scale, row_bias, centroids,
-        return_lse, backend,
+        return_lse, return_tail, backend,
     )  # fmt: skip
     check(call)
-    output, lse = attend(call, has_checked_entries=False)
-    return (output, lse) if return_lse else output
+    output, lse, tail = attend(call, has_checked_entries=False)
+    found = (output, *([lse] if return_lse else []), *([tail] if return_tail else []))
+    return found if len(found) > 1 else output
 
 
-def attend(call: BlockSparseCall, has_checked_entries: bool = True) -> tuple[Tensor, Tensor]:
+def attend(call: BlockSparseCall, has_checked_entries: bool = True) -> Attended:
     """Runs a call whose arguments are known to fit: `block_sparse_attention` without its checks.
 
     Args:
@@ -94,7 +106,8 @@ def attend(call: BlockSparseCall, has_checked_entries: bool = True) -> tuple[Ten
             of `select_blocks` are. False checks them on the CPU.
 
     Returns:
-        The output, and the lse, which has size 0 unless the call asks for it.
+        The output, the lse and the tail share; the last two have size 0 unless the call asks for
+        them.
     """
     batch, _, heads, _ = call.query.shape
     rest = [
@@ -110,7 +123,8 @@ def attend(call: BlockSparseCall, has_checked_entries: bool = True) -> tuple[Ten
         call.row_bias,
         *(call.centroids or (None, None, None, None)),
     ]
-    sizes, flags = [call.block_q, call.block_k], [call.return_lse, has_checked_entries]
+    sizes = [call.block_q, call.block_k]
+    flags = [call.return_lse, call.return_tail, has_checked_entries]
     scale, backend = float(call.factor), call.backend or ""
     return _block_sparse_attention(call.query, rest, sizes, scale, flags, backend)
 
@@ -118,12 +132,12 @@ def attend(call: BlockSparseCall, has_checked_entries: bool = True) -> tuple[Ten
 @torch.library.custom_op("diffaccel::block_sparse_attention", mutates_args=())
 def _block_sparse_attention(
     query: Tensor, rest: Tensors, sizes: Numbers, scale: float, flags: Flags, backend: str
-) -> tuple[Tensor, Tensor]:
-    """Packs the call again, and runs its backend; the flags are lse and checked entries."""
+) -> Attended:
+    """Packs the call again, and runs its backend; the flags are lse, tail, checked entries."""
     centroids = None if rest[10] is None else Centroids(*cast(Any, rest[10:]))
-    fields = (query, *rest[:4], *sizes, scale, *rest[4:10], centroids, flags[0])
+    fields = (query, *rest[:4], *sizes, scale, *rest[4:10], centroids, *flags[:2])
     call = BlockSparseCall(*cast(Any, fields))
-    if not flags[1] and not query.is_cuda:  # on CUDA a host sync: the kernel clamps instead
+    if not flags[2] and not query.is_cuda:  # on CUDA a host sync: the kernel clamps instead
         check_entries(call.indices, call.counts, key_blocks=-(-call.key.shape[1] // sizes[1]))
     if backend == "triton" or (query.is_cuda and not backend):
         from diffaccel.kernels.block_sparse.launch import block_sparse_triton
@@ -133,11 +147,10 @@ def _block_sparse_attention(
 
 
 @_block_sparse_attention.register_fake
-def _(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    has_lse = rest[3][0]
-    lse_shape = query.shape[:3] if has_lse else (0,)
+def _(query: Tensor, *rest: Any) -> Attended:
+    has_lse, has_tail, _ = rest[3]
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
-    return output, query.new_empty(lse_shape, dtype=torch.float32)
+    return output, empty_per_query(query, has_lse), empty_per_query(query, has_tail)
 
 
 _block_sparse_attention.register_autograd(refuse_backward("block_sparse_attention"))

@@ -97,7 +97,9 @@ def build_slab(call: BlockSparseCall, sample: int, some: slice, is_fused: bool) 
         if centroids.variance is not None:
             slab.moments = torch.cat([slab.moments, centroids.variance[sample, some].to(dtype)], 2)
         slab.centroid_value = centroids.value[sample, some].to(dtype)
-        slab.centroid_bias = _centroid_bias(centroids.log_count[sample].to(dtype), indices, counts)
+        slab.centroid_bias = _centroid_bias(
+            centroids.log_count[sample, some].to(dtype), indices, counts
+        )
     return slab
 
 
@@ -145,6 +147,6 @@ def _block_table(
 
 
 def _centroid_bias(log_count: Tensor, indices: Tensor, counts: Tensor) -> Tensor:
-    """Returns log counts (h * NQ, NK), -inf for the blocks in the list of a row."""
-    listed = listed_blocks(indices, counts, len(log_count))
-    return log_count.masked_fill(listed, -torch.inf).flatten(0, 1)
+    """Gives each row the log counts (h, NK) of its head, -inf for listed blocks: (h * NQ, NK)."""
+    listed = listed_blocks(indices, counts, log_count.shape[1])
+    return log_count.unsqueeze(1).masked_fill(listed, -torch.inf).flatten(0, 1)

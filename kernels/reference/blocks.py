@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from diffaccel.kernels.block_sparse.call import BlockSparseCall
+from diffaccel.kernels.block_sparse.call import Attended, BlockSparseCall
 from diffaccel.kernels.centroids import Centroids
 from diffaccel.kernels.reference.attention import attention, merge_attention
 
@@ -37,14 +37,14 @@ def block_mask(
     return by_query.repeat_interleave(block_k, dim=3)[:, :, :, :keys]
 
 
-def block_sparse_attention(call: BlockSparseCall) -> tuple[Tensor, Tensor]:
+def block_sparse_attention(call: BlockSparseCall) -> Attended:
     """Computes a call of `diffaccel.kernels.block_sparse_attention` with a dense mask, in fp64.
 
     Lists may be shared by samples and heads; which backend the call names does not matter.
 
     Returns:
-        The output (B, N, H, D) and the lse (B, N, H) before `row_scale` and `row_bias`, both
-        fp64.
+        The output (B, N, H, D), and before `row_scale` and `row_bias` the lse and the share of
+        the centroids in the softmax, both (B, N, H); all fp64, whatever the call asks for.
     """
     query, key, value = call.query, call.key, call.value
     (batch, queries, heads, _), keys = query.shape, key.shape[1]
@@ -62,10 +62,12 @@ def block_sparse_attention(call: BlockSparseCall) -> tuple[Tensor, Tensor]:
         value = torch.cat([call.extra_value, value], dim=1)
         mask = torch.cat([extra_mask, mask], dim=3)
     output, lse = attention(query, key, value, mask, call.scale)
+    tail = torch.zeros_like(lse)
     if call.centroids is not None:
         is_listed = expand(block_k=1, keys=call.centroids.key.shape[2])
         part = centroid_attention(query, ~is_listed, call.centroids, call.scale)
         output, lse = merge_attention([output, part[0]], [lse, part[1]])
+        tail = torch.exp(part[1] - lse).masked_fill(lse == -torch.inf, 0.0)
 
     if call.row_scale is not None:
         per_query = call.row_scale.double().repeat_interleave(call.block_q, dim=2)[:, :, :queries]
@@ -73,7 +75,7 @@ def block_sparse_attention(call: BlockSparseCall) -> tuple[Tensor, Tensor]:
     if call.row_bias is not None:
         per_query = call.row_bias.double().repeat_interleave(call.block_q, dim=2)[:, :, :queries]
         output = output + per_query.transpose(1, 2)
-    return output, lse
+    return output, lse, tail
 
 
 def centroid_attention(
@@ -93,7 +95,7 @@ def centroid_attention(
     query = query.double()
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     scores = scale * torch.einsum("bnhd,bhmd->bhnm", query, centroids.key.double())
-    scores = scores + centroids.log_count.double()[:, None, None]
+    scores = scores + centroids.log_count.double().unsqueeze(2)
     if centroids.variance is not None:
         second = torch.einsum("bnhd,bhmd->bhnm", query.square(), centroids.variance.double())
         scores = scores + scale**2 / 2 * second

@@ -25,6 +25,7 @@ _POINTERS = {
     "v_ptr": "*bf16",
     "o_ptr": "*bf16",
     "lse_ptr": "*fp32",
+    "tail_ptr": "*fp32",
     "indices_ptr": "*i32",
     "counts_ptr": "*i32",
     "key_mask_ptr": "*u8",
@@ -46,7 +47,7 @@ def compile_kernel(
 ) -> dict[str, object]:
     flags = {name: True for name in kernel.arg_names if name.startswith("HAS_")}
     flags.update(HAS_KEY_MASK=False, HAS_EXTRA_MASK=False)
-    flags.update(HAS_CENTROIDS=has_centroids, HAS_VARIANCE=has_centroids)
+    flags |= dict.fromkeys(("HAS_CENTROIDS", "HAS_VARIANCE", "HAS_TAIL"), has_centroids)
     constants = flags | {
         "HEAD_DIM": head_dim,
         "BLOCK_D": max(16, triton.next_power_of_2(head_dim)),

@@ -22,16 +22,17 @@ inside the attention kernel; tokens are reordered in each layer rather than once
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from diffaccel.errors import check_kinds
-from diffaccel.methods.block_sparse.base import BlockSparseMethod
+from diffaccel.methods.block_sparse.base import BlockSparseMethod, Parts
+from diffaccel.methods.block_sparse.budgets import RowBudget
 from diffaccel.methods.block_sparse.correctors import (
-    CalibratedCentroids,
-    NoCorrection,
+    CORRECTORS,
+    Corrector,
     PooledReallocation,
 )
-from diffaccel.methods.block_sparse.selectors import TopBlocks
+from diffaccel.methods.block_sparse.selectors import PooledAttention
 from diffaccel.methods.published import published
 
 if TYPE_CHECKING:
@@ -56,10 +57,13 @@ class RectifiedSpaAttn(BlockSparseMethod):
         gapr: Whether a dropped block is estimated only where the estimate can be trusted;
             False estimates every dropped block. Of correction="pooled" alone.
         correction: How dropped blocks are estimated. "pooled" is the paper's: all queries of a
-            block share one estimate. "centroids" is ours: each query has its own, calibrated on
-            a few exact rows (`CalibratedCentroids`), for about `1 / block` of the dense cost;
-            it has no `gapr`.
-        block, order, first_frame: As of `BlockSparseMethod`.
+            block share one estimate. "centroids" is ours: each query has its own, fitted
+            to the normaliser of a few exact rows (`BlockSummaries`), for about `1 / block` of the
+            dense cost; it has no `gapr`.
+        drop_end: Share at the end of the schedule, as `drop`, which then holds at its start; in
+            between it is linear in the share of the schedule that lies behind a step. None:
+            `drop` throughout.
+        block, order, first_frame, reuse, hysteresis: As of `BlockSparseMethod`.
         dense_steps, dense_layers: As of `ScheduledMethod`.
 
     Example:
@@ -68,7 +72,9 @@ class RectifiedSpaAttn(BlockSparseMethod):
     """
 
     drop: float = 0.8
+    density_knob: ClassVar[str] = "drop"
     _: KW_ONLY
+    drop_end: float | None = None
     p_remain: float = 0.3
     neighbors: bool = True
     gapr: bool = True
@@ -76,11 +82,13 @@ class RectifiedSpaAttn(BlockSparseMethod):
 
     def __post_init__(self) -> None:
         check_kinds(self)
-        if not 0.0 <= self.drop < 1.0:
-            raise ValueError(
-                f"drop must be at least 0 and below 1, got drop={self.drop}; "
-                "0.8 drops four fifths of the key blocks"
-            )
+        for name in ("drop", "drop_end"):
+            drop = getattr(self, name)
+            if drop is not None and not 0.0 <= drop < 1.0:
+                raise ValueError(
+                    f"{name} must be at least 0 and below 1, got {name}={drop}; "
+                    "0.8 drops four fifths of the key blocks"
+                )
         if self.correction not in CORRECTIONS:
             raise ValueError(
                 f"correction must be one of {', '.join(CORRECTIONS)}, got "
@@ -102,12 +110,9 @@ class RectifiedSpaAttn(BlockSparseMethod):
         values = published(family)
         return cls() if values.drop is None else cls(drop=values.drop)
 
-    def selector(self) -> TopBlocks:
-        """The blocks with the largest predicted attention."""
-        return TopBlocks(1.0 - self.drop, self.p_remain)
-
-    def corrector(self) -> NoCorrection:
-        """The predicted share of the others, as their mean values."""
+    def parts(self) -> Parts:
+        """The most attended blocks, and the predicted share of the others as their mean values."""
+        corrector: Corrector = PooledReallocation(self.gapr)
         if self.correction == "centroids":
-            return CalibratedCentroids()
-        return PooledReallocation(self.gapr)
+            corrector = CORRECTORS["normaliser"]
+        return Parts(PooledAttention(), RowBudget(), corrector, 1.0 - self.drop, self.p_remain)

@@ -52,7 +52,9 @@ BAD = {
     "row_scale dtype": ({"row_scale": torch.ones(2, 2, 3).half()}, TypeError, "fp32"),
     "row_bias shape": ({"row_bias": torch.ones(2, 2, 3, 8)}, ValueError, "per block"),
     "centroid shape": ({"centroids": Centroids(torch.zeros(2, 2, 3, 16), torch.zeros(2, 2, 3, 16),
-                        torch.zeros(2, 2))}, ValueError, r"centroids.log_count must be \(2, 3\)"),
+                        torch.zeros(2, 3))}, ValueError,
+                       r"centroids.log_count must be \(2, 2, 3\)"),
+    "tail of nothing": ({"return_tail": True}, ValueError, "return_tail needs centroids"),
     "device": ({"counts": torch.ones(2, 2, 3, dtype=torch.int32, device="meta")},
                ValueError, "device of query"),
     "backend": ({"backend": "cuda"}, ValueError, "'cpu' or 'triton'"),
@@ -73,28 +75,32 @@ def test_triton_on_the_cpu_is_refused_outside_the_interpreter(monkeypatch):
 
 def test_calls_that_are_known_to_fit_give_the_same():
     arguments = _arguments()
-    output, lse = attend(BlockSparseCall(**arguments))
-    assert torch.equal(output, block_sparse_attention(**arguments)) and not lse.numel()
+    output, lse, tail = attend(BlockSparseCall(**arguments))
+    assert torch.equal(output, block_sparse_attention(**arguments))
+    assert lse.shape == tail.shape == (0,)
 
 
-@pytest.mark.parametrize("return_lse", [False, True])
-def test_opcheck(return_lse):
+@pytest.mark.parametrize("has_numbers", [False, True])
+def test_opcheck(has_numbers):
     query, *rest = list(_arguments().values())[:5]
     rest += [torch.ones(2, 40) > 0, None, None, None, torch.ones(2, 2, 3), None]
-    rest += [*torch.randn(2, 2, 2, 3, 16), torch.zeros(2, 3), None]
+    rest += [*torch.randn(2, 2, 2, 3, 16), torch.zeros(2, 1, 3).expand(2, 2, 3), None]
     op = torch.ops.diffaccel.block_sparse_attention.default
-    torch.library.opcheck(op, (query, rest, [16, 16], 0.25, [return_lse, False], "cpu"))
+    torch.library.opcheck(
+        op, (query, rest, [16, 16], 0.25, [has_numbers, has_numbers, False], "cpu")
+    )
 
 
 def test_compiles_without_a_graph_break():
-    arguments = _arguments()
+    drawn = torch.randn(2, 2, 2, 3, 16)
+    arguments = _arguments() | {"centroids": Centroids(*drawn, torch.zeros(2, 2, 3))}
 
     def run(query):
         others = {name: tensor for name, tensor in arguments.items() if name != "query"}
-        output, lse = block_sparse_attention(query, **others, return_lse=True)
-        return output * 2, lse
+        asked = {"return_lse": True, "return_tail": True}
+        output, lse, tail = block_sparse_attention(query, **others, **asked)
+        return output * 2, lse, tail
 
     compiled = torch.compile(run, fullgraph=True, backend="eager")
-    output, lse = compiled(arguments["query"])
-    expected, expected_lse = run(arguments["query"])
-    assert torch.equal(output, expected) and torch.equal(lse, expected_lse)
+    found, expected = compiled(arguments["query"]), run(arguments["query"])
+    assert all(map(torch.equal, found, expected))

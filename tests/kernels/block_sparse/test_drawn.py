@@ -38,13 +38,17 @@ def sdpa_twin(problems, tokens, arguments):
 @pytest.mark.drawn(300)
 def test_drawn_problems_match_the_oracle(problems, assert_close_to_oracle, poisoned_empty, seed):
     tokens, arguments = problems.block_sparse_problem(seed)
-    output, lse = block_sparse_attention(*tokens, **arguments, return_lse=True)
-    expected, expected_lse = reference.block_sparse_attention(
+    asked = {"return_lse": True, "return_tail": "centroids" in arguments}
+    output, lse, *tail = block_sparse_attention(*tokens, **arguments, **asked)
+    expected, expected_lse, expected_tail = reference.block_sparse_attention(
         BlockSparseCall(*tokens, **arguments)
     )
     assert output.dtype == tokens[0].dtype and output.shape == tokens[0].shape
     assert_close_to_oracle(output, expected, sdpa_twin(problems, tokens, arguments))
     torch.testing.assert_close(lse.double(), expected_lse, atol=1e-4, rtol=1e-4)
+    for share in tail:
+        assert share.dtype == torch.float32 and (share[lse == -torch.inf] == 0).all()
+        torch.testing.assert_close(share.double(), expected_tail, atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.drawn(60)
@@ -53,10 +57,13 @@ def test_the_path_for_bf16_units_matches_the_oracle(
 ):
     """Taken on processors with AMX; any other computes the same, slowly."""
     tokens, arguments = problems.block_sparse_problem(seed, torch.bfloat16)
-    call = expanded(BlockSparseCall(*tokens, **arguments))
-    output, _ = block_sparse_cpu(call, has_units=True)
-    expected, _ = reference.block_sparse_attention(call)
+    asked = {"return_tail": "centroids" in arguments}
+    call = expanded(BlockSparseCall(*tokens, **arguments, **asked))
+    output, _, tail = block_sparse_cpu(call, has_units=True)
+    expected, _, expected_tail = reference.block_sparse_attention(call)
     assert_close_to_oracle(output, expected, sdpa_twin(problems, tokens, arguments))
+    if asked["return_tail"]:
+        torch.testing.assert_close(tail.double(), expected_tail, atol=2e-6, rtol=1e-5)
 
 
 def test_the_path_for_bf16_units_is_another_one(problems):

@@ -40,7 +40,7 @@ def test_random_lists_match_the_oracle(
     )
     blocks = {"block_q": block_q, "block_k": block_k}
     output, lse = block_sparse_attention(*tokens, *lists, **blocks, return_lse=True)
-    expected, expected_lse = reference.block_sparse_attention(
+    expected, expected_lse, _ = reference.block_sparse_attention(
         BlockSparseCall(*tokens, *lists, **blocks)
     )
     mask = reference.block_mask(*lists, **blocks, queries=queries, keys=keys)
@@ -73,7 +73,7 @@ def test_everything_at_once_matches_the_oracle(problems, assert_close_to_oracle,
         row_bias=torch.randn(batch, heads, 4, dim),
     )
     output, lse = block_sparse_attention(query, key, value, *lists, **arguments, return_lse=True)
-    expected, expected_lse = reference.block_sparse_attention(
+    expected, expected_lse, _ = reference.block_sparse_attention(
         BlockSparseCall(query, key, value, *lists, **arguments)
     )
     assert_close_to_oracle(output, expected)
@@ -94,8 +94,8 @@ def test_centroids_of_the_blocks_left_out_match_the_oracle(
     is_text = torch.arange(9) < torch.tensor([[9], [0], [0]])
     generator = torch.Generator().manual_seed(4)
     drawn = torch.randn(3, batch, heads, 7, dim, generator=generator)
-    log_count = torch.randn(batch, 7, generator=generator)
-    log_count[1, 5:] = log_count[2] = -torch.inf
+    log_count = torch.randn(batch, heads, 7, generator=generator)
+    log_count[1, :, 5:] = log_count[2] = -torch.inf
     arguments = dict(
         block_q=block,
         block_k=block,
@@ -106,13 +106,84 @@ def test_centroids_of_the_blocks_left_out_match_the_oracle(
         centroids=Centroids(*drawn[:2], log_count, drawn[2].square() if with_variance else None),
     )
     lists = problems.random_lists(batch, heads, 7, 7, 7)
-    output, lse = block_sparse_attention(query, key, value, *lists, **arguments, return_lse=True)
-    expected, expected_lse = reference.block_sparse_attention(
+    output, lse, tail = block_sparse_attention(
+        query, key, value, *lists, **arguments, return_lse=True, return_tail=True
+    )
+    expected, expected_lse, expected_tail = reference.block_sparse_attention(
         BlockSparseCall(query, key, value, *lists, **arguments)
     )
     assert_close_to_oracle(output, expected)
+    torch.testing.assert_close(tail.double(), expected_tail, atol=2e-6, rtol=1e-5)
+    assert (tail[2] == 0).all() and (tail[:2] > 0).any()
     assert (expected_lse[2] == -torch.inf).all() and expected_lse[:2].isfinite().all()
     torch.testing.assert_close(lse.double(), expected_lse, atol=1e-5, rtol=1e-5)
+
+
+def summaries(blocks=7, heads=2, dim=32):
+    generator = torch.Generator().manual_seed(4)
+    drawn = torch.randn(3, 1, heads, blocks, dim, generator=generator)
+    log_count = torch.randn(1, heads, blocks, generator=generator)
+    return Centroids(*drawn[:2], log_count, drawn[2].square())
+
+
+def test_log_counts_may_be_a_view_over_the_heads(problems):
+    tokens = problems.random_tokens(1, 111, 111, 2, 32)
+    lists = problems.random_lists(1, 2, 7, 7, 3)
+    arguments = {"block_q": 16, "block_k": 16, "return_tail": True}
+    centroids = summaries()
+    view = centroids.log_count[:, :1].expand(1, 2, 7)
+    assert view.stride(1) == 0
+    shared, copied = (
+        block_sparse_attention(
+            *tokens, *lists, **arguments, centroids=centroids._replace(log_count=log_count)
+        )
+        for log_count in (view, view.contiguous())
+    )
+    assert all(map(torch.equal, shared, copied))
+    own = block_sparse_attention(*tokens, *lists, **arguments, centroids=centroids)
+    assert torch.equal(own[0][:, :, 0], shared[0][:, :, 0])
+    assert not torch.equal(own[1][:, :, 1], shared[1][:, :, 1])
+
+
+def test_the_tail_is_the_share_of_the_centroids(problems):
+    """Values of 0 at tokens and 1 at centroids make the output the tail share."""
+    query, key, value = problems.random_tokens(1, 111, 111, 2, 32)
+    lists = problems.random_lists(1, 2, 7, 7, 7)
+    lists[1][0, 0, :3] = torch.tensor([0, 7, 3])
+    centroids = summaries()
+    centroids = centroids._replace(value=torch.ones_like(centroids.value))
+    output, tail = block_sparse_attention(
+        query, key, torch.zeros_like(value), *lists, block_q=16, block_k=16,
+        centroids=centroids, return_tail=True,
+    )  # fmt: skip
+    torch.testing.assert_close(output, tail.unsqueeze(-1).expand_as(output))
+    assert ((tail[0, :16, 0] - 1).abs() < 1e-6).all() and (tail <= 1).all()
+    everywhere = lists[0][0, 0, 1].tolist() == list(range(7))
+    assert everywhere and (tail[0, 16:32, 0] == 0).all()
+    assert ((tail[0, 32:48, 0] > 0) & (tail[0, 32:48, 0] < 1)).all()
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_a_tail_that_is_not_finite_is_nan(problems, wrong, is_masked):
+    lists = problems.random_lists(1, 2, 7, 7, 3)
+    lists[1][0, :, 2] = 0
+    mask = torch.arange(111).unsqueeze(0) < (100 if is_masked else 111)
+    for part in ("query", "key", "log_count"):
+        query, key, value = problems.random_tokens(1, 111, 111, 2, 32)
+        centroids = summaries()
+        if part == "query":
+            query[0, 40, 0] = wrong
+        elif part == "key":
+            centroids.key[0, 0, 2] = wrong
+        else:
+            centroids.log_count[0, 0, 2] = torch.nan
+        output, tail = block_sparse_attention(
+            query, key, value, *lists, block_q=16, block_k=16, key_padding_mask=mask,
+            centroids=centroids, return_tail=True,
+        )  # fmt: skip
+        assert tail[0, 40, 0].isnan() and tail[:, :, 1].isfinite().all()
+        assert torch.equal(tail.isnan(), output.isnan().any(-1)), part
 
 
 def test_full_list_is_dense(problems, assert_close_to_oracle):

@@ -4,15 +4,17 @@ import math
 
 import pytest
 import torch
+from block_calls import smooth_tokens
 
 from diffaccel.kernels import dense_attention, reference
 from diffaccel.layout import Segment, TokenLayout
 from diffaccel.methods import FullAttn, RectifiedSpaAttn, SparseAttn
 from diffaccel.methods.block_sparse.order import first_frame_blocks, neighbor_blocks, token_order
 
+PLAIN = {"selector": "pooled", "corrector": "none"}
 METHODS = (
-    SparseAttn(0.25, block=16),
-    SparseAttn(0.25, block=16, p_remain=0.3, neighbors=True, order="brick"),
+    SparseAttn(0.25, block=16, **PLAIN),
+    SparseAttn(0.25, block=16, p_remain=0.3, neighbors=True, order="brick", **PLAIN),
     RectifiedSpaAttn(0.75, block=16),
     RectifiedSpaAttn(0.75, block=16, gapr=False, order="raster"),
     RectifiedSpaAttn(0.75, block=16, correction="centroids"),
@@ -25,27 +27,6 @@ LAYOUTS = {
     "6+1x16x8": TokenLayout.image(16, 8, text_before=6),
     "5+3x5x11+4": TokenLayout.video(3, 5, 11, text_before=5, text_after=4),
 }
-
-
-def smooth_tokens(layout, batch=1, heads=2, channels=32, dtype=torch.float32, seed=0, noise=0.5):
-    """Tokens that vary smoothly over the grid, as those of a picture do, plus noise."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def one():
-        tokens = torch.randn(batch, layout.length, heads, channels, generator=generator)
-        if layout.visual is None:
-            return tokens.to(dtype)
-        frames, height, width = layout.grid
-        shape = (batch, heads * channels, max(2, frames // 2), height // 4 + 2, width // 4 + 2)
-        field = torch.nn.functional.interpolate(
-            torch.randn(shape, generator=generator), (frames, height, width), mode="trilinear"
-        )
-        field = field.flatten(2).transpose(1, 2).unflatten(2, (heads, channels))
-        visual = layout.visual_slice
-        tokens[:, visual] = 2.0 * field + noise * tokens[:, visual]
-        return tokens.to(dtype)
-
-    return one(), one(), one()
 
 
 def oracle(query, key, value, layout, method, mask=None):
@@ -321,7 +302,7 @@ def test_blocks_of_equal_tokens_are_estimated_exactly(correction):
     torch.testing.assert_close(
         output.double(), reference.attention(query, key, value)[0], atol=1e-5, rtol=1e-4
     )
-    plain = SparseAttn(0.2, block=16).attend(query, key, value, layout)
+    plain = SparseAttn(0.2, block=16, **PLAIN).attend(query, key, value, layout)
     assert (plain - output).norm() > 0.01 * output.norm()
 
 
@@ -371,7 +352,7 @@ def test_gate_that_rejects_everything_leaves_plain_sparse_attention_bit_for_bit(
     query = query.abs() * sign[:, None, None] + 0.01
     key = key.abs() * sign[:, None, None] + 0.5
     knobs = {"block": 16, "p_remain": 0.3, "neighbors": True}
-    plain = SparseAttn(0.2, **knobs).attend(query, key, value, layout)
+    plain = SparseAttn(0.2, **PLAIN, **knobs).attend(query, key, value, layout)
     gated = RectifiedSpaAttn(0.8, **knobs).attend(query, key, value, layout)
     trusting = RectifiedSpaAttn(0.8, gapr=False, **knobs).attend(query, key, value, layout)
     assert torch.equal(plain, gated)
@@ -387,7 +368,7 @@ def test_correcting_beats_ignoring_on_smooth_tokens():
     def error(method):
         return ((method.attend(*tokens, layout) - dense).norm() / dense.norm()).item()
 
-    plain = error(SparseAttn(0.1, **knobs))
+    plain = error(SparseAttn(0.1, **PLAIN, **knobs))
     pooled = error(RectifiedSpaAttn(0.9, **knobs))
     assert pooled < 0.9 * plain
     assert error(RectifiedSpaAttn(0.9, correction="centroids", **knobs)) < 0.6 * pooled

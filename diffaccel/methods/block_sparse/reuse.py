@@ -1,0 +1,89 @@
+"""Block lists of an earlier step: how long they serve, and whether they still do."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffaccel.methods.block_sparse.block_call import BlockRows
+from diffaccel.methods.block_sparse.budgets import Scores
+from diffaccel.methods.inputs import AttentionInputs
+
+LARGEST_DRIFT = 0.1
+SAMPLED_BLOCKS = 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selection:
+    """What was selected in an earlier step. Holds one byte for each pair of blocks and head.
+
+    Args:
+        kept: (B, H, NB, NB) bool, which blocks each query block computes.
+        step: When.
+        max_count: Blocks that a row keeps at most.
+        fitted: What the corrector fits to sampled rows, None where nobody asks again.
+    """
+
+    kept: Tensor
+    step: int | None
+    max_count: int
+    fitted: dict[str, Tensor] | None
+
+    def of(self, rows: BlockRows) -> Tensor:
+        """What was kept for some query blocks, (B, H, R, NB) bool."""
+        return self.kept[:, :, rows.rows]
+
+    def serves(self, step: int | None, reuse: int) -> bool:
+        """Whether it may serve a step, at most `reuse` steps later."""
+        if step is None or self.step is None:
+            return False
+        return 0 < step - self.step <= reuse
+
+
+def kind_of(inputs: AttentionInputs) -> Hashable:
+    """What calls must have in common for one's block lists to make sense for another."""
+    query = inputs.query
+    return inputs.layout, query.shape, query.dtype, query.device, inputs.first_head
+
+
+def steadied(scores: Scores, earlier: Tensor, hysteresis: float) -> Scores:
+    """Multiplies the scores of blocks that were kept before by 1 + hysteresis.
+
+    Shares of the attention mass then sum to what they did.
+
+    Args:
+        scores: Of R query blocks.
+        earlier: (B, H, R, NB) bool, which blocks they kept.
+        hysteresis: At least 0.
+    """
+    blocks = torch.where(earlier, scores.blocks * (1.0 + hysteresis), scores.blocks)
+    if scores.text is not None:
+        before, after = (x.sum(-1, keepdim=True) for x in (scores.blocks, blocks))
+        blocks = blocks * (before / after.clamp_min(1e-30)).nan_to_num(nan=1.0)
+    return scores._replace(blocks=blocks)
+
+
+def has_drifted(scores: Scores, kept: Tensor) -> bool:
+    """Whether earlier lists miss what fresh ones of the same lengths would hold.
+
+    They do where the score of the blocks in them falls short by more than `LARGEST_DRIFT`,
+    forced blocks apart. Waits for the device.
+
+    Args:
+        scores: Of R query blocks, now.
+        kept: (B, H, R, NB) bool, what the lists hold of them.
+    """
+    blocks = scores.blocks.nan_to_num(nan=torch.inf)
+    finite = blocks.masked_fill(blocks.isinf(), 0.0)
+    blocks = torch.where(blocks.isinf(), 1.0 + finite.sum(-1, keepdim=True), blocks)
+    if scores.forced is not None:
+        blocks, kept = blocks.masked_fill(scores.forced, 0.0), kept & ~scores.forced
+    best = blocks.sort(-1, descending=True).values.cumsum(-1)
+    last = kept.sum(-1, keepdim=True)
+    best = best.gather(-1, (last - 1).clamp_min(0)).masked_fill(last == 0, 0.0)
+    held = blocks.masked_fill(~kept, 0.0).sum(-1, keepdim=True)
+    share = torch.where(best > 0, held / best, 1.0)
+    return bool(share.mean() < 1.0 - LARGEST_DRIFT)
