@@ -112,7 +112,7 @@ def test_constant_values_stay_constant_whatever_the_corrector(name, corrector):
     assert 0.1 < float(density) < 1.0
 
 
-@pytest.mark.parametrize("corrector", CORRECTORS)
+@pytest.mark.parametrize("corrector", ["none", "pooled", "tail", "value"])
 @selectors
 def test_all_blocks_through_the_sparse_kernel_equal_dense(name, corrector):
     tokens = smooth_tokens(LAYOUT, noise=0.2, heads=1)
@@ -126,7 +126,7 @@ def test_all_blocks_through_the_sparse_kernel_equal_dense(name, corrector):
 @pytest.mark.parametrize("budget", BUDGETS)
 @selectors
 def test_every_budget_takes_every_selector(name, budget):
-    tokens = smooth_tokens(LAYOUT, noise=0.2, batch=2)
+    tokens = smooth_tokens(LAYOUT, noise=0.2)
     found = kept(name, tokens, BUDGETS[budget])
     assert found.any(-1).float().mean() > 0.5
     output = method(name, "means", budget=budget).attend(*tokens, LAYOUT)
