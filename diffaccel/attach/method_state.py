@@ -298,9 +298,9 @@ class MethodState:
     def _plan(self, call: AttentionCall, layout: TokenLayout | None, method: Method) -> Plan:
         """Returns what holds for a layer and a shape; asked once for each."""
         layer, query = call.attached.layer, call.query
-        key = layer.name, layout, query.shape, query.dtype, call.key.shape, bool(call.options)
-        if method is not self.method:  # it follows the schedule
-            key = *key, method
+        follows = None if method is self.method else method  # the schedule
+        shapes = query.shape, query.dtype, call.key.shape
+        key = layer.name, layout, shapes, bool(call.options), follows
         known = self._plans.get(key)
         if known is None:
             if len(self._plans) >= MOST_PLANS:

@@ -344,7 +344,8 @@ class BlockSparseMethod(VisualMethod):
         if earlier is not None and is_reused:
             if position.memory is not None:
                 position.memory.reused_calls += 1
-            max_count, fitted, choose = earlier.max_count, earlier.fitted, earlier.of
+            max_count, fitted = earlier.max_count, earlier.fitted
+            choose: Callable[[BlockRows], Tensor] = earlier.of
         else:
             max_count, fitted = blocks.max_count, {} if self.reuse else None
             ask = parts.ask

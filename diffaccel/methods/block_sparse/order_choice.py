@@ -11,6 +11,7 @@ from torch import Tensor
 from diffaccel.methods.block_sparse.order import token_order
 from diffaccel.methods.block_sparse.sampled_rows import spread_rows
 from diffaccel.methods.inputs import AttentionInputs
+from diffaccel.methods.visual import Exactness
 
 AUTO = "auto"
 CANDIDATES = ("raster", "brick")
@@ -22,12 +23,12 @@ _TURN = 0.618  # of the golden ratio: without it all rows lie in one column of a
 
 
 def attend_in_best_order(
-    attend: Callable[[str, Tensor, dict[str, Any]], Tensor],
+    attend: Callable[[str, Tensor, dict[str, Any]], Exactness],
     inputs: AttentionInputs,
     block: int,
     out: Tensor,
     remembered: dict[str, Any],
-) -> tuple[str, Tensor]:
+) -> tuple[str, Exactness]:
     """Attends in each order of `CANDIDATES`, and keeps that whose output errs less.
 
     The error is that of `ROWS` query rows of every head, spread over the picture, whose attention
@@ -35,18 +36,18 @@ def attend_in_best_order(
 
     Args:
         attend: Attends in an order, writes visual rows (B, N, H, D), notes what is to be
-            remembered, and returns the density.
+            remembered, and returns how exact they are.
         inputs: The whole call.
         block: Tokens per block.
         out: (B, N, H, D), the visual rows of the output, which are to be written.
         remembered: Gets what the best order leaves to be remembered.
 
     Returns:
-        The name of the order, and its density.
+        The name of the order, and how exact the rows are.
     """
     first, *others = CANDIDATES
     notes: dict[str, Any] = {}
-    best, density = first, attend(first, out, notes)
+    best, exactness = first, attend(first, out, notes)
     grid = inputs.layout.grid
     taken = token_order(grid, first, block).order
     others = [name for name in others if not taken.equal(token_order(grid, name, block).order)]
@@ -58,13 +59,14 @@ def attend_in_best_order(
         error = _error(out[:, rows], exact, valid)
         for name in others:
             trial, trial_notes = torch.empty_like(out), dict[str, Any]()
-            trial_density = attend(name, trial, trial_notes)
+            trial_exactness = attend(name, trial, trial_notes)
             trial_error = _error(trial[:, rows], exact, valid)
             if trial_error < error:
                 out.copy_(trial)
-                best, density, notes, error = name, trial_density, trial_notes, trial_error
+                best, exactness = name, trial_exactness
+                notes, error = trial_notes, trial_error
     remembered.update(notes)
-    return best, density
+    return best, exactness
 
 
 def _error(output: Tensor, exact: Tensor, valid: Tensor | None) -> float:
