@@ -34,6 +34,16 @@ class LayerLog:
     layout: TokenLayout | None = None
     visited: Visited | None = None
     ranks: int = 1
+    errors: int = 0
+    error_sum: Tensor | float = 0.0
+    worst_error: Tensor | float = 0.0
+
+    def note_error(self, error: Tensor | None) -> None:
+        """Adds the measured error of one call, where its method measures it."""
+        if error is not None:
+            self.errors += 1
+            self.error_sum = self.error_sum + error
+            self.worst_error = error.clamp_min(self.worst_error)
 
     def record(
         self,
@@ -74,6 +84,8 @@ class LayerLog:
             ranks=self.ranks,
             orders=tuple(dict.fromkeys(memory.orders.values())),
             reused_calls=memory.reused_calls,
+            error=float(self.error_sum) / self.errors if self.errors else None,
+            worst_error=float(self.worst_error) if self.errors else None,
         )
 
 
@@ -204,7 +216,8 @@ class MethodState:
             output = call.dense()
         else:
             attended = state.compute(call, layout, method, position)
-            output, density, reason = attended[:3]
+            output, density, reason, error = attended
+            self._logs[layer.name].note_error(error)
             visited = plan.visited
         self._logs[layer.name].ranks = 1 if call.share is None else call.share.ranks
         if call.share is not None:  # on every rank, whatever each of them did

@@ -29,6 +29,9 @@ class LayerReport:
             tiles that fit, where that differs from the pairs that count.
         ranks: Processes that shared the heads of the latest call (context parallelism), 1 where
             this one computed all. Densities are of all heads.
+        error: Mean relative error of the output, as a method with `max_error` measures it on
+            sampled rows; None where none does.
+        worst_error: The largest of them.
         orders: Orders of the tokens that a method chose by itself, one for each layout.
         reused_calls: Sparse calls that took the block lists of an earlier step.
     """
@@ -42,6 +45,8 @@ class LayerReport:
     pairs: int
     visited: Visited | None = None
     ranks: int = 1
+    error: float | None = None
+    worst_error: float | None = None
     orders: tuple[str, ...] = ()
     reused_calls: int = 0
 
@@ -57,6 +62,8 @@ class LayerReport:
             parts.append(f"heads shared by {self.ranks} ranks")
         if self.orders:
             parts.append(f"order {' and '.join(self.orders)}")
+        if self.error is not None:
+            parts.append(f"error {self.error:.3f}, at most {self.worst_error:.3f}")
         reused = f" ({self.reused_calls} with earlier block lists)" if self.reused_calls else ""
         parts.append(f"{self.sparse_calls} sparse{reused}")
         parts += [f"{count} dense: {reason}" for reason, count in self.dense_calls.items()]

@@ -19,10 +19,17 @@ from diffaccel.layout import TokenLayout
 from diffaccel.methods.base import ScheduledMethod
 from diffaccel.methods.block_sparse.block_call import BlockCall, BlockRows, Chosen
 from diffaccel.methods.block_sparse.budgets import Ask, Budget, Scores, with_mass
-from diffaccel.methods.block_sparse.correctors.base import Attended, Corrector, Summary
+from diffaccel.methods.block_sparse.correctors.base import Corrector, KernelOutput, Summary
 from diffaccel.methods.block_sparse.forced import ForcedBlocks, forced_blocks
-from diffaccel.methods.block_sparse.order import ORDERS, TokenOrder, token_order
-from diffaccel.methods.block_sparse.order_choice import AUTO, CANDIDATES, attend_in_best_order
+from diffaccel.methods.block_sparse.order import (
+    AUTO,
+    CYCLES,
+    ORDERS,
+    TokenOrder,
+    orders_named,
+    token_order,
+)
+from diffaccel.methods.block_sparse.order_choice import attend_in_best_order
 from diffaccel.methods.block_sparse.promise import Promise, promised
 from diffaccel.methods.block_sparse.reuse import (
     SAMPLED_BLOCKS,
@@ -42,6 +49,8 @@ _CPU = torch.device("cpu")
 KEPT_RATE = {"cpu": 0.65, "cuda": 0.75}
 """FLOP rate on kept blocks of 128 in terms of dense attention. The CPU's is measured at 16k
 tokens (2 AVX2 cores, fp32); the GPU's is what published kernels reach, not measured here."""
+
+TOO_MUCH_FOR_PROMISE = "the promised error takes more blocks than dense attention is worth"
 
 
 class Parts(NamedTuple):
@@ -71,11 +80,21 @@ class Parts(NamedTuple):
             forced: (R, NB) bool, blocks that are kept whatever their score, or None.
         """
         text = rows.probability[..., -1] if self.selector.gives_mass else None
-        score = self.selector.score(rows)
-        heads = rows.query_mean.shape[1]
-        if score.shape[1] != heads:
-            score = score.expand(-1, heads, -1, -1)
-        return Scores(score, text, forced)
+        score, always = self.selector.score(rows), None
+        if score.shape[:2] != rows.query_mean.shape[:2]:
+            score = score.expand(*rows.query_mean.shape[:3], -1)
+        if self.selector.decides:
+            always = score.isposinf()
+            score = score.masked_fill(always, 0.0)
+        if forced is not None:  # whatever their score, unless they are padding
+            certain = forced & (rows.call.statistics.counts > 0)[:, None, None]
+            always = certain if always is None else always | certain
+        return Scores(score, text, forced, always)
+
+    def kept(self, scores: Scores, ask: Ask, threshold: Tensor | None) -> Tensor:
+        """What the budget keeps, and what is kept always: (B, H, R, NB) bool."""
+        kept = self.budget.kept(scores, ask, threshold)
+        return kept if scores.always is None else kept | scores.always
 
     @property
     def ask(self) -> Ask:
@@ -115,6 +134,18 @@ class Blocks(NamedTuple):
         """Whether every block is computed."""
         return self.share == 1.0 or self.forced.is_everything
 
+    def kept(self, counts_forced: bool) -> float | None:
+        """Share of the blocks that is computed, None where the data decide.
+
+        Args:
+            counts_forced: Whether forced blocks count towards what is asked for.
+        """
+        if self.share is None:
+            return None
+        if counts_forced:
+            return max(self.share, self.forced.share)
+        return 1.0 - (1.0 - self.share) * (1.0 - self.forced.share)
+
 
 class BlockPlan(NamedTuple):
     """What the kernel is told: block lists, and what stands for the blocks left out."""
@@ -124,6 +155,12 @@ class BlockPlan(NamedTuple):
     row_bias: Tensor | None
     summary: Summary | None
     promise: Promise | None
+
+    @property
+    def density(self) -> float:
+        """Share of the blocks that are computed; waits for the device."""
+        chosen = self.chosen
+        return float(chosen.counts.float().mean()) / chosen.call.number
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -138,11 +175,11 @@ class BlockSparseMethod(VisualMethod):
         p_remain: Share of the attention mass that is computed at least, 0 to 1; 0 leaves the
             number of blocks alone in charge.
         block: Tokens per block, a power of two of at least 16.
-        order: "hilbert", "brick" or "raster": which tokens form a block. "auto": raster or brick
-            for each layer, whichever errs less on 64 rows of its first sparse call in a run (on
-            the output as it is, by `attend_in_best_order`; that call computes both). Calls that
-            know nothing of each other, without a model, take raster, which predictions of
-            density assume too.
+        order: "hilbert", "brick", "columns" or "raster": which tokens form a block; "cyclic":
+            raster, columns and bricks in turn, layer by layer. "auto": raster or brick for each
+            layer, whichever errs less on 64 rows of its first sparse call in a run (of the output
+            as it is, by `attend_in_best_order`; that call computes both). Calls that know nothing
+            of each other, without a model, take raster, which predictions of density assume too.
         neighbors: Whether blocks that touch in the grid are always kept.
         first_frame: Whether blocks with first-frame tokens always keep each other (video only).
             None: as published for the model family (True for Wan), False without a model.
@@ -179,10 +216,9 @@ class BlockSparseMethod(VisualMethod):
             raise ValueError(
                 f"block must be a power of two of at least 16, got {block=}; 128 suits most GPUs"
             )
-        if self.order not in (AUTO, *ORDERS):
-            raise ValueError(
-                f"order must be one of {', '.join((AUTO, *ORDERS))}, got order={self.order!r}"
-            )
+        orders = AUTO, *CYCLES, *ORDERS
+        if self.order not in orders:
+            raise ValueError(f"order must be one of {', '.join(orders)}, got order={self.order!r}")
         if not isinstance(self.reuse, int) or self.reuse < 0:
             raise ValueError(
                 f"reuse must be a number of steps of at least 0, got reuse={self.reuse}; 0 "
@@ -198,6 +234,11 @@ class BlockSparseMethod(VisualMethod):
                 f"first_frame must be None, True or False, got first_frame={self.first_frame!r}"
             )
         ScheduledMethod.__post_init__(self)
+
+    def order_of(self, position: Position) -> str:
+        """Name of the order at a position, a key of `ORDERS`."""
+        orders = orders_named(self.order)
+        return orders[(position.layer or 0) % len(orders)]
 
     def parts(self) -> Parts:
         """What is computed exactly, and what is done about the rest."""
@@ -219,7 +260,9 @@ class BlockSparseMethod(VisualMethod):
     def shape_reason(self, layout: TokenLayout) -> str:
         if layout.visual is None:
             return COMPUTED_DENSELY
-        return COMPUTED_DENSELY if blocks_of(self, layout, _CPU).keeps_all else ""
+        orders = orders_named(self.order)
+        keeps_all = all(blocks_of(self, layout, _CPU, name).keeps_all for name in orders)
+        return COMPUTED_DENSELY if keeps_all else ""
 
     def expected_cost(self, layout: TokenLayout, device: str) -> float | None:
         """Kept blocks over the rate on them; a floor on the kept mass may keep more."""
@@ -232,14 +275,12 @@ class BlockSparseMethod(VisualMethod):
         """Blocks that are asked for or forced; a floor on the kept mass may keep more."""
         if self.shape_reason(layout):
             return 1.0
-        blocks, budget = blocks_of(self, layout, _CPU), self.parts().budget
-        if blocks.share is None:
+        orders, counts_forced = orders_named(self.order), self.parts().budget.counts_forced
+        each = [blocks_of(self, layout, _CPU, name).kept(counts_forced) for name in orders]
+        kept = [share for share in each if share is not None]
+        if len(kept) < len(each):
             return None
-        if budget.counts_forced:
-            kept = max(blocks.share, blocks.forced.share)
-        else:
-            kept = 1.0 - (1.0 - blocks.share) * (1.0 - blocks.forced.share)
-        return total_density(kept, layout)
+        return total_density(sum(kept) / len(kept), layout)
 
     def attend_visual(self, inputs: AttentionInputs, position: Position, out: Tensor) -> Exactness:
         memory, remembered = position.memory, None
@@ -254,7 +295,7 @@ class BlockSparseMethod(VisualMethod):
             return method.attend_blocks(inputs, position, out, remembered)
 
         if memory is None or remembered is None:
-            return attend_in(CANDIDATES[0], out, None)
+            return self.attend_blocks(inputs, position, out, None)
         known = memory.orders.get(kind_of(inputs))
         if known is not None:
             return attend_in(known, out, remembered)
@@ -281,10 +322,13 @@ class BlockSparseMethod(VisualMethod):
             How exactly they were answered.
         """
         device = inputs.query.device
-        blocks = blocks_of(self, inputs.layout, device)
+        blocks = blocks_of(self, inputs.layout, device, self.order_of(position))
         visual, exact = in_order(inputs.visual(), blocks.order), inputs.exact()
         with torch.autocast(device.type, enabled=False):  # estimates stay fp32
             plan = self.plan(visual, exact, position, remembered)
+            if plan.promise is not None and plan.density > KEPT_RATE.get(device.type, 1.0):
+                out.copy_(inputs.dense_rows(inputs.layout.visual_slice))
+                return Exactness(1.0, torch.zeros((), device=device), TOO_MUCH_FOR_PROMISE)
             chosen, summary, corrector = plan.chosen, plan.summary, self.parts().corrector
             call = BlockSparseCall(
                 visual.query,
@@ -303,7 +347,7 @@ class BlockSparseMethod(VisualMethod):
                 return_lse=corrector.needs_lse,
                 return_tail=corrector.needs_tail,
             )
-            output = corrector.finish(chosen, summary, Attended(*attend(call)))
+            output = corrector.finish(chosen, summary, KernelOutput(*attend(call)))
         out.index_copy_(1, blocks.order.order, output)
         kept = chosen.counts.float().mean() / blocks.number
         return Exactness(kept, None if plan.promise is None else plan.promise.error(output))
@@ -323,10 +367,11 @@ class BlockSparseMethod(VisualMethod):
             position: Where the call stands.
             remembered: Has the "selection" of an earlier call, and gets that of this one.
         """
-        blocks, parts = blocks_of(self, visual.layout, visual.query.device), self.parts()
+        parts, device = self.parts(), visual.query.device
+        blocks = blocks_of(self, visual.layout, device, self.order_of(position))
         earlier: Selection | None = (remembered or {}).get("selection")
         is_reused = earlier is not None and earlier.serves(position.step, self.reuse)
-        is_tested = is_reused and visual.query.device.type == "cpu"
+        is_tested = is_reused and device.type == "cpu"
         needs = parts.corrector.needs
         if is_tested or not is_reused:
             needs = needs | parts.selector.needs
@@ -391,7 +436,7 @@ class BlockSparseMethod(VisualMethod):
 
         def choose(some: BlockRows) -> Tensor:
             scores = scored(some) if all_scores is None else all_scores
-            kept = parts.budget.kept(scores, ask, threshold)
+            kept = parts.kept(scores, ask, threshold)
             if parts.floor:
                 kept = kept | with_mass(some.probability, parts.floor)
             return kept
@@ -400,10 +445,14 @@ class BlockSparseMethod(VisualMethod):
 
 
 @lru_cache(maxsize=64)
-def blocks_of(method: BlockSparseMethod, layout: TokenLayout, device: torch.device) -> Blocks:
-    """Returns what a method makes of a layout with visual tokens, with its tensors on a device."""
+def blocks_of(
+    method: BlockSparseMethod, layout: TokenLayout, device: torch.device, name: str
+) -> Blocks:
+    """Returns what a method makes of a layout with visual tokens, with its tensors on a device.
+
+    `name` is that of the token order, one of those that the method has.
+    """
     parts, number = method.parts(), -(-layout.visual.length // method.block)
-    name = CANDIDATES[0] if method.order == AUTO else method.order
     order = token_order(layout.grid, name, method.block).to(device)
     forced = forced_blocks(
         layout.grid,
@@ -415,8 +464,11 @@ def blocks_of(method: BlockSparseMethod, layout: TokenLayout, device: torch.devi
         device,
     )
     share = None if parts.max_error is not None else parts.budget.share(number, parts.ask)
-    depends = parts.floor or parts.max_error is not None
-    max_count = number if depends else parts.budget.max_count(number, forced.largest, parts.ask)
+    if share is None and parts.max_error is None:
+        share = parts.selector.share(order)
+    max_count = parts.budget.max_count(number, forced.largest, parts.ask)
+    if parts.floor or parts.selector.decides or parts.max_error is not None:
+        max_count = number
     return Blocks(number, order, forced, share, max_count)
 
 

@@ -25,11 +25,15 @@ class Scores(NamedTuple):
         text: (B, H, R) fp32, what the text has, which is computed anyway; None where scores are
             no shares of the attention mass.
         forced: (R, NB) bool, blocks that are kept whatever their score, or None.
+        always: Broadcastable to (B, H, R, NB) bool, what is kept in any case: forced blocks with
+            tokens, and those that the selector keeps outside the budget, whose score is 0; or
+            None.
     """
 
     blocks: Tensor
     text: Tensor | None = None
     forced: Tensor | None = None
+    always: Tensor | None = None
 
 
 class Ask(NamedTuple):
@@ -186,13 +190,19 @@ class MixedBudget(Budget):
 class MassBudget(Budget):
     """Keeps the fewest blocks that have a share of the score ("top-p").
 
+    Forced blocks count towards the mass.
+
     Args:
         mass: That share, 0 to 1; of the attention mass, text included, where scores are mass.
         across_rows: Whether all rows of a head share one budget, or each has its own.
+        across_heads: Whether all heads of a sample share it too; needs `across_rows`.
+        least: Share of the blocks that every row keeps at least, 0 to 1.
     """
 
     mass: float = 0.9
     across_rows: bool = False
+    across_heads: bool = False
+    least: float = 0.0
     looks_at_all_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -201,30 +211,67 @@ class MassBudget(Budget):
             raise ValueError(
                 f"mass must lie in 0 to 1, got mass={self.mass}; 0.9 keeps nine tenths"
             )
+        if not 0.0 <= self.least <= 1.0:
+            raise ValueError(
+                f"least must lie in 0 to 1, got least={self.least}; it is the share of the blocks "
+                "that every row keeps at least"
+            )
+        if self.across_heads and not self.across_rows:
+            raise ValueError(
+                "across_heads needs across_rows=True, got across_rows=False; heads share a budget "
+                "of all their rows"
+            )
+
+    @property
+    def compares_heads(self) -> bool:
+        """Whether heads share a budget."""
+        return self.across_heads
 
     def threshold(self, scores: Scores, ask: Ask) -> Tensor | None:
         """The score of the last block that is needed, where rows share a budget."""
         if not self.across_rows:
             return None
+        start = 1 if self.across_heads else 2
         blocks = scores.blocks.nan_to_num(nan=torch.inf)
-        ranked = blocks.flatten(2).sort(-1, descending=True).values
-        text = ranked.new_zeros(()) if scores.text is None else scores.text.sum(-1, keepdim=True)
-        finite = ranked.masked_fill(ranked.isinf(), 0.0)
-        needed = self.mass * (finite.sum(-1, keepdim=True) + text)
-        count = (finite.cumsum(-1) + text < needed).sum(-1, keepdim=True)
-        return ranked.gather(-1, count.clamp_(max=ranked.shape[-1] - 1)).unsqueeze(-1)
+        mass = blocks.masked_fill(blocks.isinf(), 0.0)
+        total = mass.flatten(start).sum(-1, keepdim=True)
+        covered = torch.zeros_like(total)
+        if scores.text is not None:
+            covered = scores.text.flatten(start).sum(-1, keepdim=True)
+            total = total + covered
+        if scores.forced is not None:
+            covered = covered + (mass * scores.forced).flatten(start).sum(-1, keepdim=True)
+            blocks = blocks.masked_fill(scores.forced, 0.0)
+        ranked = blocks.flatten(start).sort(-1, descending=True).values
+        mass = ranked.masked_fill(ranked.isinf(), 0.0).cumsum(-1)
+        # The smallest mass is the last in the sum and gone in its rounding.
+        is_missing = mass + covered < self.mass * total * (1.0 - 1e-6)
+        count = is_missing.sum(-1, keepdim=True).clamp_(max=ranked.shape[-1] - 1)
+        last = ranked.gather(-1, count)
+        last = last.masked_fill(covered >= self.mass * total, torch.inf)
+        return last.reshape(*last.shape, *(1,) * (4 - last.dim()))
 
     def kept(self, scores: Scores, ask: Ask, threshold: Tensor | None) -> Tensor:
         """Chooses blocks, at least one in each row."""
+        if self.mass == 1.0:  # sums that round up would lose the last
+            return PositiveBudget().kept(scores, ask, None)
         if threshold is None:
-            total = scores.blocks.masked_fill(scores.blocks.isinf(), 0.0).sum(-1, keepdim=True)
-            text = scores.text
-            if text is None:  # scores of a row then need not sum to 1
-                normed = scores._replace(blocks=scores.blocks / total.clamp_min(1e-30))
-                return select(Ask(0.0, self.mass).selection(normed))[2]
-            return select(Ask(0.0, self.mass).selection(scores))[2]
-        kept = select(Ask(0.0).selection(scores))[2]
+            return self._kept_of_rows(scores)
+        kept = select(Ask(self.least).selection(scores))[2]
         return kept | ((scores.blocks >= threshold) & (scores.blocks > 0))
+
+    def _kept_of_rows(self, scores: Scores) -> Tensor:
+        blocks, covered, ask = scores.blocks, scores.text, Ask(self.least, self.mass)
+        mass = blocks.masked_fill(~blocks.isfinite(), 0.0)
+        if covered is None:  # scores of a row then need not sum to 1
+            total = mass.sum(-1, keepdim=True).clamp_min(1e-30)
+            blocks, mass = blocks / total, mass / total
+        if scores.forced is None:
+            return select(ask.selection(Scores(blocks, covered)))[2]
+        certain = (mass * scores.forced).sum(-1)
+        covered = certain if covered is None else covered + certain
+        rest = Scores(blocks.masked_fill(scores.forced, 0.0), covered)
+        return select(ask.selection(rest))[2] | (scores.forced & (scores.blocks > 0))
 
 
 @dataclass(frozen=True, slots=True)

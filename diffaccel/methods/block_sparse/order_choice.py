@@ -8,18 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffaccel.methods.block_sparse.order import token_order
+from diffaccel.methods.block_sparse.order import CANDIDATES, token_order
 from diffaccel.methods.block_sparse.sampled_rows import spread_rows
 from diffaccel.methods.inputs import AttentionInputs
 from diffaccel.methods.visual import Exactness
 
-AUTO = "auto"
-CANDIDATES = ("raster", "brick")
-"""Orders that are tried; the first is taken where nothing is remembered, and in ties."""
-
 ROWS = 64
 _OFFSET = 0.25  # correctors are fitted to rows with another one
-_TURN = 0.618  # of the golden ratio: without it all rows lie in one column of a picture
 
 
 def attend_in_best_order(
@@ -53,7 +48,7 @@ def attend_in_best_order(
     others = [name for name in others if not taken.equal(token_order(grid, name, block).order)]
     if others:
         visual = inputs.visual()
-        rows = spread_rows(visual.query.shape[1], ROWS, out.device, _OFFSET, _TURN)
+        rows = spread_rows(visual.query.shape[1], ROWS, out.device, _OFFSET)
         exact = inputs.dense_rows(rows + inputs.layout.visual_slice.start).float()
         valid = None if visual.valid is None else visual.valid[:, rows, None, None]
         error = _error(out[:, rows], exact, valid)

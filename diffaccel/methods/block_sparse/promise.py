@@ -70,7 +70,7 @@ def promised(call: BlockCall, parts: Parts, forced: Tensor | None, max_error: fl
     """
     corrector = parts.corrector
     length, device = call.visual.query.shape[1], call.visual.query.device
-    check = spread_rows(length, CHECKED_ROWS, device, offset=0.25)
+    check = spread_rows(length, CHECKED_ROWS, device, offset=0.5)
     rows = check
     if isinstance(corrector, BlockSummaries):
         rows = torch.cat([check, spread_rows(length, corrector.rows, device)])
@@ -109,7 +109,7 @@ def _choices(rows: BlockRows, parts: Parts, forced: Tensor | None) -> list[Tenso
     found = []
     for share in SHARES[:-1]:
         ask = Ask(share)
-        found.append(parts.budget.kept(scores, ask, parts.budget.threshold(scores, ask)))
+        found.append(parts.kept(scores, ask, parts.budget.threshold(scores, ask)))
     return [*found, torch.ones_like(found[0])]
 
 

@@ -69,18 +69,21 @@ def steadied(scores: Scores, earlier: Tensor, hysteresis: float) -> Scores:
 def has_drifted(scores: Scores, kept: Tensor) -> bool:
     """Whether earlier lists miss what fresh ones of the same lengths would hold.
 
-    They do where the score of the blocks in them falls short by more than `LARGEST_DRIFT`,
-    forced blocks apart. Waits for the device.
+    They do where the score of the blocks in them falls short by more than `LARGEST_DRIFT`, or
+    where they lack so large a share of those that are kept in any case. Waits for the device.
 
     Args:
         scores: Of R query blocks, now.
         kept: (B, H, R, NB) bool, what the lists hold of them.
     """
-    blocks = scores.blocks.nan_to_num(nan=torch.inf)
-    finite = blocks.masked_fill(blocks.isinf(), 0.0)
-    blocks = torch.where(blocks.isinf(), 1.0 + finite.sum(-1, keepdim=True), blocks)
-    if scores.forced is not None:
-        blocks, kept = blocks.masked_fill(scores.forced, 0.0), kept & ~scores.forced
+    blocks, always = scores.blocks, scores.always
+    if not blocks.isfinite().all():  # tokens that are not finite, which must show
+        return True
+    if always is not None:
+        always = always.expand(kept.shape)
+        if (always & ~kept).sum() > LARGEST_DRIFT * always.sum():
+            return True
+        blocks, kept = blocks.masked_fill(always, 0.0), kept & ~always
     best = blocks.sort(-1, descending=True).values.cumsum(-1)
     last = kept.sum(-1, keepdim=True)
     best = best.gather(-1, (last - 1).clamp_min(0)).masked_fill(last == 0, 0.0)

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from diffaccel.methods.block_sparse.block_call import BlockCall, Chosen
-from diffaccel.methods.block_sparse.correctors.base import Attended
+from diffaccel.methods.block_sparse.correctors.base import KernelOutput
 from diffaccel.methods.block_sparse.sampled_rows import SampledRows
 
 LARGEST_GAIN = 1.5
 _STEP_ELEMENTS = 1 << 27  # of block covariances that are held at a time
 
 
-def add_value_term(chosen: Chosen, sample: SampledRows | None, attended: Attended) -> Tensor:
+def add_value_term(chosen: Chosen, sample: SampledRows | None, attended: KernelOutput) -> Tensor:
     """Adds the first order of the mean value that a query sees in the blocks it leaves out.
 
     Within a block, E[v exp(s q . k)] / E[exp(s q . k)] is mean_v + s C q + ... with C the
@@ -65,7 +65,7 @@ def add_value_term(chosen: Chosen, sample: SampledRows | None, attended: Attende
 
 
 def _gain(
-    sample: SampledRows, slopes: Tensor, attended: Attended, some: slice, block: int
+    sample: SampledRows, slopes: Tensor, attended: KernelOutput, some: slice, block: int
 ) -> Tensor:
     """Finds the gain (B, h) fp32 with the least error of the sampled rows of some heads."""
     rows, is_real = sample.rows, sample.is_real[..., None]
