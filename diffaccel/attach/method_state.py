@@ -82,10 +82,10 @@ class LayerLog:
             pairs=self.pairs,
             visited=self.visited,
             ranks=self.ranks,
-            orders=tuple(dict.fromkeys(memory.orders.values())),
-            reused_calls=memory.reused_calls,
             error=float(self.error_sum) / self.errors if self.errors else None,
             worst_error=float(self.worst_error) if self.errors else None,
+            orders=tuple(dict.fromkeys(memory.orders.values())),
+            reused_calls=memory.reused_calls,
         )
 
 
@@ -311,9 +311,10 @@ class MethodState:
     def _plan(self, call: AttentionCall, layout: TokenLayout | None, method: Method) -> Plan:
         """Returns what holds for a layer and a shape; asked once for each."""
         layer, query = call.attached.layer, call.query
-        follows = None if method is self.method else method  # the schedule
-        shapes = query.shape, query.dtype, call.key.shape
-        key = layer.name, layout, shapes, bool(call.options), follows
+        shapes = layout, query.shape, query.dtype, call.key.shape
+        key: tuple[Any, ...] = (layer.name, *shapes, bool(call.options))
+        if method is not self.method:  # it follows the schedule
+            key = *key, method
         known = self._plans.get(key)
         if known is None:
             if len(self._plans) >= MOST_PLANS:

@@ -60,10 +60,10 @@ class LayerReport:
             parts.append(f"visited {self.visited.visited:.3f} (ideal {self.visited.ideal:.3f})")
         if self.ranks > 1:
             parts.append(f"heads shared by {self.ranks} ranks")
-        if self.orders:
-            parts.append(f"order {' and '.join(self.orders)}")
         if self.error is not None:
             parts.append(f"error {self.error:.3f}, at most {self.worst_error:.3f}")
+        if self.orders:
+            parts.append(f"order {' and '.join(self.orders)}")
         reused = f" ({self.reused_calls} with earlier block lists)" if self.reused_calls else ""
         parts.append(f"{self.sparse_calls} sparse{reused}")
         parts += [f"{count} dense: {reason}" for reason, count in self.dense_calls.items()]

@@ -22,14 +22,13 @@ from diffaccel.methods.block_sparse.budgets import Ask, Budget, Scores, with_mas
 from diffaccel.methods.block_sparse.correctors.base import Corrector, KernelOutput, Summary
 from diffaccel.methods.block_sparse.forced import ForcedBlocks, forced_blocks
 from diffaccel.methods.block_sparse.order import (
-    AUTO,
     CYCLES,
     ORDERS,
     TokenOrder,
     orders_named,
     token_order,
 )
-from diffaccel.methods.block_sparse.order_choice import attend_in_best_order
+from diffaccel.methods.block_sparse.order_choice import AUTO, CANDIDATES, attend_in_best_order
 from diffaccel.methods.block_sparse.promise import Promise, promised
 from diffaccel.methods.block_sparse.reuse import (
     SAMPLED_BLOCKS,
@@ -177,7 +176,7 @@ class BlockSparseMethod(VisualMethod):
         block: Tokens per block, a power of two of at least 16.
         order: "hilbert", "brick", "columns" or "raster": which tokens form a block; "cyclic":
             raster, columns and bricks in turn, layer by layer. "auto": raster or brick for each
-            layer, whichever errs less on 64 rows of its first sparse call in a run (of the output
+            layer, whichever errs less on 64 rows of its first sparse call in a run (on the output
             as it is, by `attend_in_best_order`; that call computes both). Calls that know nothing
             of each other, without a model, take raster, which predictions of density assume too.
         neighbors: Whether blocks that touch in the grid are always kept.
@@ -216,9 +215,9 @@ class BlockSparseMethod(VisualMethod):
             raise ValueError(
                 f"block must be a power of two of at least 16, got {block=}; 128 suits most GPUs"
             )
-        orders = AUTO, *CYCLES, *ORDERS
-        if self.order not in orders:
-            raise ValueError(f"order must be one of {', '.join(orders)}, got order={self.order!r}")
+        if self.order not in (AUTO, *CYCLES, *ORDERS):
+            known = ", ".join((AUTO, *CYCLES, *ORDERS))
+            raise ValueError(f"order must be one of {known}, got order={self.order!r}; choose one")
         if not isinstance(self.reuse, int) or self.reuse < 0:
             raise ValueError(
                 f"reuse must be a number of steps of at least 0, got reuse={self.reuse}; 0 "
@@ -235,9 +234,14 @@ class BlockSparseMethod(VisualMethod):
             )
         ScheduledMethod.__post_init__(self)
 
+    @property
+    def order_names(self) -> tuple[str, ...]:
+        """Names of the orders that layers take in turn, keys of `ORDERS`."""
+        return CANDIDATES[:1] if self.order == AUTO else orders_named(self.order)
+
     def order_of(self, position: Position) -> str:
         """Name of the order at a position, a key of `ORDERS`."""
-        orders = orders_named(self.order)
+        orders = self.order_names
         return orders[(position.layer or 0) % len(orders)]
 
     def parts(self) -> Parts:
@@ -260,7 +264,7 @@ class BlockSparseMethod(VisualMethod):
     def shape_reason(self, layout: TokenLayout) -> str:
         if layout.visual is None:
             return COMPUTED_DENSELY
-        orders = orders_named(self.order)
+        orders = self.order_names
         keeps_all = all(blocks_of(self, layout, _CPU, name).keeps_all for name in orders)
         return COMPUTED_DENSELY if keeps_all else ""
 
@@ -275,7 +279,7 @@ class BlockSparseMethod(VisualMethod):
         """Blocks that are asked for or forced; a floor on the kept mass may keep more."""
         if self.shape_reason(layout):
             return 1.0
-        orders, counts_forced = orders_named(self.order), self.parts().budget.counts_forced
+        orders, counts_forced = self.order_names, self.parts().budget.counts_forced
         each = [blocks_of(self, layout, _CPU, name).kept(counts_forced) for name in orders]
         kept = [share for share in each if share is not None]
         if len(kept) < len(each):
@@ -295,7 +299,7 @@ class BlockSparseMethod(VisualMethod):
             return method.attend_blocks(inputs, position, out, remembered)
 
         if memory is None or remembered is None:
-            return self.attend_blocks(inputs, position, out, None)
+            return attend_in(CANDIDATES[0], out, None)
         known = memory.orders.get(kind_of(inputs))
         if known is not None:
             return attend_in(known, out, remembered)
@@ -371,7 +375,7 @@ class BlockSparseMethod(VisualMethod):
         blocks = blocks_of(self, visual.layout, device, self.order_of(position))
         earlier: Selection | None = (remembered or {}).get("selection")
         is_reused = earlier is not None and earlier.serves(position.step, self.reuse)
-        is_tested = is_reused and device.type == "cpu"
+        is_tested = is_reused and visual.query.device.type == "cpu"
         needs = parts.corrector.needs
         if is_tested or not is_reused:
             needs = needs | parts.selector.needs

@@ -184,11 +184,8 @@ ORDERS: dict[str, Callable[[Grid, int], np.ndarray]] = {
 }
 CYCLES: dict[str, tuple[str, ...]] = {"cyclic": ("raster", "columns", "brick")}
 """Orders that change from layer to layer: "cyclic" cuts time, then the plane, then both."""
-AUTO = "auto"
-CANDIDATES = ("raster", "brick")
-"""Orders that "auto" tries; the first is taken where nothing is remembered, and in ties."""
 
 
 def orders_named(name: str) -> tuple[str, ...]:
     """The keys of `ORDERS` that the layers of a method with this order have in turn."""
-    return CANDIDATES[:1] if name == AUTO else CYCLES.get(name, (name,))
+    return CYCLES.get(name, (name,))

@@ -8,10 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffaccel.methods.block_sparse.order import CANDIDATES, token_order
+from diffaccel.methods.block_sparse.order import token_order
 from diffaccel.methods.block_sparse.sampled_rows import spread_rows
 from diffaccel.methods.inputs import AttentionInputs
 from diffaccel.methods.visual import Exactness
+
+AUTO = "auto"
+CANDIDATES = ("raster", "brick")
+"""Orders that are tried; the first is taken where nothing is remembered, and in ties."""
 
 ROWS = 64
 _OFFSET = 0.25  # correctors are fitted to rows with another one
@@ -31,14 +35,14 @@ def attend_in_best_order(
 
     Args:
         attend: Attends in an order, writes visual rows (B, N, H, D), notes what is to be
-            remembered, and returns how exact they are.
+            remembered, and says how exact it is.
         inputs: The whole call.
         block: Tokens per block.
         out: (B, N, H, D), the visual rows of the output, which are to be written.
         remembered: Gets what the best order leaves to be remembered.
 
     Returns:
-        The name of the order, and how exact the rows are.
+        The name of the order, and how exact it is.
     """
     first, *others = CANDIDATES
     notes: dict[str, Any] = {}

@@ -17,7 +17,7 @@ from diffaccel.methods.block_sparse.sampled_rows import SampledRows, sampled_row
 
 Fit = Literal["output", "normaliser", "none"]
 
-DAMPINGS = (0.0, 0.4, 0.8, 1.2)  # a finer grid lessens errors by 3 % at most
+DAMPINGS = (0.0, 0.5, 1.0, 1.5)  # a finer grid lessens errors by 3 % at most
 SHIFTS = (-0.5, -0.25, 0.0, 0.25, 0.5)
 LARGEST_DAMPING = 2.0  # of the search by the normaliser; 1 is the undamped second order
 BISECTIONS = 12
