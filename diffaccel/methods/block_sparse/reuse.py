@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,17 +37,33 @@ class Selection:
         """What was kept for some query blocks, (B, H, R, NB) bool."""
         return self.kept[:, :, rows.rows]
 
-    def serves(self, step: int | None, reuse: int) -> bool:
-        """Whether it may serve a step, at most `reuse` steps later."""
-        if step is None or self.step is None:
-            return False
-        return 0 < step - self.step <= reuse
+    def age(self, step: int | None) -> float:
+        """Steps since it was made, infinity where nobody knows."""
+        return float("inf") if step is None or self.step is None else step - self.step
 
 
 def kind_of(inputs: AttentionInputs) -> Hashable:
     """What calls must have in common for one's block lists to make sense for another."""
     query = inputs.query
     return inputs.layout, query.shape, query.dtype, query.device, inputs.first_head
+
+
+def earlier_selection(
+    remembered: dict[str, Any], step: int | None, reuse: int, is_shared: bool
+) -> tuple[Selection | None, bool]:
+    """Returns what was selected before, and whether it may serve a call as it is.
+
+    Args:
+        remembered: For the call, as `LayerMemory.of_call` gives it.
+        step: Of the call.
+        reuse: For how many further steps a selection may serve.
+        is_shared: Whether that of the first such call of the step may.
+    """
+    first = remembered.get("first", {}).get("selection") if is_shared else None
+    if first is not None and 0 <= first.age(step) <= reuse:
+        return first, True
+    own = remembered.get("selection")
+    return own, own is not None and 0 < own.age(step) <= reuse
 
 
 def steadied(scores: Scores, earlier: Tensor, hysteresis: float) -> Scores:

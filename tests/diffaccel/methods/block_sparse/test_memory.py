@@ -216,6 +216,32 @@ def test_passes_of_guidance_have_lists_of_their_own():
     assert both.reused == alone[0].reused + alone[1].reused == 4
 
 
+def test_a_second_pass_of_guidance_can_take_the_lists_of_the_first():
+    knobs = {"selector": "pooled", "corrector": "value", **KNOBS}
+    first, second = tokens_of(), nearby(tokens_of(), 0.1)
+    layer = Layer(SparseAttn(0.3, reuse_passes=True, **knobs))
+    alone = SparseAttn(0.3, **knobs)
+    for step in range(3):
+        assert torch.equal(layer(step, first), alone.attend(*first, LAYOUT))
+        shared = layer(step, second)
+        assert layer.reused == step + 1  # the first pass selects anew in each step
+    later = Layer(SparseAttn(0.3, reuse=1, **knobs))
+    later(0, first)
+    assert torch.equal(later(1, second), shared)
+    assert not torch.equal(alone.attend(*second, LAYOUT), shared)
+    layer(3, first)
+    other = tokens_of(seed=7)
+    assert torch.equal(layer(3, other), alone.attend(*other, LAYOUT)) and layer.reused == 3
+
+
+def test_both_passes_take_lists_of_an_earlier_step_where_both_may():
+    layer = Layer(SparseAttn(0.3, reuse=1, reuse_passes=True, **KNOBS))
+    for step in range(4):
+        layer(step, tokens_of())
+        layer(step, nearby(tokens_of()))
+    assert layer.reused == 2 + 4  # all but the first pass of steps 0 and 2
+
+
 def test_samples_of_a_batch_have_lists_of_their_own():
     method = SparseAttn(0.3, reuse=3, **KNOBS)
     both, batch = Layer(method), tokens_of(batch=2)
@@ -292,6 +318,8 @@ def test_steadied_scores_are_still_shares_of_the_mass():
         ({"hysteresis": -0.1}, "hysteresis"),
         ({"hysteresis": float("inf")}, "hysteresis"),
         ({"reuse": 1, "max_error": 0.05}, "reuse and hysteresis"),
+        ({"reuse_passes": True, "max_error": 0.05}, "reuse_passes False"),
+        ({"reuse_passes": 2}, "reuse_passes"),
         ({"order": "spiral"}, "auto, .*, hilbert, brick, raster, got"),
     ],
 )
