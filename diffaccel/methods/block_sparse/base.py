@@ -28,7 +28,12 @@ from diffaccel.methods.block_sparse.order import (
     orders_named,
     token_order,
 )
-from diffaccel.methods.block_sparse.order_choice import AUTO, CANDIDATES, attend_in_best_order
+from diffaccel.methods.block_sparse.order_choice import (
+    AUTO,
+    CANDIDATES,
+    TRIED_FROM,
+    attend_in_best_order,
+)
 from diffaccel.methods.block_sparse.promise import Promise, promised
 from diffaccel.methods.block_sparse.reuse import (
     SAMPLED_BLOCKS,
@@ -177,9 +182,10 @@ class BlockSparseMethod(VisualMethod):
         block: Tokens per block, a power of two of at least 16.
         order: "hilbert", "brick", "columns" or "raster": which tokens form a block; "cyclic":
             raster, columns and bricks in turn, layer by layer. "auto": raster or brick for each
-            layer, whichever errs less on 64 rows of its first sparse call in a run (on the output
-            as it is, by `attend_in_best_order`; that call computes both). Calls that know nothing
-            of each other, without a model, take raster, which predictions of density assume too.
+            layer, whichever errs less on 64 rows of its first sparse call in a run from a fifth
+            of the schedule on (on the output as it is, by `attend_in_best_order`; that call
+            computes both). Until then, and where calls know nothing of each other, as without a
+            model, raster, which predictions of density assume too.
         neighbors: Whether blocks that touch in the grid are always kept.
         first_frame: Whether blocks with first-frame tokens always keep each other (video only).
             None: as published for the model family (True for Wan), False without a model.
@@ -311,6 +317,8 @@ class BlockSparseMethod(VisualMethod):
         if memory is None or remembered is None:
             return attend_in(CANDIDATES[0], out, None)
         known = memory.orders.get(kind_of(inputs))
+        if known is None and position.progress is not None and position.progress < TRIED_FROM:
+            known = CANDIDATES[0]
         if known is not None:
             return attend_in(known, out, remembered)
         order, exactness = attend_in_best_order(attend_in, inputs, self.block, out, remembered)
@@ -384,7 +392,7 @@ class BlockSparseMethod(VisualMethod):
         parts, device = self.parts(), visual.query.device
         blocks = blocks_of(self, visual.layout, device, self.order_of(position))
         earlier, is_reused = earlier_selection(
-            remembered or {}, position.step, self.reuse, self.reuse_passes
+            remembered or {}, position.step, blocks.order.name, self.reuse, self.reuse_passes
         )
         is_tested = is_reused and visual.query.device.type == "cpu"
         needs = parts.corrector.needs
@@ -423,7 +431,9 @@ class BlockSparseMethod(VisualMethod):
             found[0] if len(found) == 1 else _joined(found)
         )
         if remembered is not None and self._remembers and not is_reused:
-            remembered["selection"] = Selection(kept, position.step, max_count, fitted)
+            remembered["selection"] = Selection(
+                kept, position.step, blocks.order.name, max_count, fitted
+            )
         chosen = Chosen(call, indices, counts, fitted)
         summary = parts.corrector.summarise(chosen)
         return BlockPlan(chosen, row_scale, row_bias, summary, promise)

@@ -24,12 +24,14 @@ class Selection:
     Args:
         kept: (B, H, NB, NB) bool, which blocks each query block computes.
         step: When.
+        order: Name of the order that the blocks are in.
         max_count: Blocks that a row keeps at most.
         fitted: What the corrector fits to sampled rows, None where nobody asks again.
     """
 
     kept: Tensor
     step: int | None
+    order: str
     max_count: int
     fitted: dict[str, Tensor] | None
 
@@ -49,21 +51,24 @@ def kind_of(inputs: AttentionInputs) -> Hashable:
 
 
 def earlier_selection(
-    remembered: dict[str, Any], step: int | None, reuse: int, is_shared: bool
+    remembered: dict[str, Any], step: int | None, order: str, reuse: int, is_shared: bool
 ) -> tuple[Selection | None, bool]:
     """Returns what was selected before, and whether it may serve a call as it is.
 
     Args:
         remembered: For the call, as `LayerMemory.of_call` gives it.
         step: Of the call.
+        order: Of its blocks; a selection of others is none.
         reuse: For how many further steps a selection may serve.
         is_shared: Whether that of the first such call of the step may.
     """
     first = remembered.get("first", {}).get("selection") if is_shared else None
-    if first is not None and 0 <= first.age(step) <= reuse:
+    if first is not None and first.order == order and 0 <= first.age(step) <= reuse:
         return first, True
     own = remembered.get("selection")
-    return own, own is not None and 0 < own.age(step) <= reuse
+    if own is None or own.order != order:
+        return None, False
+    return own, 0 < own.age(step) <= reuse
 
 
 def steadied(scores: Scores, earlier: Tensor, hysteresis: float) -> Scores:

@@ -24,13 +24,13 @@ CORRECTORS = ("none", "pooled", "tail", "variance", "normaliser", "output", "val
 class Layer:
     """A layer in a run: calls of a method that share a memory."""
 
-    def __init__(self, method, layout=LAYOUT, steps=10):
-        self.method, self.layout, self.steps = method, layout, steps
+    def __init__(self, method, layout=LAYOUT):
+        self.method, self.layout = method, layout
         self.memory = LayerMemory()
 
-    def __call__(self, step, tokens, mask=None, layout=None):
+    def __call__(self, step, tokens, mask=None, layout=None, progress=None):
         inputs = AttentionInputs.checked(*tokens, layout or self.layout, None, mask)
-        position = Position(0, step, step / self.steps, None, self.memory)
+        position = Position(0, step, progress, None, self.memory)
         return self.method.run(inputs, position).output
 
     @property
@@ -103,6 +103,20 @@ def test_an_order_once_taken_stays_for_the_run():
     assert torch.equal(layer(1, others), raster.attend(*others, SQUARE))
     brick = SparseAttn(0.2, block=16, order="brick")
     assert torch.equal(Layer(method, SQUARE)(1, others), brick.attend(*others, SQUARE))
+
+
+def test_noise_is_not_asked_for_its_order():
+    """Early in the schedule the order is raster; lists in it serve none of another order."""
+    tokens, brick = alike(SQUARE, SUITED["brick"]), SparseAttn(0.2, block=16, order="brick")
+    raster = SparseAttn(0.2, **KNOBS)
+    layer = Layer(SparseAttn(0.2, block=16, order="auto", reuse=3, hysteresis=0.5), SQUARE)
+    for step, progress, order in (
+        (0, 0.0, raster), (0, 0.0, raster), (1, 0.19, raster), (1, 0.19, raster),
+        (2, 0.2, brick), (2, 0.2, brick), (3, 0.1, brick),
+    ):  # fmt: skip
+        output, expected = layer(step, tokens, progress=progress), order.attend(*tokens, SQUARE)
+        torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+    assert layer.reused == 3 and list(layer.memory.orders.values()) == ["brick"]
 
 
 def test_without_memory_the_order_is_raster():
