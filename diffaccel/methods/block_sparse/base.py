@@ -55,6 +55,12 @@ KEPT_RATE = {"cpu": 0.65, "cuda": 0.75}
 """FLOP rate on kept blocks of 128 in terms of dense attention. The CPU's is measured at 16k
 tokens (2 AVX2 cores, fp32); the GPU's is what published kernels reach, not measured here."""
 
+ADDED_RATE = {"cpu": 0.5, "cuda": 0.5}
+"""The same for what correctors add. The CPU's fits times at 4,096 to 16,384 tokens."""
+
+CHOICE_TOKENS = {"cpu": 300.0, "cuda": 32.0}
+"""Time of statistics, estimate and selection: that of dense attention with so many queries."""
+
 TOO_MUCH_FOR_PROMISE = "the promised error takes more blocks than dense attention is worth"
 
 
@@ -285,11 +291,17 @@ class BlockSparseMethod(VisualMethod):
         return COMPUTED_DENSELY if keeps_all else ""
 
     def expected_cost(self, layout: TokenLayout, device: str) -> float | None:
-        """Kept blocks over the rate on them; a floor on the kept mass may keep more."""
+        """Kept blocks over the rate on them, choosing them, and what is added for the others.
+
+        A floor on the kept mass may keep more.
+        """
         density = self.expected_density(layout)
         if self.shape_reason(layout) or density is None:
             return None
-        return density / KEPT_RATE.get(device, KEPT_RATE["cpu"])
+        kind = device if device in KEPT_RATE else "cpu"
+        length = layout.visual.length
+        added = self.parts().corrector.added_cost(length, self.block) / ADDED_RATE[kind]
+        return density / KEPT_RATE[kind] + added + CHOICE_TOKENS[kind] / length
 
     def expected_density(self, layout: TokenLayout) -> float | None:
         """Blocks that are asked for or forced; a floor on the kept mass may keep more."""
