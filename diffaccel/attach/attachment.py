@@ -301,7 +301,10 @@ def _method_state(
             )
     if not layers:
         raise UnsupportedModelError(
-            f"this {type(model).__name__} has no self-attention over visual tokens"
+            f"this {type(model).__name__} has no layer of self-attention over visual tokens that "
+            f"the patterns of {type(binding).__name__} match; where layers have other names, "
+            "write a binding with patterns of their own: "
+            f'diffaccel.bindings.BINDINGS["{type(model).__name__}"] = YourBinding()'
         )
     family = binding.family(model, pipe)
     expert = 1 if name == "transformer_2" else 0

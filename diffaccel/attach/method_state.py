@@ -7,7 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffaccel.attach.forecast import device_facts, slower_reason
-from diffaccel.attach.obstacles import parallelism, planned_obstacle, unplanned_obstacle
+from diffaccel.attach.obstacles import (
+    parallelism,
+    planned_obstacle,
+    skipped_scores,
+    unsupported_mask,
+)
 from diffaccel.attach.report import DenoiserReport, LayerReport
 from diffaccel.errors import ModelError
 from diffaccel.methods.inputs import GRADIENTS_NEEDED, Position
@@ -29,6 +34,7 @@ class LayerLog:
 
     sparse_calls: int = 0
     dense_calls: Counter[str] = field(default_factory=Counter)
+    left_out: int = 0
     pairs: int = 0
     kept_pairs: Tensor | float = 0.0
     layout: TokenLayout | None = None
@@ -82,6 +88,7 @@ class LayerLog:
             pairs=self.pairs,
             visited=self.visited,
             ranks=self.ranks,
+            left_out=self.left_out,
             error=float(self.error_sum) / self.errors if self.errors else None,
             worst_error=float(self.worst_error) if self.errors else None,
             orders=tuple(dict.fromkeys(memory.orders.values())),
@@ -199,13 +206,16 @@ class MethodState:
         attached = call.attached
         layer, state = attached.layer, attached.state
         layout: Any = call.layout  # where it is unknown, that is an obstacle
+        if skipped_scores(call):
+            self.leave_out(layer, layout)
+            return call.dense()
         density: Tensor | float = 1.0
         visited: Visited | None = None
         position, method, reason = self._scheduled(layer)
         if not reason:
             reason = parallelism(call)
             plan = self._plan(call, layout, method)
-            reason = reason or plan.obstacle or unplanned_obstacle(call)
+            reason = reason or plan.obstacle or unsupported_mask(call)
             if reason:
                 state.warn_once(layer, reason)
             reason = reason or plan.why_dense
@@ -237,6 +247,12 @@ class MethodState:
         self._logs[layer.name].record(layout, density, reason, visited)
         if self.clock.step is not None:
             self._steps.setdefault(self.clock.step, StepLog()).record(reason)
+
+    def leave_out(self, layer: AttentionLayer, layout: TokenLayout | None) -> None:
+        """Records one call of a layer in which the pipeline left its attention out."""
+        log = self._logs[layer.name]
+        log.left_out += 1
+        log.layout = layout or log.layout
 
     def check_parallel(self, context: Any) -> None:
         """Refuses context parallelism where heads cannot be computed apart.

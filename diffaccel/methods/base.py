@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 DenseLayers = tuple[int, ...] | int | None
-SCHEDULE = ("dense_steps", "dense_layers", "keep_end", "drop_end", "reuse", "hysteresis")
+SCHEDULE = (
+    "dense_steps",
+    "dense_layers",
+    "keep_end",
+    "drop_end",
+    "reuse",
+    "reuse_passes",
+    "hysteresis",
+)
 
 
 class Visited(NamedTuple):

@@ -183,13 +183,20 @@ class AttentionInputs:
         return ExactTokens(_collected(self.key, parts), _collected(self.value, parts), valid)
 
 
+def is_autocast(device: str) -> bool:
+    """Whether `torch.autocast` is on for a type of device; some have none."""
+    # PyTorch 2.8 cannot trace the first question; what is compiled for has autocast.
+    is_known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
+    return is_known and torch.is_autocast_enabled(device)
+
+
 def as_autocast(*tensors: Any) -> tuple[Any, ...]:
     """Casts tensors as SDPA's arguments are under `torch.autocast`; else returns them as they are.
 
     fp64 stays, as do tensors that are no floats, and what is no tensor.
     """
     device = tensors[0].device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not is_autocast(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(

@@ -34,6 +34,8 @@ class LayerMemory:
     def of_call(self, step: int | None, kind: Hashable) -> dict[str, Any]:
         """Returns what is remembered for a call, to be read and changed; once for each call.
 
+        What is remembered for the first such call of a step is under "first" for the others.
+
         Args:
             step: Index of the denoising step.
             kind: What calls must have in common to share anything.
@@ -43,7 +45,10 @@ class LayerMemory:
             self._calls.clear()
         place = self._calls[kind]
         self._calls[kind] += 1
-        return self._remembered.setdefault((kind, place), {})
+        remembered = self._remembered.setdefault((kind, place), {})
+        if place:
+            remembered["first"] = self._remembered[kind, 0]
+        return remembered
 
     def forget(self) -> None:
         """Lets go of all tensors; what a report tells stays."""

@@ -120,6 +120,7 @@ PUBLISHED: dict[str, Published] = {
     "easyanimate": Published(),
     "mochi": Published(),
     "cosmos": Published(),
+    "other": Published(),  # models of which nobody said more
 }
 
 

@@ -28,11 +28,17 @@ from diffaccel.methods.block_sparse.order import (
     orders_named,
     token_order,
 )
-from diffaccel.methods.block_sparse.order_choice import AUTO, CANDIDATES, attend_in_best_order
+from diffaccel.methods.block_sparse.order_choice import (
+    AUTO,
+    CANDIDATES,
+    TRIED_FROM,
+    attend_in_best_order,
+)
 from diffaccel.methods.block_sparse.promise import Promise, promised
 from diffaccel.methods.block_sparse.reuse import (
     SAMPLED_BLOCKS,
     Selection,
+    earlier_selection,
     has_drifted,
     kind_of,
     steadied,
@@ -48,6 +54,12 @@ _CPU = torch.device("cpu")
 KEPT_RATE = {"cpu": 0.65, "cuda": 0.75}
 """FLOP rate on kept blocks of 128 in terms of dense attention. The CPU's is measured at 16k
 tokens (2 AVX2 cores, fp32); the GPU's is what published kernels reach, not measured here."""
+
+ADDED_RATE = {"cpu": 0.5, "cuda": 0.5}
+"""The same for what correctors add. The CPU's fits times at 4,096 to 16,384 tokens."""
+
+CHOICE_TOKENS = {"cpu": 300.0, "cuda": 32.0}
+"""Time of statistics, estimate and selection: that of dense attention with so many queries."""
 
 TOO_MUCH_FOR_PROMISE = "the promised error takes more blocks than dense attention is worth"
 
@@ -176,9 +188,10 @@ class BlockSparseMethod(VisualMethod):
         block: Tokens per block, a power of two of at least 16.
         order: "hilbert", "brick", "columns" or "raster": which tokens form a block; "cyclic":
             raster, columns and bricks in turn, layer by layer. "auto": raster or brick for each
-            layer, whichever errs less on 64 rows of its first sparse call in a run (on the output
-            as it is, by `attend_in_best_order`; that call computes both). Calls that know nothing
-            of each other, without a model, take raster, which predictions of density assume too.
+            layer, whichever errs less on 64 rows of its first sparse call in a run from a fifth
+            of the schedule on (on the output as it is, by `attend_in_best_order`; that call
+            computes both). Until then, and where calls know nothing of each other, as without a
+            model, raster, which predictions of density assume too.
         neighbors: Whether blocks that touch in the grid are always kept.
         first_frame: Whether blocks with first-frame tokens always keep each other (video only).
             None: as published for the model family (True for Wan), False without a model.
@@ -187,6 +200,9 @@ class BlockSparseMethod(VisualMethod):
             as the lists hold nine tenths of the score that fresh ones would, in a sample of
             query blocks; elsewhere nobody asks, which would wait for the device. Lists are those
             of the same pass of guidance. Holds NB**2 bytes for each head and sample of a layer.
+        reuse_passes: Whether further passes of guidance take the block lists of the first,
+            likewise, where they call the model one after the other; passes in one batch select
+            each for itself.
         hysteresis: The score of blocks that a layer kept before is multiplied by 1 + hysteresis,
             so that choices near the border do not flicker from step to step; 0 forgets. Holds as
             much as `reuse`.
@@ -202,6 +218,7 @@ class BlockSparseMethod(VisualMethod):
     neighbors: bool = False
     first_frame: bool | None = None
     reuse: int = 0
+    reuse_passes: bool = False
     hysteresis: float = 0.0
 
     def __post_init__(self) -> None:
@@ -215,8 +232,8 @@ class BlockSparseMethod(VisualMethod):
             raise ValueError(
                 f"block must be a power of two of at least 16, got {block=}; 128 suits most GPUs"
             )
-        if self.order not in (AUTO, *ORDERS, *CYCLES):
-            known = ", ".join((AUTO, *ORDERS, *CYCLES))
+        if self.order not in (AUTO, *CYCLES, *ORDERS):
+            known = ", ".join((AUTO, *CYCLES, *ORDERS))
             raise ValueError(f"order must be one of {known}, got order={self.order!r}; choose one")
         if not isinstance(self.reuse, int) or self.reuse < 0:
             raise ValueError(
@@ -244,6 +261,11 @@ class BlockSparseMethod(VisualMethod):
         orders = self.order_names
         return orders[(position.layer or 0) % len(orders)]
 
+    @property
+    def _remembers(self) -> bool:
+        """Whether block lists are of use to later calls."""
+        return bool(self.reuse or self.reuse_passes or self.hysteresis)
+
     def parts(self) -> Parts:
         """What is computed exactly, and what is done about the rest."""
         raise NotImplementedError(f"{type(self).__name__} does not implement parts")
@@ -269,11 +291,17 @@ class BlockSparseMethod(VisualMethod):
         return COMPUTED_DENSELY if keeps_all else ""
 
     def expected_cost(self, layout: TokenLayout, device: str) -> float | None:
-        """Kept blocks over the rate on them; a floor on the kept mass may keep more."""
+        """Kept blocks over the rate on them, choosing them, and what is added for the others.
+
+        A floor on the kept mass may keep more.
+        """
         density = self.expected_density(layout)
         if self.shape_reason(layout) or density is None:
             return None
-        return density / KEPT_RATE.get(device, KEPT_RATE["cpu"])
+        kind = device if device in KEPT_RATE else "cpu"
+        length = layout.visual.length
+        added = self.parts().corrector.added_cost(length, self.block) / ADDED_RATE[kind]
+        return density / KEPT_RATE[kind] + added + CHOICE_TOKENS[kind] / length
 
     def expected_density(self, layout: TokenLayout) -> float | None:
         """Blocks that are asked for or forced; a floor on the kept mass may keep more."""
@@ -289,7 +317,7 @@ class BlockSparseMethod(VisualMethod):
     def attend_visual(self, inputs: AttentionInputs, position: Position, out: Tensor) -> Exactness:
         memory, remembered = position.memory, None
         is_auto = self.order == AUTO
-        if memory is not None and (is_auto or self.reuse or self.hysteresis):
+        if memory is not None and (is_auto or self._remembers):
             remembered = memory.of_call(position.step, kind_of(inputs))
         if not is_auto:
             return self.attend_blocks(inputs, position, out, remembered)
@@ -301,6 +329,8 @@ class BlockSparseMethod(VisualMethod):
         if memory is None or remembered is None:
             return attend_in(CANDIDATES[0], out, None)
         known = memory.orders.get(kind_of(inputs))
+        if known is None and position.progress is not None and position.progress < TRIED_FROM:
+            known = CANDIDATES[0]
         if known is not None:
             return attend_in(known, out, remembered)
         order, exactness = attend_in_best_order(attend_in, inputs, self.block, out, remembered)
@@ -373,8 +403,9 @@ class BlockSparseMethod(VisualMethod):
         """
         parts, device = self.parts(), visual.query.device
         blocks = blocks_of(self, visual.layout, device, self.order_of(position))
-        earlier: Selection | None = (remembered or {}).get("selection")
-        is_reused = earlier is not None and earlier.serves(position.step, self.reuse)
+        earlier, is_reused = earlier_selection(
+            remembered or {}, position.step, blocks.order.name, self.reuse, self.reuse_passes
+        )
         is_tested = is_reused and visual.query.device.type == "cpu"
         needs = parts.corrector.needs
         if is_tested or not is_reused:
@@ -396,7 +427,7 @@ class BlockSparseMethod(VisualMethod):
             max_count, fitted = earlier.max_count, earlier.fitted
             choose: Callable[[BlockRows], Tensor] = earlier.of
         else:
-            max_count, fitted = blocks.max_count, {} if self.reuse else None
+            max_count, fitted = blocks.max_count, {} if self.reuse or self.reuse_passes else None
             ask = parts.ask
             if parts.max_error is not None:
                 promise = promised(call, parts, blocks.forced.mask, parts.max_error)
@@ -411,8 +442,10 @@ class BlockSparseMethod(VisualMethod):
         kept, indices, counts, row_scale, row_bias = (
             found[0] if len(found) == 1 else _joined(found)
         )
-        if remembered is not None and not is_reused and (self.reuse or self.hysteresis):
-            remembered["selection"] = Selection(kept, position.step, max_count, fitted)
+        if remembered is not None and self._remembers and not is_reused:
+            remembered["selection"] = Selection(
+                kept, position.step, blocks.order.name, max_count, fitted
+            )
         chosen = Chosen(call, indices, counts, fitted)
         summary = parts.corrector.summarise(chosen)
         return BlockPlan(chosen, row_scale, row_bias, summary, promise)

@@ -17,6 +17,9 @@ AUTO = "auto"
 CANDIDATES = ("raster", "brick")
 """Orders that are tried; the first is taken where nothing is remembered, and in ties."""
 
+TRIED_FROM = 0.2
+"""Share of the schedule from which orders are tried: before, noise hardly prefers any."""
+
 ROWS = 64
 _OFFSET = 0.25  # correctors are fitted to rows with another one
 

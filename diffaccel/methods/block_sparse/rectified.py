@@ -63,7 +63,8 @@ class RectifiedSpaAttn(BlockSparseMethod):
         drop_end: Share at the end of the schedule, as `drop`, which then holds at its start; in
             between it is linear in the share of the schedule that lies behind a step. None:
             `drop` throughout.
-        block, order, first_frame, reuse, hysteresis: As of `BlockSparseMethod`.
+        block, order, first_frame, reuse, reuse_passes, hysteresis: As of
+            `BlockSparseMethod`.
         dense_steps, dense_layers: As of `ScheduledMethod`.
 
     Example:

@@ -46,7 +46,7 @@ class SparseAttn(BlockSparseMethod):
             between it is linear in the share of the schedule that lies behind a step, 0 to
             (n - 1) / n for n steps. None: `keep` throughout, as where nobody says where a call
             stands.
-        p_remain, block, order, neighbors, first_frame, reuse, hysteresis: As of
+        p_remain, block, order, neighbors, first_frame, reuse, reuse_passes, hysteresis: As of
             `BlockSparseMethod`.
         dense_steps, dense_layers: As of `ScheduledMethod`.
 
@@ -104,11 +104,12 @@ class SparseAttn(BlockSparseMethod):
                 f"max_error must lie above 0 and below 1, got max_error={self.max_error}; 0.05 "
                 "promises an output within 5 % of dense attention"
             )
-        if self.reuse or self.hysteresis or self.keep_end is not None:
+        if self._remembers or self.keep_end is not None:
             raise ValueError(
                 "max_error decides in each call how much is kept, so reuse and hysteresis must be "
-                f"0 and keep_end None, got reuse={self.reuse}, hysteresis={self.hysteresis}, "
-                f"keep_end={self.keep_end}; leave them out"
+                "0, reuse_passes False and keep_end None, got "
+                f"reuse={self.reuse}, hysteresis={self.hysteresis}, "
+                f"reuse_passes={self.reuse_passes}, keep_end={self.keep_end}; leave them out"
             )
         parts = self.parts()
         if not isinstance(parts.corrector, BlockSummaries | NoCorrection):

@@ -30,6 +30,10 @@ class BlockTail(Corrector):
         """The mean values."""
         return frozenset({"value_mean"})
 
+    def added_cost(self, length: int, block: int) -> float:
+        """Weights times mean values, block by block."""
+        return 1.0 / block**2
+
     def finish(self, chosen: Chosen, summary: Summary | None, attended: KernelOutput) -> Tensor:
         """Merges the summary of each query block into the rows of it."""
         call, output = chosen.call, attended.output

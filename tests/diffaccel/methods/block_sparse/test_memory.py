@@ -24,13 +24,13 @@ CORRECTORS = ("none", "pooled", "tail", "variance", "normaliser", "output", "val
 class Layer:
     """A layer in a run: calls of a method that share a memory."""
 
-    def __init__(self, method, layout=LAYOUT, steps=10):
-        self.method, self.layout, self.steps = method, layout, steps
+    def __init__(self, method, layout=LAYOUT):
+        self.method, self.layout = method, layout
         self.memory = LayerMemory()
 
-    def __call__(self, step, tokens, mask=None, layout=None):
+    def __call__(self, step, tokens, mask=None, layout=None, progress=None):
         inputs = AttentionInputs.checked(*tokens, layout or self.layout, None, mask)
-        position = Position(0, step, step / self.steps, None, self.memory)
+        position = Position(0, step, progress, None, self.memory)
         return self.method.run(inputs, position).output
 
     @property
@@ -103,6 +103,20 @@ def test_an_order_once_taken_stays_for_the_run():
     assert torch.equal(layer(1, others), raster.attend(*others, SQUARE))
     brick = SparseAttn(0.2, block=16, order="brick")
     assert torch.equal(Layer(method, SQUARE)(1, others), brick.attend(*others, SQUARE))
+
+
+def test_noise_is_not_asked_for_its_order():
+    """Early in the schedule the order is raster; lists in it serve none of another order."""
+    tokens, brick = alike(SQUARE, SUITED["brick"]), SparseAttn(0.2, block=16, order="brick")
+    raster = SparseAttn(0.2, **KNOBS)
+    layer = Layer(SparseAttn(0.2, block=16, order="auto", reuse=3, hysteresis=0.5), SQUARE)
+    for step, progress, order in (
+        (0, 0.0, raster), (0, 0.0, raster), (1, 0.19, raster), (1, 0.19, raster),
+        (2, 0.2, brick), (2, 0.2, brick), (3, 0.1, brick),
+    ):  # fmt: skip
+        output, expected = layer(step, tokens, progress=progress), order.attend(*tokens, SQUARE)
+        torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+    assert layer.reused == 3 and list(layer.memory.orders.values()) == ["brick"]
 
 
 def test_without_memory_the_order_is_raster():
@@ -181,11 +195,12 @@ def test_drift_is_what_the_lists_miss_of_the_score():
         ([1, 1, 1, 1], False),
     ):  # fmt: skip
         assert has_drifted(Scores(blocks), torch.tensor([[[kept]]]).bool()) is drifted
-    forced = torch.tensor([[True, False, False, False]])
-    kept = torch.tensor([[[[True, False, True, False]]]])
-    assert has_drifted(Scores(blocks, None, forced), kept)  # the forced block is no merit
-    always = torch.tensor([[[[torch.inf, 3.0, 1.0, 1.0]]]])
-    assert has_drifted(Scores(always), torch.tensor([[[[False, True, False, False]]]]))
+    always = torch.tensor([[True, False, False, False]])
+    for kept, drifted in (([1, 0, 1, 0], True), ([1, 1, 0, 0], False), ([0, 1, 1, 0], True)):
+        scores = Scores(blocks, always=always)  # what is kept anyway is no merit
+        assert has_drifted(scores, torch.tensor([[[kept]]]).bool()) is drifted
+    broken = torch.tensor([[[[torch.nan, 3.0, 1.0, 1.0]]]])
+    assert has_drifted(Scores(broken), torch.tensor([[[[True, True, False, False]]]]))
 
 
 def test_calls_of_another_kind_share_nothing():
@@ -213,6 +228,32 @@ def test_passes_of_guidance_have_lists_of_their_own():
             later = nearby(tokens, 0.01 * step)
             assert torch.equal(both(step, later), layer(step, later))
     assert both.reused == alone[0].reused + alone[1].reused == 4
+
+
+def test_a_second_pass_of_guidance_can_take_the_lists_of_the_first():
+    knobs = {"selector": "pooled", "corrector": "value", **KNOBS}
+    first, second = tokens_of(), nearby(tokens_of(), 0.1)
+    layer = Layer(SparseAttn(0.3, reuse_passes=True, **knobs))
+    alone = SparseAttn(0.3, **knobs)
+    for step in range(3):
+        assert torch.equal(layer(step, first), alone.attend(*first, LAYOUT))
+        shared = layer(step, second)
+        assert layer.reused == step + 1  # the first pass selects anew in each step
+    later = Layer(SparseAttn(0.3, reuse=1, **knobs))
+    later(0, first)
+    assert torch.equal(later(1, second), shared)
+    assert not torch.equal(alone.attend(*second, LAYOUT), shared)
+    layer(3, first)
+    other = tokens_of(seed=7)
+    assert torch.equal(layer(3, other), alone.attend(*other, LAYOUT)) and layer.reused == 3
+
+
+def test_both_passes_take_lists_of_an_earlier_step_where_both_may():
+    layer = Layer(SparseAttn(0.3, reuse=1, reuse_passes=True, **KNOBS))
+    for step in range(4):
+        layer(step, tokens_of())
+        layer(step, nearby(tokens_of()))
+    assert layer.reused == 2 + 4  # all but the first pass of steps 0 and 2
 
 
 def test_samples_of_a_batch_have_lists_of_their_own():
@@ -291,7 +332,9 @@ def test_steadied_scores_are_still_shares_of_the_mass():
         ({"hysteresis": -0.1}, "hysteresis"),
         ({"hysteresis": float("inf")}, "hysteresis"),
         ({"reuse": 1, "max_error": 0.05}, "reuse and hysteresis"),
-        ({"order": "spiral"}, "auto, hilbert, brick, raster"),
+        ({"reuse_passes": True, "max_error": 0.05}, "reuse_passes False"),
+        ({"reuse_passes": 2}, "reuse_passes"),
+        ({"order": "spiral"}, "auto, .*, hilbert, brick, raster, got"),
     ],
 )
 def test_knobs_out_of_range_are_refused(knobs, says):
