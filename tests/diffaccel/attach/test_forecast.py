@@ -90,7 +90,7 @@ def test_an_attached_layer_runs_dense_and_says_so(monkeypatch, tiny_pipelines):
     monkeypatch.setattr(forecast, "CPU_TOKENS", 1)
     tiny = tiny_pipelines.flux()
     stock = tiny.sample()
-    wide, small = NeighborhoodAttn((7, 11)), SparseAttn(keep=0.1, block=16, neighbors=False)
+    wide, small = NeighborhoodAttn((7, 11)), NeighborhoodAttn(2)
     with set_attn_processor(tiny.pipe, wide) as attachment:
         assert torch.equal(tiny.sample(), stock)
         for layer in attachment.report().layers:

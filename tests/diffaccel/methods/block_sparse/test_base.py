@@ -72,7 +72,8 @@ def _oracle_damping(at, order, is_real, valid, text, kept, block):
     scale, count = query.shape[-1] ** -0.5, min(32, len(order))
     cases = []
     for i in range(count):
-        place = int((i + 0.5) * len(order) / count)
+        within = (i + 0.5) * (math.sqrt(5) - 1) / 2 % 1  # the golden section
+        place = int((i + within) * len(order) / count)
         if is_real[place]:
             n, row = place // block, scale * query[order[place]]
             exact = torch.cat([key[run] for run in valid] + [key[text]]) @ row
