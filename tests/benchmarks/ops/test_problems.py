@@ -112,7 +112,7 @@ def test_windows_have_about_the_density_that_was_asked_for(density):
     [
         (
             "block-sparse",
-            SparseAttn(keep=0.5, block=32, selector="pooled", corrector="none"),
+            SparseAttn(keep=0.5, block=32, order="hilbert", selector="pooled", corrector="none"),
         ),
         (
             "block-rectified",
