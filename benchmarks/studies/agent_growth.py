@@ -75,7 +75,9 @@ EMBEDDED_METHODS: dict[str, Method] = {
     'AgentAttn(8, agents="pool")': AgentAttn(8, agents="pool"),
     "TokenMergingAttn(0.4)": TokenMergingAttn(0.4),
     "TokenMergingAttn(0.7)": TokenMergingAttn(0.7),
-    "SparseAttn(0.1, neighbors=True)": SparseAttn(0.1, neighbors=True),
+    "plain selection of 10 %": SparseAttn(
+        0.1, neighbors=True, selector="pooled", corrector="none"
+    ),
 }
 
 

@@ -26,7 +26,8 @@ from embedded.vocabulary import Thing, load_vocabulary
 
 METHODS: tuple[Method, ...] = (
     FullAttn(),
-    SparseAttn(0.1, neighbors=True),
+    SparseAttn(0.1),
+    SparseAttn(0.1, neighbors=True, selector="pooled", corrector="none"),
     RectifiedSpaAttn(0.9, p_remain=0.0),
     RectifiedSpaAttn(0.9, p_remain=0.0, correction="centroids"),
     NeighborhoodAttn(16),
