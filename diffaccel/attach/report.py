@@ -167,6 +167,12 @@ class Report:
         """Mean density over all denoisers, weighted by their query-key pairs."""
         return _overall_density(self.layers)
 
+    @property
+    def worst_error(self) -> float | None:
+        """The largest measured error of a call, None where no method measures it."""
+        errors = [layer.worst_error for layer in self.layers if layer.worst_error is not None]
+        return max(errors, default=None)
+
     def __str__(self) -> str:
         return "\n".join(str(denoiser) for denoiser in self.denoisers)
 

@@ -91,6 +91,7 @@ def sample_image(prompt: str, options: SampleOptions, output: Path) -> int:
         "refinement": asdict(job.switches),
         "method": repr(job.method),
         "density": {stage: report.density for stage, report in result.reports.items()},
+        "error": {stage: report.worst_error for stage, report in result.reports.items()},
         "attention": recorded(result.reports),
         "seconds": {"total": round(seconds, 3), **result.seconds},
         "device": device_name(device),
@@ -101,7 +102,8 @@ def sample_image(prompt: str, options: SampleOptions, output: Path) -> int:
     print(f"{output} ({job.label}, {seconds:.1f} s)")
     for stage, report in result.reports.items():
         share = "unknown" if report.density is None else f"{report.density:.1%}"
-        print(f"  {stage}: {job.method}, {share} of the attention computed")
+        error = "" if report.worst_error is None else f", error at most {report.worst_error:.3f}"
+        print(f"  {stage}: {job.method}, {share} of the attention computed{error}")
         if not isinstance(job.method, FullAttn) and (line := described(stage, report)):
             print(line)
     return 0

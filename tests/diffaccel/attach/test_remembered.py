@@ -152,3 +152,18 @@ def test_the_command_line_has_these_knobs():
         0.4, keep_end=0.1, reuse=2, hysteresis=0.2, dense_steps=0.2, order="auto"
     )
     assert parse_method("rectified", ("drop_end=0.9",)) == RectifiedSpaAttn(drop_end=0.9)
+
+
+def test_a_promised_error_is_in_the_report(tiny_pipelines):
+    tiny = tiny_pipelines.flux()
+    method = SparseAttn(max_error=0.3, block=16, dense_steps=0, dense_layers=())
+    with set_attn_processor(tiny.pipe, method, always=True) as attachment:
+        tiny.sample()
+        report = attachment.report()
+    assert 0.0 < report.worst_error < 0.6
+    for layer in report.layers:
+        assert 0.0 <= layer.error <= layer.worst_error
+        assert "error" in str(layer)
+    with set_attn_processor(tiny.pipe, SparseAttn(0.5, block=16), always=True) as attachment:
+        tiny.sample()
+        assert attachment.report().worst_error is None
