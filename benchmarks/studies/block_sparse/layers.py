@@ -1,0 +1,279 @@
+"""Measures the error of one attention call: every selector with every corrector, on real tensors.
+
+Captures query, key and value while the embedded models draw (`captures.py`), adds synthetic heads,
+and runs block-sparse attention on each with several shares of the blocks:
+
+    python benchmarks/studies/block_sparse/layers.py --what named --calls calls.csv --csv rows.csv
+
+The file of `--calls` holds one line per call, method and share. A run that was stopped goes on
+from it, and several runs may add to it one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from math import exp, log
+from pathlib import Path
+from statistics import fmean
+from time import process_time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffaccel.benchmarks.rows import Column, read_rows, table, write_rows
+from diffaccel.benchmarks.studies.block_sparse.captures import (
+    DRAWINGS,
+    Captured,
+    captured,
+)
+from diffaccel.benchmarks.studies.block_sparse.contenders import (
+    BLOCK,
+    CONTENDERS,
+    DEFAULT,
+    Contender,
+)
+from diffaccel.benchmarks.studies.block_sparse.curves import (
+    Point,
+    error_at,
+    mean_at,
+    quantile_at,
+)
+from diffaccel.benchmarks.studies.block_sparse.synthetic import KINDS, synthetic
+from diffaccel.machine import device_name, versions_line
+from diffaccel.methods import FullAttn
+from diffaccel.methods.base import Method
+
+GROUPS = ("image", "video", "synthetic")
+SEEDS = (0, 1)
+
+Curves = dict[tuple[str, int, int], list[Point]]
+"""Of each call, by source, step and layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallRow:
+    """One call with one method.
+
+    `density` is the share of visual query-key pairs that was computed exactly, `error` is
+    |output - dense| / |dense| over visual rows (Frobenius norms), `seconds` is CPU time.
+    """
+
+    key = ("group", "source", "step", "layer", "contender", "order", "block", "keep")
+
+    group: str
+    source: str
+    step: int
+    layer: int
+    contender: str
+    order: str
+    block: int
+    keep: float
+    density: float
+    error: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Means over calls at equal density and at equal total cost, None where it is not reached.
+
+    `q90_*` are quantiles over calls, `added` is `added_cost`, and a total cost is the density and
+    what is added. `ratio` is the geometric mean, over calls and knob values, of the error over
+    that of `SparseAttn` in the same call, in raster order at equal density.
+    """
+
+    key = ("group", "contender", "order", "block")
+
+    group: str
+    contender: str
+    order: str
+    block: int
+    calls: int
+    at_05: float | None
+    at_10: float | None
+    at_15: float | None
+    at_20: float | None
+    at_30: float | None
+    q90_10: float | None
+    q90_20: float | None
+    added: float
+    cost_10: float | None
+    cost_20: float | None
+    least_density: float
+    largest_density: float
+    ratio: float | None
+
+
+def errors(
+    call: Captured, dense: Tensor, contender: Contender, group: str = "", keeps: Any = None
+) -> Iterator[CallRow]:
+    """Runs one contender on one call.
+
+    Args:
+        call: The call.
+        dense: Dense attention of its visual rows, (B, N, H, D).
+        contender: What runs.
+        group: What the rows are reported with.
+        keeps: Those of its knob values to run, all by default.
+    """
+    for keep in contender.keeps if keeps is None else keeps:
+        started = process_time()
+        output, density = attended(contender.method(keep), call)
+        seconds = process_time() - started
+        error = (output - dense).norm() / dense.norm()
+        yield CallRow(
+            group, call.source, call.step, call.layer, contender.name, contender.order,
+            contender.block, keep, density, float(error), seconds,
+        )  # fmt: skip
+
+
+def attended(method: Method, call: Captured) -> tuple[Tensor, float]:
+    """Runs a method: its visual rows fp32, and the share of visual pairs that it computed."""
+    layout = call.layout
+    output, density = method.attend_with_density(
+        call.query, call.key, call.value, layout, scale=call.scale
+    )
+    visual, total = layout.visual.length**2, layout.length**2
+    return (
+        output[:, layout.visual_slice].float(),
+        1.0 - (1.0 - float(density)) * total / visual,
+    )
+
+
+def calls_of(group: str, folder: Path, tunes: bool = False) -> Iterator[Captured]:
+    """Yields the calls of a group: those that tune defaults, or the others, which are reported."""
+    if group == "synthetic":
+        for kind in KINDS:
+            for seed in SEEDS:
+                yield synthetic(kind, seed + 100 * tunes)
+    for drawing in DRAWINGS:
+        if drawing.group == group and drawing.tunes == tunes:
+            yield from captured(drawing, folder)
+
+
+def measure(
+    calls: Iterable[Captured], contenders: Sequence[Contender], group: str, path: Path
+) -> None:
+    """Runs all contenders on all calls, and adds to a file what is not there yet."""
+    known = {_key(row) for row in read_rows(path, CallRow)[0]} if path.exists() else set()
+    for number, call in enumerate(calls):
+        dense: Tensor | None = None
+        fresh: list[CallRow] = []
+        for contender in contenders:
+            missing = [
+                keep
+                for keep in contender.keeps
+                if (
+                    group, call.source, call.step, call.layer, contender.name, contender.order,
+                    contender.block, keep,
+                ) not in known
+            ]  # fmt: skip
+            if missing and dense is None:
+                dense = attended(FullAttn(), call)[0]
+            if missing and dense is not None:
+                fresh += errors(call, dense, contender, group, missing)
+        if fresh:
+            write_rows(path, fresh)
+        print(f"{group} call {number}: {len(fresh)} rows", file=sys.stderr, flush=True)
+
+
+def summary(rows: Sequence[CallRow], contenders: Sequence[Contender]) -> list[Row]:
+    """Reads equal densities and costs off the curves of all calls."""
+    added = {(each.name, each.order, each.block): each.added for each in contenders}
+    curves: dict[tuple[str, str, str, int], Curves] = {}
+    for row in rows:
+        at = curves.setdefault((row.group, row.contender, row.order, row.block), {})
+        call = (row.source, row.step, row.layer)
+        at.setdefault(call, []).append((row.density, row.error))
+    found = []
+    for (group, *what), at in curves.items():
+        if tuple(what) in added:
+            default = curves.get((group, DEFAULT, "raster", BLOCK), {})
+            found.append(_row(group, *what, at, added[tuple(what)], default))
+    return found
+
+
+def _row(
+    group: str, contender: str, order: str, block: int, at: Curves, added: float, default: Curves
+) -> Row:
+    curves = list(at.values())
+    densities = [0.05, 0.10, 0.15, 0.20, 0.30]
+    by_keep = zip(*(sorted(points) for points in curves), strict=False)
+    means = [fmean(point[0] for point in points) for points in by_keep]
+    return Row(
+        group, contender, order, block, len(curves),
+        *(mean_at(curves, density) for density in densities),
+        quantile_at(curves, 0.10), quantile_at(curves, 0.20), added,
+        mean_at(curves, 0.10 - added), mean_at(curves, 0.20 - added), min(means), max(means),
+        _ratio(at, default),
+    )  # fmt: skip
+
+
+def _ratio(at: Curves, default: Curves) -> float | None:
+    logs = []
+    for call, points in at.items():
+        for density, error in points:
+            other = error_at(default.get(call, []), density)
+            if other and error:
+                logs.append(log(error / other))
+    return exp(fmean(logs)) if logs else None
+
+
+def _key(row: CallRow) -> tuple[Any, ...]:
+    return tuple(getattr(row, name) for name in row.key)
+
+
+def _number(name: str) -> Column:
+    return lambda row: "-" if getattr(row, name) is None else f"{getattr(row, name):.3f}"
+
+
+COLUMNS: dict[str, Column] = {
+    "group": "{0.group}",
+    "method": "{0.contender}",
+    "order": "{0.order}",
+    "block": "{0.block}",
+    "calls": "{0.calls}",
+    **{
+        field.name.replace("at_", ".").replace("cost_", "cost ."): _number(field.name)
+        for field in fields(Row)
+        if field.name.startswith(("at_", "q90_", "cost_", "added", "ratio"))
+    },
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Captures, measures, prints; returns the exit code."""
+    options = _parser().parse_args(argv)
+    torch.set_num_threads(options.threads)
+    contenders = [each for name in options.what for each in CONTENDERS[name]()]
+    with torch.inference_mode():
+        for group in options.groups:
+            calls = list(calls_of(group, options.captures, options.tuning))[:: options.every]
+            measure(calls, contenders, group, options.calls)
+    rows = summary(read_rows(options.calls, CallRow)[0], contenders)
+    print("\n".join(table(rows, COLUMNS)))
+    if options.csv:
+        facts = {"device": device_name("cpu"), "dtype": "float32", "versions": versions_line()}
+        write_rows(options.csv, rows, facts)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--what", nargs="+", choices=tuple(CONTENDERS), default=["named"])
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
+    parser.add_argument("--captures", type=Path, default=Path("captures"), help="kept here")
+    parser.add_argument("--every", type=int, default=1, help="takes every n-th call")
+    parser.add_argument("--tuning", action="store_true", help="the calls that defaults came from")
+    parser.add_argument("--calls", type=Path, required=True, help="one line per call and method")
+    parser.add_argument("--csv", type=Path, help="write the table here")
+    parser.add_argument("--threads", type=int, default=1)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
