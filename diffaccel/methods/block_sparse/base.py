@@ -17,10 +17,16 @@ from diffaccel.kernels.block_statistics.op import summarise
 from diffaccel.layout import TokenLayout
 from diffaccel.methods.base import ScheduledMethod
 from diffaccel.methods.block_sparse.block_call import BlockCall, BlockRows, Chosen
-from diffaccel.methods.block_sparse.budgets import Ask, Budget, Scores
+from diffaccel.methods.block_sparse.budgets import Ask, Budget, Scores, with_mass
 from diffaccel.methods.block_sparse.correctors.base import Attended, Corrector, Summary
 from diffaccel.methods.block_sparse.forced import ForcedBlocks, forced_blocks
-from diffaccel.methods.block_sparse.order import ORDERS, TokenOrder, token_order
+from diffaccel.methods.block_sparse.order import (
+    CYCLES,
+    ORDERS,
+    TokenOrder,
+    order_of_layer,
+    token_order,
+)
 from diffaccel.methods.block_sparse.selectors.base import Selector
 from diffaccel.methods.inputs import AttentionInputs, ExactTokens, Position, VisualTokens
 from diffaccel.methods.visual import COMPUTED_DENSELY, VisualMethod, total_density
@@ -39,12 +45,24 @@ class Parts(NamedTuple):
         budget: How many are.
         corrector: What is done about the others.
         keep: Share of the key blocks that the budget gives out.
+        p_remain: Share of the attention mass that is computed at least.
     """
 
     selector: Selector
     budget: Budget
     corrector: Corrector
     keep: float
+    p_remain: float = 0.0
+
+    @property
+    def ask(self) -> Ask:
+        """What the budget is told: a floor on the mass only where scores are mass."""
+        return Ask(self.keep, self.p_remain if self.selector.gives_mass else 0.0)
+
+    @property
+    def floor(self) -> float:
+        """Mass that is kept at least, where the budget cannot see to it."""
+        return 0.0 if self.selector.gives_mass else self.p_remain
 
     @property
     def compares_heads(self) -> bool:
@@ -96,7 +114,8 @@ class BlockSparseMethod(VisualMethod):
         p_remain: Share of the attention mass that is computed at least, 0 to 1; 0 leaves the
             number of blocks alone in charge.
         block: Tokens per block, a power of two of at least 16.
-        order: "hilbert", "brick" or "raster": which tokens form a block.
+        order: "hilbert", "brick", "columns" or "raster": which tokens form a block; "cyclic":
+            raster, columns and bricks in turn, layer by layer.
         neighbors: Whether blocks that touch in the grid are always kept.
         first_frame: Whether blocks with first-frame tokens always keep each other (video only).
             None: as published for the model family (True for Wan), False without a model.
@@ -120,13 +139,19 @@ class BlockSparseMethod(VisualMethod):
             raise ValueError(
                 f"block must be a power of two of at least 16, got {block=}; 128 suits most GPUs"
             )
-        if self.order not in ORDERS:
-            raise ValueError(f"order must be one of {', '.join(ORDERS)}, got order={self.order!r}")
+        if self.order not in ORDERS | CYCLES:
+            raise ValueError(
+                f"order must be one of {', '.join(ORDERS | CYCLES)}, got order={self.order!r}"
+            )
         if self.first_frame not in (None, True, False):
             raise ValueError(
                 f"first_frame must be None, True or False, got first_frame={self.first_frame!r}"
             )
         ScheduledMethod.__post_init__(self)
+
+    def order_of(self, position: Position) -> str:
+        """Name of the order at a position, a key of `ORDERS`."""
+        return order_of_layer(self.order, position.layer)
 
     def parts(self) -> Parts:
         """What is computed exactly, and what is done about the rest."""
@@ -163,7 +188,7 @@ class BlockSparseMethod(VisualMethod):
 
     def attend_visual(self, inputs: AttentionInputs, position: Position, out: Tensor) -> Tensor:
         device = inputs.query.device
-        blocks = blocks_of(self, inputs.layout, device)
+        blocks = blocks_of(self, inputs.layout, device, self.order_of(position))
         visual, exact = in_order(inputs.visual(), blocks.order), inputs.exact()
         with torch.autocast(device.type, enabled=False):  # estimates stay fp32
             plan = self.plan(visual, exact, position)
@@ -197,7 +222,8 @@ class BlockSparseMethod(VisualMethod):
             exact: What every query sees exactly.
             position: Where the call stands.
         """
-        blocks, parts = blocks_of(self, visual.layout, visual.query.device), self.parts()
+        parts, device = self.parts(), visual.query.device
+        blocks = blocks_of(self, visual.layout, device, self.order_of(position))
         needs = parts.selector.needs | parts.corrector.needs
         statistics = summarise(
             StatisticsCall(
@@ -205,15 +231,19 @@ class BlockSparseMethod(VisualMethod):
             )
         )
         call = BlockCall(visual, exact, blocks.order, statistics, position)
-        ask, rows = Ask(parts.keep, self.p_remain), call.rows()
+        rows = call.rows()
         threshold = None
         if parts.budget.looks_at_all_rows:
             sample = BlockRows(call, slice(0, blocks.number, len(rows)))
-            threshold = parts.budget.threshold(_scores(parts.selector, sample, blocks), ask)
+            threshold = parts.budget.threshold(_scores(parts, sample, blocks), parts.ask)
         found = []
         for some in rows:
-            scores = _scores(parts.selector, some, blocks)
-            kept = parts.budget.kept(scores, ask, threshold)
+            scores = _scores(parts, some, blocks)
+            kept = parts.budget.kept(scores, parts.ask, threshold)
+            if scores.always is not None:
+                kept = kept | scores.always
+            if parts.floor:
+                kept = kept | with_mass(some.probability, parts.floor)
             lists = block_lists(kept, blocks.max_count)
             found.append((*lists, *(parts.corrector.correct(some, kept) or (None, None))))
         indices, counts, row_scale, row_bias = found[0] if len(found) == 1 else _joined(found)
@@ -222,32 +252,46 @@ class BlockSparseMethod(VisualMethod):
 
 
 @lru_cache(maxsize=64)
-def blocks_of(method: BlockSparseMethod, layout: TokenLayout, device: torch.device) -> Blocks:
-    """Returns what a method makes of a layout with visual tokens, with its tensors on a device."""
+def blocks_of(
+    method: BlockSparseMethod, layout: TokenLayout, device: torch.device, name: str = ""
+) -> Blocks:
+    """Returns what a method makes of a layout with visual tokens, with its tensors on a device.
+
+    `name` is that of the token order, by default the first that the method has.
+    """
     parts, number = method.parts(), -(-layout.visual.length // method.block)
-    order = token_order(layout.grid, method.order, method.block).to(device)
+    name = name or order_of_layer(method.order, 0)
+    order = token_order(layout.grid, name, method.block).to(device)
     forced = forced_blocks(
         layout.grid,
-        method.order,
+        name,
         method.block,
         method.neighbors,
         bool(method.first_frame),
         parts.selector,
         device,
     )
-    ask = Ask(parts.keep, method.p_remain)
-    share = parts.budget.share(number, ask)
-    max_count = parts.budget.max_count(number, forced.largest, ask)
+    share = parts.budget.share(number, parts.ask)
+    if share is None:
+        share = parts.selector.share(order)
+    max_count = parts.budget.max_count(number, forced.largest, parts.ask)
+    if parts.floor or parts.selector.decides:
+        max_count = number
     return Blocks(number, order, forced, share, max_count)
 
 
-def _scores(selector: Selector, rows: BlockRows, blocks: Blocks) -> Scores:
+def _scores(parts: Parts, rows: BlockRows, blocks: Blocks) -> Scores:
+    selector = parts.selector
     text = rows.probability[..., -1] if selector.gives_mass else None
     mask = blocks.forced.mask
     score = selector.score(rows)
     if score.shape[1] != rows.query_mean.shape[1]:
         score = score.expand(-1, rows.query_mean.shape[1], -1, -1)
-    return Scores(score, text, None if mask is None else mask[rows.rows])
+    forced, always = None if mask is None else mask[rows.rows], None
+    if selector.decides:
+        always = score.isposinf()
+        score = score.masked_fill(always, 0.0)
+    return Scores(score, text, forced, always)
 
 
 def in_order(visual: VisualTokens, order: TokenOrder) -> VisualTokens:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -31,6 +32,13 @@ class BlockCall:
     order: TokenOrder
     statistics: BlockStatistics
     position: Position
+    _found: dict[object, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def once(self, key: object, find: Callable[[], Any]) -> Any:
+        """Finds something out about the whole call, the first time that somebody asks for it."""
+        if key not in self._found:
+            self._found[key] = find()
+        return self._found[key]
 
     @property
     def block(self) -> int:

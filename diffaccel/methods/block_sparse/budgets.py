@@ -25,11 +25,14 @@ class Scores(NamedTuple):
         text: (B, H, R) fp32, what the text has, which is computed anyway; None where scores are
             no shares of the attention mass.
         forced: (R, NB) bool, blocks that are kept whatever their score, or None.
+        always: (B, H, R, NB) bool, blocks that the selector keeps outside the budget, with a
+            score of 0, or None.
     """
 
     blocks: Tensor
     text: Tensor | None = None
     forced: Tensor | None = None
+    always: Tensor | None = None
 
 
 class Ask(NamedTuple):
@@ -37,7 +40,7 @@ class Ask(NamedTuple):
 
     Args:
         keep: Share of the key blocks, above 0 to 1.
-        p_remain: Share of the score that is kept at least, 0 to 1; of mass where scores are.
+        p_remain: Share of the attention mass that is kept at least, 0 to 1, where scores are mass.
     """
 
     keep: float
@@ -166,13 +169,19 @@ class MixedBudget(Budget):
 class MassBudget(Budget):
     """Keeps the fewest blocks that have a share of the score ("top-p").
 
+    Where rows share a budget, forced blocks count towards the mass.
+
     Args:
         mass: That share, 0 to 1; of the attention mass, text included, where scores are mass.
         across_rows: Whether all rows of a head share one budget, or each has its own.
+        across_heads: Whether all heads of a sample share it too; needs `across_rows`.
+        least: Share of the blocks that every row keeps at least, 0 to 1.
     """
 
     mass: float = 0.9
     across_rows: bool = False
+    across_heads: bool = False
+    least: float = 0.0
     looks_at_all_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -181,29 +190,58 @@ class MassBudget(Budget):
             raise ValueError(
                 f"mass must lie in 0 to 1, got mass={self.mass}; 0.9 keeps nine tenths"
             )
+        if not 0.0 <= self.least <= 1.0:
+            raise ValueError(
+                f"least must lie in 0 to 1, got least={self.least}; it is the share of the blocks "
+                "that every row keeps at least"
+            )
+        if self.across_heads and not self.across_rows:
+            raise ValueError(
+                "across_heads needs across_rows=True, got across_rows=False; heads share a budget "
+                "of all their rows"
+            )
+
+    @property
+    def compares_heads(self) -> bool:
+        """Whether heads share a budget."""
+        return self.across_heads
 
     def threshold(self, scores: Scores, ask: Ask) -> Tensor | None:
         """The score of the last block that is needed, where rows share a budget."""
         if not self.across_rows:
             return None
+        start = 1 if self.across_heads else 2
         blocks = scores.blocks.nan_to_num(nan=torch.inf)
-        ranked = blocks.flatten(2).sort(-1, descending=True).values
-        text = ranked.new_zeros(()) if scores.text is None else scores.text.sum(-1, keepdim=True)
-        finite = ranked.masked_fill(ranked.isinf(), 0.0)
-        needed = self.mass * (finite.sum(-1, keepdim=True) + text)
-        count = (finite.cumsum(-1) + text < needed).sum(-1, keepdim=True)
-        return ranked.gather(-1, count.clamp_(max=ranked.shape[-1] - 1)).unsqueeze(-1)
+        mass = blocks.masked_fill(blocks.isinf(), 0.0)
+        total = mass.flatten(start).sum(-1, keepdim=True)
+        covered = torch.zeros_like(total)
+        if scores.text is not None:
+            covered = scores.text.flatten(start).sum(-1, keepdim=True)
+            total = total + covered
+        if scores.forced is not None:
+            covered = covered + (mass * scores.forced).flatten(start).sum(-1, keepdim=True)
+            blocks = blocks.masked_fill(scores.forced, 0.0)
+        ranked = blocks.flatten(start).sort(-1, descending=True).values
+        mass = ranked.masked_fill(ranked.isinf(), 0.0).cumsum(-1)
+        # The smallest mass is the last in the sum and gone in its rounding.
+        is_missing = mass + covered < self.mass * total * (1.0 - 1e-6)
+        count = is_missing.sum(-1, keepdim=True).clamp_(max=ranked.shape[-1] - 1)
+        last = ranked.gather(-1, count)
+        last = last.masked_fill(covered >= self.mass * total, torch.inf)
+        return last.reshape(*last.shape, *(1,) * (4 - last.dim()))
 
     def kept(self, scores: Scores, ask: Ask, threshold: Tensor | None) -> Tensor:
         """Chooses blocks, at least one in each row."""
+        if self.mass == 1.0:  # sums that round up would lose the last
+            return PositiveBudget().kept(scores, ask, None)
+        least = Ask(self.least).per_row(scores.blocks.shape[-1])
         if threshold is None:
-            total = scores.blocks.masked_fill(scores.blocks.isinf(), 0.0).sum(-1, keepdim=True)
-            text = scores.text
-            if text is None:  # scores of a row then need not sum to 1
-                normed = scores._replace(blocks=scores.blocks / total.clamp_min(1e-30))
-                return select(_selection(normed, Ask(0.0, self.mass), 1))[2]
-            return select(_selection(scores, Ask(0.0, self.mass), 1))[2]
-        kept = select(_selection(scores, Ask(0.0), 1))[2]
+            if scores.text is None:  # scores of a row then need not sum to 1
+                mass = scores.blocks.masked_fill(~scores.blocks.isfinite(), 0.0)
+                total = mass.sum(-1, keepdim=True).clamp_min(1e-30)
+                scores = scores._replace(blocks=scores.blocks / total)
+            return select(_selection(scores, Ask(0.0, self.mass), least))[2]
+        kept = select(_selection(scores, Ask(0.0), least))[2]
         return kept | ((scores.blocks >= threshold) & (scores.blocks > 0))
 
 
@@ -226,6 +264,20 @@ BUDGETS: dict[str, Budget] = {
     "positive": PositiveBudget(),
 }
 """Name -> budget with its defaults."""
+
+
+def with_mass(probability: Tensor, mass: float) -> Tensor:
+    """Chooses the fewest blocks that have a share of the attention mass, text included.
+
+    Args:
+        probability: (B, H, R, NB + 1) fp32 from `block_attention`.
+        mass: That share, 0 to 1.
+
+    Returns:
+        (B, H, R, NB) bool, at least one in each row.
+    """
+    visual, text = probability[..., :-1], probability[..., -1]
+    return select(_selection(Scores(visual, text), Ask(0.0, mass), 1))[2]
 
 
 def _selection(scores: Scores, ask: Ask, top_k: int) -> SelectionCall:

@@ -39,9 +39,7 @@ def block_attention(
         and show in the output.
     """
     query = statistics.query_mean[:, :, rows] * scale
-    logits = query @ statistics.key_mean.transpose(-1, -2)
-    logits = _with_peaks(logits)
-    logits += statistics.counts.log()[:, None, None, :]
+    logits = block_logits(statistics, query)
     text_logits = _with_peaks(query @ exact.key.float().permute(0, 2, 3, 1))
     if exact.valid is not None:
         text_logits.masked_fill_(~exact.valid[:, None, None, :], -torch.inf)
@@ -49,6 +47,20 @@ def block_attention(
     weights = torch.cat([logits, text_logit], dim=-1).softmax(-1)
     # Only padding can leave a row without any key.
     return weights if exact.valid is None else weights.nan_to_num_(nan=0.0)
+
+
+def block_logits(statistics: BlockStatistics, query: Tensor) -> Tensor:
+    """Logits of block means, each with the log of the number of its tokens.
+
+    Args:
+        statistics: Of the visual blocks.
+        query: (B, H, R, D) fp32, scaled.
+
+    Returns:
+        (B, H, R, NB) fp32, -inf for blocks without tokens. What is not finite is very large.
+    """
+    logits = _with_peaks(query @ statistics.key_mean.transpose(-1, -2))
+    return logits.add_(statistics.counts.log()[:, None, None, :])
 
 
 def _with_peaks(logits: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class TokenOrder:
 
     Args:
         grid: (frames, height, width).
-        name: "hilbert", "brick" or "raster".
+        name: A key of `ORDERS`.
         block: Tokens per block.
         order: (N,) int64; `order[i]` is the raster index of the token at position i.
         inverse: (N,) int64; `inverse[raster index]` is the position of that token.
@@ -59,8 +59,9 @@ def token_order(grid: Grid, order: str, block: int) -> TokenOrder:
     Args:
         grid: (frames, height, width), raster order with width fastest.
         order: "hilbert" (generalised Hilbert curve), "brick" (small boxes one after the
-            other) or "raster" (as the model has them).
-        block: Tokens per block; only "brick" depends on it.
+            other), "columns" (small patches through all frames; columns of an image) or "raster"
+            (as the model has them).
+        block: Tokens per block; only "brick" and "columns" depend on it.
 
     Returns:
         The order on the CPU; `.to(device)` moves it.
@@ -134,6 +135,17 @@ def _brick(grid: Grid, block: int) -> np.ndarray:
     return np.argsort(key, kind="stable")
 
 
+def _columns(grid: Grid, block: int) -> np.ndarray:
+    """Patches of about `block / frames` places, each through all frames; columns of an image."""
+    frames, height, width = grid
+    places = np.arange(height * width, dtype=np.int64)
+    if frames == 1:
+        return places.reshape(height, width).T.ravel()
+    patch = 1 << max(0, (block // frames).bit_length() - 1)
+    places = _brick((1, height, width), patch)
+    return (places[:, None] + np.arange(frames) * (height * width)).ravel()
+
+
 @lru_cache(maxsize=128)
 def brick_size(grid: Grid, block: int) -> Grid:
     """Chooses the brick (frames, height, width) of about `block` tokens for a grid.
@@ -168,4 +180,13 @@ ORDERS: dict[str, Callable[[Grid, int], np.ndarray]] = {
     "hilbert": _hilbert,
     "brick": _brick,
     "raster": _raster,
+    "columns": _columns,
 }
+CYCLES: dict[str, tuple[str, ...]] = {"cyclic": ("raster", "columns", "brick")}
+"""Orders that change from layer to layer: "cyclic" cuts time, then the plane, then both."""
+
+
+def order_of_layer(name: str, layer: int | None) -> str:
+    """Which of `ORDERS` a layer has, if a method's order is `name`."""
+    orders = CYCLES.get(name, (name,))
+    return orders[(layer or 0) % len(orders)]

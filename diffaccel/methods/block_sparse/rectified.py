@@ -108,4 +108,4 @@ class RectifiedSpaAttn(BlockSparseMethod):
         corrector: Corrector = PooledReallocation(self.gapr)
         if self.correction == "centroids":
             corrector = CORRECTORS["normaliser"]
-        return Parts(PooledAttention(), RowBudget(), corrector, 1.0 - self.drop)
+        return Parts(PooledAttention(), RowBudget(), corrector, 1.0 - self.drop, self.p_remain)

@@ -73,4 +73,4 @@ class SparseAttn(BlockSparseMethod):
         selector = SELECTORS[selector]() if isinstance(selector, str) else selector
         corrector = CORRECTORS[corrector] if isinstance(corrector, str) else corrector
         budget = BUDGETS[budget] if isinstance(budget, str) else budget or selector.budget
-        return Parts(selector, budget, corrector, self.keep)
+        return Parts(selector, budget, corrector, self.keep, self.p_remain)

@@ -39,6 +39,7 @@ def add_value_term(chosen: Chosen, sample: SampledRows, attended: Attended) -> T
     dtype = output.dtype if output.dtype in (torch.float16, torch.bfloat16) else torch.float32
     weights = _weights(chosen, dtype)
     error = sample.exact - output[:, sample.rows].transpose(1, 2).float()
+    error = error.masked_fill_(~sample.is_real[..., None], 0.0)  # padded rows may hold NaN
     tail = attended.tail.transpose(1, 2)
     step = max(1, _STEP_ELEMENTS // (len(output) * call.number * dim * dim))
     if output.device.type == "cpu":

@@ -21,6 +21,8 @@ class Selector:
 
     gives_mass: ClassVar[bool] = False
     """Whether scores are shares of the attention mass, so that the text's share counts too."""
+    decides: ClassVar[bool] = False
+    """Whether the selector itself decides about some blocks, which it then scores infinity."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -41,11 +43,17 @@ class Selector:
         """Scores every key block for some query blocks.
 
         Returns:
-            (B, H, R, NB) fp32, at least 0. Larger is worth more, 0 is never kept, infinity is
-            always kept. One head may stand for all (H = 1 is expanded).
+            (B, H, R, NB) fp32, at least 0. Larger is worth more, 0 is never kept. Infinity is
+            always kept, outside the budget, if the selector `decides`. NaN, what becomes of
+            tokens that are not finite, comes before all numbers, so that it shows in the output.
+            One head may stand for all (H = 1 is expanded), and one sample.
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement score")
 
     def forced(self, order: TokenOrder) -> Tensor | None:
         """Says which pairs of blocks are always kept for a grid: (NB, NB) bool, or None."""
+        return None
+
+    def share(self, order: TokenOrder) -> float | None:
+        """Share of the blocks with a score above 0 in a grid; None where the data decide."""
         return None

@@ -10,9 +10,10 @@ from diffaccel.layout import Segment, TokenLayout
 from diffaccel.methods import FullAttn, RectifiedSpaAttn, SparseAttn
 from diffaccel.methods.block_sparse.order import first_frame_blocks, neighbor_blocks, token_order
 
+PLAIN = {"selector": "pooled", "corrector": "none"}
 METHODS = (
-    SparseAttn(0.25, block=16),
-    SparseAttn(0.25, block=16, p_remain=0.3, neighbors=True, order="brick"),
+    SparseAttn(0.25, block=16, **PLAIN),
+    SparseAttn(0.25, block=16, p_remain=0.3, neighbors=True, order="brick", **PLAIN),
     RectifiedSpaAttn(0.75, block=16),
     RectifiedSpaAttn(0.75, block=16, gapr=False, order="raster"),
     RectifiedSpaAttn(0.75, block=16, correction="centroids"),
@@ -321,7 +322,7 @@ def test_blocks_of_equal_tokens_are_estimated_exactly(correction):
     torch.testing.assert_close(
         output.double(), reference.attention(query, key, value)[0], atol=1e-5, rtol=1e-4
     )
-    plain = SparseAttn(0.2, block=16).attend(query, key, value, layout)
+    plain = SparseAttn(0.2, block=16, **PLAIN).attend(query, key, value, layout)
     assert (plain - output).norm() > 0.01 * output.norm()
 
 
@@ -371,7 +372,7 @@ def test_gate_that_rejects_everything_leaves_plain_sparse_attention_bit_for_bit(
     query = query.abs() * sign[:, None, None] + 0.01
     key = key.abs() * sign[:, None, None] + 0.5
     knobs = {"block": 16, "p_remain": 0.3, "neighbors": True}
-    plain = SparseAttn(0.2, **knobs).attend(query, key, value, layout)
+    plain = SparseAttn(0.2, **PLAIN, **knobs).attend(query, key, value, layout)
     gated = RectifiedSpaAttn(0.8, **knobs).attend(query, key, value, layout)
     trusting = RectifiedSpaAttn(0.8, gapr=False, **knobs).attend(query, key, value, layout)
     assert torch.equal(plain, gated)
@@ -387,7 +388,7 @@ def test_correcting_beats_ignoring_on_smooth_tokens():
     def error(method):
         return ((method.attend(*tokens, layout) - dense).norm() / dense.norm()).item()
 
-    plain = error(SparseAttn(0.1, **knobs))
+    plain = error(SparseAttn(0.1, **PLAIN, **knobs))
     pooled = error(RectifiedSpaAttn(0.9, **knobs))
     assert pooled < 0.9 * plain
     assert error(RectifiedSpaAttn(0.9, correction="centroids", **knobs)) < 0.6 * pooled
