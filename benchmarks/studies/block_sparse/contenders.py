@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 from diffaccel.benchmarks.studies.block_sparse.cost import added_cost
@@ -11,11 +12,14 @@ from diffaccel.methods.base import Method
 from diffaccel.methods.block_sparse.base import BlockSparseMethod
 from diffaccel.methods.block_sparse.budgets import Ask
 from diffaccel.methods.block_sparse.correctors import CORRECTORS
+from diffaccel.methods.block_sparse.rectified import RectifiedSpaAttn
 from diffaccel.methods.block_sparse.selectors import SELECTORS
+from diffaccel.methods.block_sparse.selectors.tau import ProxyDeviations
 from diffaccel.methods.block_sparse.sparse import SparseAttn
 
-KEEPS = (0.02, 0.05, 0.10, 0.15, 0.20, 0.30)
-GRID_KEEPS = (0.05, 0.10, 0.20)
+KEEPS = (0.05, 0.10, 0.20, 0.30)
+TAUS = (2.2, 1.5, 1.0, 0.6)
+GRID_KEEPS = (0.10, 0.20)
 BLOCK = 64
 ORDERS = ("raster", "brick")
 DEFAULT = "SparseAttn"
@@ -23,7 +27,7 @@ DEFAULT = "SparseAttn"
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A family of methods with one knob.
+    """A family of methods with one knob, the share of blocks or what stands for it.
 
     Args:
         name: In tables.
@@ -70,19 +74,63 @@ def keeps_for(selector: str, keeps: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def named() -> list[Contender]:
-    """The default, its cheaper variants, what it replaces, and the reference."""
-    found = {
+    """The default and what it replaces, the reference, and the other published correction."""
+    both = {
         DEFAULT: combined("expected-error", "value"),
-        "without value term": combined("expected-error", "output"),
-        "row budget, without value term": combined("expected-error", "output", "row"),
+        "Sol-Attn top-k": sol_top_k,
         "top-k + normaliser fit": combined("pooled", "normaliser"),
-        "top-k + none": combined("pooled", "none"),
+    }
+    raster = {
+        "without value term": combined("expected-error", "output"),
+        "row budget, no value term": combined("expected-error", "output", "row"),
+        "top-k alone": combined("pooled", "none"),
+        "Rectified": rectified,
     }
     return [
-        Contender(name, order, BLOCK, KEEPS, build)
-        for name, build in found.items()
-        for order in ORDERS
-    ] + [Contender(DEFAULT, order, 128, KEEPS, found[DEFAULT]) for order in ORDERS]
+        *(Contender(name, order, BLOCK, KEEPS, both[name]) for name in both for order in ORDERS),
+        *(Contender(name, "raster", BLOCK, KEEPS, build) for name, build in raster.items()),
+        Contender("Sol-Attn tau", "raster", BLOCK, TAUS, sol_tau),
+    ]
+
+
+def larger() -> list[Contender]:
+    """The default with larger blocks."""
+    build = combined("expected-error", "value")
+    return [Contender(DEFAULT, order, 128, KEEPS, build) for order in ORDERS]
+
+
+def ablations() -> list[Contender]:
+    """What each part of the published rectification and of Sol-Attn's rule brings."""
+    found = {
+        "Rectified, no gapr": partial(rectified, gapr=False),
+        "Rectified, no neighbors": partial(rectified, neighbors=False),
+        "Sol-Attn top-k, no diagonal": partial(sol_top_k, diagonal=-1),
+        "Sol-Attn top-k, no tail": partial(sol_top_k, corrector="none"),
+    }
+    return [Contender(name, "raster", BLOCK, KEEPS, build) for name, build in found.items()]
+
+
+def sol_top_k(
+    keep: float, order: str, block: int, diagonal: int = 1, corrector: str = "tail"
+) -> SparseAttn:
+    """Sol-Attn with a share of each row."""
+    selector = ProxyDeviations(tau=None, diagonal=diagonal)
+    return SparseAttn(keep, selector=selector, corrector=corrector, order=order, block=block)
+
+
+def sol_tau(tau: float, order: str, block: int) -> SparseAttn:
+    """Sol-Attn with its threshold."""
+    selector = ProxyDeviations(tau=tau)
+    return SparseAttn(0.5, selector=selector, corrector="tail", order=order, block=block)
+
+
+def rectified(
+    keep: float, order: str, block: int, gapr: bool = True, neighbors: bool = True
+) -> RectifiedSpaAttn:
+    """Rectified SpaAttn without its floor on the attention mass, which would set the density."""
+    return RectifiedSpaAttn(
+        1.0 - keep, p_remain=0.0, gapr=gapr, neighbors=neighbors, order=order, block=block
+    )
 
 
 def grid() -> list[Contender]:
@@ -96,4 +144,10 @@ def grid() -> list[Contender]:
     ]  # fmt: skip
 
 
-CONTENDERS: dict[str, Callable[[], list[Contender]]] = {"named": named, "grid": grid}
+CONTENDERS: dict[str, Callable[[], list[Contender]]] = {
+    "named": named,
+    "larger": larger,
+    "ablations": ablations,
+    "grid": grid,
+}
+"""Name -> what runs."""
