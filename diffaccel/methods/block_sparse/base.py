@@ -24,7 +24,7 @@ from diffaccel.methods.block_sparse.order import (
     CYCLES,
     ORDERS,
     TokenOrder,
-    order_of_layer,
+    orders_named,
     token_order,
 )
 from diffaccel.methods.block_sparse.selectors.base import Selector
@@ -92,6 +92,18 @@ class Blocks(NamedTuple):
         """Whether every block is computed."""
         return self.share == 1.0 or self.forced.is_everything
 
+    def kept(self, counts_forced: bool) -> float | None:
+        """Share of the blocks that is computed, None where the data decide.
+
+        Args:
+            counts_forced: Whether forced blocks count towards what is asked for.
+        """
+        if self.share is None:
+            return None
+        if counts_forced:
+            return max(self.share, self.forced.share)
+        return 1.0 - (1.0 - self.share) * (1.0 - self.forced.share)
+
 
 class BlockPlan(NamedTuple):
     """What the kernel is told: block lists, and what stands for the blocks left out."""
@@ -151,7 +163,8 @@ class BlockSparseMethod(VisualMethod):
 
     def order_of(self, position: Position) -> str:
         """Name of the order at a position, a key of `ORDERS`."""
-        return order_of_layer(self.order, position.layer)
+        orders = orders_named(self.order)
+        return orders[(position.layer or 0) % len(orders)]
 
     def parts(self) -> Parts:
         """What is computed exactly, and what is done about the rest."""
@@ -164,7 +177,9 @@ class BlockSparseMethod(VisualMethod):
     def shape_reason(self, layout: TokenLayout) -> str:
         if layout.visual is None:
             return COMPUTED_DENSELY
-        return COMPUTED_DENSELY if blocks_of(self, layout, _CPU).keeps_all else ""
+        orders = orders_named(self.order)
+        keeps_all = all(blocks_of(self, layout, _CPU, name).keeps_all for name in orders)
+        return COMPUTED_DENSELY if keeps_all else ""
 
     def expected_cost(self, layout: TokenLayout, device: str) -> float | None:
         """Kept blocks over the rate on them; a floor on the kept mass may keep more."""
@@ -177,14 +192,12 @@ class BlockSparseMethod(VisualMethod):
         """Blocks that are asked for or forced; a floor on the kept mass may keep more."""
         if self.shape_reason(layout):
             return 1.0
-        blocks, budget = blocks_of(self, layout, _CPU), self.parts().budget
-        if blocks.share is None:
+        orders, counts_forced = orders_named(self.order), self.parts().budget.counts_forced
+        each = [blocks_of(self, layout, _CPU, name).kept(counts_forced) for name in orders]
+        kept = [share for share in each if share is not None]
+        if len(kept) < len(each):
             return None
-        if budget.counts_forced:
-            kept = max(blocks.share, blocks.forced.share)
-        else:
-            kept = 1.0 - (1.0 - blocks.share) * (1.0 - blocks.forced.share)
-        return total_density(kept, layout)
+        return total_density(sum(kept) / len(kept), layout)
 
     def attend_visual(self, inputs: AttentionInputs, position: Position, out: Tensor) -> Tensor:
         device = inputs.query.device
@@ -242,6 +255,8 @@ class BlockSparseMethod(VisualMethod):
             kept = parts.budget.kept(scores, parts.ask, threshold)
             if scores.always is not None:
                 kept = kept | scores.always
+            if scores.forced is not None:  # whatever their score, unless they are padding
+                kept = kept | (scores.forced & (statistics.counts > 0)[:, None, None])
             if parts.floor:
                 kept = kept | with_mass(some.probability, parts.floor)
             lists = block_lists(kept, blocks.max_count)
@@ -253,14 +268,13 @@ class BlockSparseMethod(VisualMethod):
 
 @lru_cache(maxsize=64)
 def blocks_of(
-    method: BlockSparseMethod, layout: TokenLayout, device: torch.device, name: str = ""
+    method: BlockSparseMethod, layout: TokenLayout, device: torch.device, name: str
 ) -> Blocks:
     """Returns what a method makes of a layout with visual tokens, with its tensors on a device.
 
-    `name` is that of the token order, by default the first that the method has.
+    `name` is that of the token order, one of those that the method has.
     """
     parts, number = method.parts(), -(-layout.visual.length // method.block)
-    name = name or order_of_layer(method.order, 0)
     order = token_order(layout.grid, name, method.block).to(device)
     forced = forced_blocks(
         layout.grid,
@@ -285,8 +299,8 @@ def _scores(parts: Parts, rows: BlockRows, blocks: Blocks) -> Scores:
     text = rows.probability[..., -1] if selector.gives_mass else None
     mask = blocks.forced.mask
     score = selector.score(rows)
-    if score.shape[1] != rows.query_mean.shape[1]:
-        score = score.expand(-1, rows.query_mean.shape[1], -1, -1)
+    if score.shape[:2] != rows.query_mean.shape[:2]:
+        score = score.expand(*rows.query_mean.shape[:3], -1)
     forced, always = None if mask is None else mask[rows.rows], None
     if selector.decides:
         always = score.isposinf()

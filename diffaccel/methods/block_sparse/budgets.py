@@ -169,7 +169,7 @@ class MixedBudget(Budget):
 class MassBudget(Budget):
     """Keeps the fewest blocks that have a share of the score ("top-p").
 
-    Where rows share a budget, forced blocks count towards the mass.
+    Forced blocks count towards the mass.
 
     Args:
         mass: That share, 0 to 1; of the attention mass, text included, where scores are mass.
@@ -236,13 +236,23 @@ class MassBudget(Budget):
             return PositiveBudget().kept(scores, ask, None)
         least = Ask(self.least).per_row(scores.blocks.shape[-1])
         if threshold is None:
-            if scores.text is None:  # scores of a row then need not sum to 1
-                mass = scores.blocks.masked_fill(~scores.blocks.isfinite(), 0.0)
-                total = mass.sum(-1, keepdim=True).clamp_min(1e-30)
-                scores = scores._replace(blocks=scores.blocks / total)
-            return select(_selection(scores, Ask(0.0, self.mass), least))[2]
+            return self._kept_of_rows(scores, least)
         kept = select(_selection(scores, Ask(0.0), least))[2]
         return kept | ((scores.blocks >= threshold) & (scores.blocks > 0))
+
+    def _kept_of_rows(self, scores: Scores, least: int) -> Tensor:
+        blocks, covered = scores.blocks, scores.text
+        mass = blocks.masked_fill(~blocks.isfinite(), 0.0)
+        if covered is None:  # scores of a row then need not sum to 1
+            total = mass.sum(-1, keepdim=True).clamp_min(1e-30)
+            blocks, mass = blocks / total, mass / total
+        if scores.forced is None:
+            return select(_selection(Scores(blocks, covered), Ask(0.0, self.mass), least))[2]
+        certain = (mass * scores.forced).sum(-1)
+        covered = certain if covered is None else covered + certain
+        rest = Scores(blocks.masked_fill(scores.forced, 0.0), covered)
+        kept = select(_selection(rest, Ask(0.0, self.mass), least))[2]
+        return kept | (scores.forced & (scores.blocks > 0))
 
 
 @dataclass(frozen=True, slots=True)

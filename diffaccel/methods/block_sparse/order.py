@@ -186,7 +186,6 @@ CYCLES: dict[str, tuple[str, ...]] = {"cyclic": ("raster", "columns", "brick")}
 """Orders that change from layer to layer: "cyclic" cuts time, then the plane, then both."""
 
 
-def order_of_layer(name: str, layer: int | None) -> str:
-    """Which of `ORDERS` a layer has, if a method's order is `name`."""
-    orders = CYCLES.get(name, (name,))
-    return orders[(layer or 0) % len(orders)]
+def orders_named(name: str) -> tuple[str, ...]:
+    """The keys of `ORDERS` that the layers of a method with this order have in turn."""
+    return CYCLES.get(name, (name,))

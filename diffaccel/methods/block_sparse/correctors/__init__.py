@@ -2,6 +2,7 @@
 
 from diffaccel.methods.block_sparse.correctors.base import Corrector, NoCorrection
 from diffaccel.methods.block_sparse.correctors.pooled import PooledReallocation
+from diffaccel.methods.block_sparse.correctors.sampled_keys import SampledKeys
 from diffaccel.methods.block_sparse.correctors.summaries import BlockSummaries
 from diffaccel.methods.block_sparse.correctors.tail import BlockTail
 
@@ -10,6 +11,7 @@ CORRECTORS: dict[str, Corrector] = {
     "pooled": PooledReallocation(),
     "pooled-all": PooledReallocation(gapr=False),
     "tail": BlockTail(),
+    "sampled": SampledKeys(),
     "means": BlockSummaries(variance=False, fit="none", value_term=False),
     "variance": BlockSummaries(fit="none", value_term=False),
     "normaliser": BlockSummaries(fit="normaliser", value_term=False),
@@ -25,4 +27,5 @@ __all__ = [
     "Corrector",
     "NoCorrection",
     "PooledReallocation",
+    "SampledKeys",
 ]

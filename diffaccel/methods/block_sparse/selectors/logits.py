@@ -1,4 +1,4 @@
-"""How raw logits of block means become scores: at least 0, in the same order, with no ties lost."""
+"""How raw logits of block means become scores: at least 0, and in the same order."""
 
 from __future__ import annotations
 
@@ -22,9 +22,13 @@ def in_score_order(logits: Tensor, rows: BlockRows) -> Tensor:
     x becomes 1 + x above 0 and 1 / (1 - x) below: comparable across rows, and no softmax that
     would underflow. Blocks without tokens get 0, logits that are not finite NaN.
     """
+    return without_empty(rising(logits), rows)
+
+
+def rising(logits: Tensor) -> Tensor:
+    """`in_score_order` where all blocks have tokens."""
     scores = torch.where(logits > 0, 1.0 + logits, 1.0 / (1.0 - logits.clamp(max=0.0)))
-    scores.masked_fill_(~logits.isfinite(), torch.nan)
-    return without_empty(scores, rows)
+    return scores.masked_fill_(~logits.isfinite(), torch.nan)
 
 
 def visual_attention(rows: BlockRows, excluded: Tensor | None = None) -> Tensor:
