@@ -29,7 +29,7 @@ def with_centroids(plan: BlockPlan, problem: Problem, ordered: Inputs) -> BlockP
     """Adds the summaries of all key blocks, at full strength of the variance term."""
     statistics = block_statistics(
         ordered.query, ordered.key, ordered.value, problem.block,
-        needs_spread=False, needs_variance=True,
+        needs={"value_mean", "key_variance"},
     )  # fmt: skip
     centroids = Centroids(
         statistics.key_mean,

@@ -178,12 +178,15 @@ def _on_cpu(part: Any) -> Any:
 
 
 def _sliced(plan: BlockPlan, rows: Tensor, heads: slice) -> BlockPlan:
+    def pick_heads(part: Any) -> Any:
+        return None if part is None else part[:, heads]
+
     def pick(part: Any) -> Any:
-        return None if part is None else part[:, heads][:, :, rows]
+        return None if part is None else pick_heads(part)[:, :, rows]
 
     centroids = plan.centroids
     if centroids is not None:
-        centroids = Centroids(*(None if x is None else x[:, heads] for x in centroids))
+        centroids = Centroids(*(pick_heads(x) for x in centroids))
     return BlockPlan(
         pick(plan.indices), pick(plan.counts), pick(plan.row_scale), pick(plan.row_bias), centroids
     )

@@ -157,10 +157,10 @@ def _attend_chunk(slab: Slab, scratch: Scratch, rows: list[int], call: BlockSpar
         lse = peak - scores.amax(dim=-1).log_()
     if call.return_tail:  # a sum of weights, which rounding may lift above 1
         tail = scores[..., extra:front].sum(dim=-1).clamp_(max=1.0)
-    if is_dead is not None:
-        for number, nothing in ((lse, -torch.inf), (tail, 0.0)):
-            if number is not None:
-                number[is_dead] = nothing
+    if is_dead is not None and lse is not None:
+        lse[is_dead] = -torch.inf
+    if is_dead is not None and tail is not None:
+        tail[is_dead] = 0.0
     return output, lse, tail
 
 

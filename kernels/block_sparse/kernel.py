@@ -170,7 +170,7 @@ def block_sparse_fwd_kernel(
             extra_k_ptr += BLOCK_N * stride_ekn
             extra_v_ptr += BLOCK_N * stride_evn
 
-    tokens_peak, tokens_total = peak, total
+    tokens_total = total
     if HAS_CENTROIDS:
         off_block = pid_head.to(tl.int64) * key_blocks
         listed_ptr += (pid_head.to(tl.int64) * q_blocks + block_q) * key_blocks
@@ -194,7 +194,10 @@ def block_sparse_fwd_kernel(
                 variance = tl.load(centroid_var_ptr + rows, mask=inside, other=0.0)
                 second = tl.dot(q_squared, tl.trans(variance), input_precision="ieee")
                 scores += second * 1.4426950408889634
+            before = peak
             acc, peak, total = add_scores(acc, peak, total, scores + bias[None, :], v)
+            if HAS_TAIL:  # what tokens have of the total follows the peak
+                tokens_total *= tl.exp2(before - tl.where(peak == float("-inf"), 0.0, peak))
 
     # A row that has keys and no weight saw scores of -inf alone: its query is not finite, unless
     # all its keys are masked and all its blocks empty, which only the query tells.
@@ -225,11 +228,9 @@ def block_sparse_fwd_kernel(
         lse = (lse_peak + tl.log2(divisor)) * 0.6931471805599453
         tl.store(lse_ptr + off_token, lse, mask=mask_n)
     if HAS_TAIL:
-        # a row without tokens keeps nothing of its total, and one without anything has no tail
-        tokens_peak = tl.where(tokens_total == 0, 0.0, tokens_peak - peak)
-        tail = 1.0 - tokens_total * tl.exp2(tokens_peak) / divisor
+        tail = 1.0 - tokens_total / divisor
         tail = tl.where(tail < 0.0, 0.0, tail)  # by comparison, which NaN passes
-        tail = tl.where(is_empty, empty - 1.0, tail)
+        tail = tl.where(is_empty, empty - 1.0, tail)  # 0, or NaN where the query is not finite
         tl.store(tail_ptr + off_token, tail, mask=mask_n)
 
 

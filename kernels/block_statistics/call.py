@@ -1,5 +1,6 @@
 """One call of block statistics: its arguments, what they must look like, and its result."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,18 @@ from torch import Tensor
 from diffaccel.kernels.arguments import MASK, check_tensor, check_tokens
 from diffaccel.kernels.backends import check_backend
 
-# means of query, key and value, spreads of query and key, variance of key, counts
-Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+# the fields of `BlockStatistics` in its order, of size 0 where not asked for
+Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+OPTIONAL = (
+    "value_mean",
+    "query_spread",
+    "key_spread",
+    "query_variance",
+    "key_variance",
+    "value_deviation",
+)
+"""Fields of `BlockStatistics` that are computed where asked for, in its order."""
+DEFAULT = frozenset({"value_mean", "query_spread", "key_spread"})
 _LARGEST_TILE = 1 << 16  # tokens of a block that one Triton program holds
 
 
@@ -24,7 +35,11 @@ class BlockStatistics:
         value_mean: (B, H, NB, D) fp32, or None where not asked for.
         query_spread: (B, H, NB, D) fp32, mean absolute deviation per channel, or None.
         key_spread: (B, H, NB, D) fp32, or None.
-        key_variance: (B, H, NB, D) fp32, variance per channel, or None.
+        query_variance: (B, H, NB, D) fp32, variance per channel, or None. 0 where all tokens of
+            the block are equal.
+        key_variance: (B, H, NB, D) fp32, or None.
+        value_deviation: (B, H, NB) fp32, root of the variance of the values summed over channels,
+            that is, their root mean square distance from the mean; or None.
         counts: (B or 1, NB) fp32, valid tokens of each block; 0 for a fully padded one.
     """
 
@@ -33,7 +48,9 @@ class BlockStatistics:
     value_mean: Tensor | Any
     query_spread: Tensor | Any
     key_spread: Tensor | Any
+    query_variance: Tensor | Any
     key_variance: Tensor | Any
+    value_deviation: Tensor | Any
     counts: Tensor
 
     @property
@@ -47,6 +64,7 @@ class StatisticsCall:
     """The arguments of `diffaccel.kernels.block_statistics`, and two that few callers set.
 
     Args:
+        needs: Which fields of `OPTIONAL` to compute.
         step_elements: Working memory of the CPU path in fp32 elements, at least 1, rounded up
             to one block of all heads. It bounds memory and decides speed, not the result; the
             default fits a cache. Triton needs no working memory.
@@ -59,11 +77,24 @@ class StatisticsCall:
     block: int
     valid: Tensor | None = None
     order: Tensor | None = None
-    needs_value: bool = True
-    needs_spread: bool = True
-    needs_variance: bool = False
+    needs: frozenset[str] = DEFAULT
     step_elements: int = 1 << 20
     backend: str | None = None
+
+
+def empty_parts(query: Tensor, block: int, has_valid: bool, needs: Collection[str]) -> Parts:
+    """Returns memory for the statistics of tokens like `query`, in fp32."""
+    batch, length, heads, channels = query.shape
+    blocks = -(-length // block)
+
+    def part(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=query.device)
+
+    per_block = batch, heads, blocks, channels
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(OPTIONAL, per_block)
+    shapes["value_deviation"] = per_block[:3]
+    parts: Any = (part(*shape) if name in needs else part(0) for name, shape in shapes.items())
+    return part(*per_block), part(*per_block), *parts, part(batch if has_valid else 1, blocks)
 
 
 def check(call: StatisticsCall) -> None:
@@ -87,6 +118,11 @@ def check(call: StatisticsCall) -> None:
         raise ValueError(
             f"block and step_elements must be at least 1, got block={call.block}, "
             f"step_elements={call.step_elements}; 128 tokens per block suit most GPUs"
+        )
+    if not call.needs <= set(OPTIONAL):
+        raise ValueError(
+            f"needs must name some of {', '.join(OPTIONAL)}, got "
+            f"{', '.join(sorted(call.needs - set(OPTIONAL)))}; the other statistics always come"
         )
     batch, length = query.shape[:2]
     check_tensor("valid", valid, torch.bool, (batch, length), MASK)

@@ -12,21 +12,21 @@ def block_statistics_cpu(call: StatisticsCall) -> Parts:
     """Computes a call that was checked.
 
     Returns:
-        The seven tensors of `BlockStatistics` in its order; those not asked for have size 0.
+        The tensors of `BlockStatistics` in its order; those not asked for have size 0.
     """
     valid = call.valid
     if call.order is not None and valid is not None:
         valid = valid.index_select(1, call.order)
     counts = _token_counts(call, valid)
-    spread, variance = call.needs_spread, call.needs_variance
-    query_mean, query_spread, _ = _summarize(call.query, call, valid, counts, spread)
-    key_mean, key_spread, key_variance = _summarize(
-        call.key, call, valid, counts, spread, variance
-    )
-    value_mean = counts.new_empty(0)
-    if call.needs_value:
-        value_mean, _, _ = _summarize(call.value, call, valid, counts)
-    return query_mean, key_mean, value_mean, query_spread, key_spread, key_variance, counts
+    query, query_spread, query_variance = _summarize("query", call, valid, counts)
+    key, key_spread, key_variance = _summarize("key", call, valid, counts)
+    value, value_deviation = counts.new_empty(0), counts.new_empty(0)
+    if "value_mean" in call.needs or "value_deviation" in call.needs:
+        mean, _, variance = _summarize("value", call, valid, counts)
+        value = mean if "value_mean" in call.needs else value
+        value_deviation = variance.sum(-1).sqrt_() if variance.numel() else value_deviation
+    spreads = query_spread, key_spread
+    return query, key, value, *spreads, query_variance, key_variance, value_deviation, counts
 
 
 def _token_counts(call: StatisticsCall, valid: Tensor | None) -> Tensor:
@@ -43,17 +43,15 @@ def _token_counts(call: StatisticsCall, valid: Tensor | None) -> Tensor:
 
 
 def _summarize(
-    tokens: Tensor,
-    call: StatisticsCall,
-    valid: Tensor | None,
-    counts: Tensor,
-    needs_spread: bool = False,
-    needs_variance: bool = False,
+    name: str, call: StatisticsCall, valid: Tensor | None, counts: Tensor
 ) -> list[Tensor]:
     """Means, mean absolute deviations and variances, (B, H, NB, D) fp32 each or of size 0.
 
-    `valid` is in the order of the runs, unlike `tokens`.
+    Of the tokens with this name in the call; `valid` is in the order of the runs, unlike them.
     """
+    tokens: Tensor = getattr(call, name)
+    needs_spread = f"{name}_spread" in call.needs
+    needs_variance = f"{name}_{'deviation' if name == 'value' else 'variance'}" in call.needs
     batch, length, heads, channels = tokens.shape
     means: list[Tensor] = []
     spreads: list[Tensor] = []
@@ -80,8 +78,10 @@ def _summarize(
         means.append(mean)
         if needs_spread:
             spreads.append(weights @ (part - mean).abs_())
-        if needs_variance:
-            variances.append(weights @ (part - mean).square_())
+        if needs_variance:  # in terms of a token: the mean of equal ones may be rounded
+            deviation = part - (part[:, :, :1] if valid is None else _first(part, is_real))
+            deviation -= weights @ deviation
+            variances.append(weights @ deviation.square_())
     summaries = []
     for parts in (means, spreads, variances):
         summary = torch.cat(parts, 1) if parts else counts.new_empty(0)
@@ -89,6 +89,12 @@ def _summarize(
             summary = summary.reshape(batch, -1, heads, channels).transpose(1, 2).contiguous()
         summaries.append(summary)
     return summaries
+
+
+def _first(part: Tensor, is_real: Tensor) -> Tensor:
+    """The first real token of each block of part (B, blocks, size, C), or its first of all."""
+    first = is_real.byte().argmax(-1)[..., None, None]
+    return part.gather(2, first.expand(-1, -1, -1, part.shape[3]))
 
 
 @lru_cache(maxsize=64)

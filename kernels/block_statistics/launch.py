@@ -5,9 +5,8 @@ from typing import Any, cast
 
 import torch
 import triton
-from torch import Tensor
 
-from diffaccel.kernels.block_statistics.call import Parts, StatisticsCall
+from diffaccel.kernels.block_statistics.call import OPTIONAL, Parts, StatisticsCall, empty_parts
 from diffaccel.kernels.block_statistics.kernel import block_statistics_kernel
 
 
@@ -17,7 +16,7 @@ def block_statistics_triton(call: StatisticsCall) -> Parts:
     Entries of `order` are clamped to the existing tokens, so that none can make it read outside.
 
     Returns:
-        The seven tensors of `BlockStatistics` in its order; those not asked for have size 0.
+        The tensors of `BlockStatistics` in its order; those not asked for have size 0.
     """
     query, key, value = (
         x if x.stride(-1) == 1 else x.contiguous() for x in (call.query, call.key, call.value)
@@ -25,19 +24,14 @@ def block_statistics_triton(call: StatisticsCall) -> Parts:
     block, valid, order = call.block, call.valid, call.order
     batch, tokens, heads, channels = query.shape
     blocks = triton.cdiv(tokens, block)
-    value_mean, spread, variance = call.needs_value, call.needs_spread, call.needs_variance
-
-    def part(is_needed: bool) -> Tensor:
-        shape = (batch, heads, blocks, channels) if is_needed else (0,)
-        return torch.empty(shape, dtype=torch.float32, device=query.device)
-
-    flags = (True, True, value_mean, spread, spread, variance)
-    parts = [part(is_needed) for is_needed in flags]
-    counts = torch.empty(
-        (1 if valid is None else batch, blocks), dtype=torch.float32, device=query.device
-    )
+    *parts, deviation, counts = empty_parts(query, block, valid is not None, call.needs)
     tile = tile_config(block, tokens, channels)
-    grid = (triton.cdiv(channels, tile.block_d) * heads * blocks * batch,)
+    channel_tiles = triton.cdiv(channels, tile.block_d)
+    # a program sees some channels of a block, whose shares of the deviation are added afterwards
+    squares = deviation
+    if deviation.numel():
+        squares = deviation.new_empty((*deviation.shape, channel_tiles))
+    grid = (channel_tiles * heads * blocks * batch,)
     with torch.cuda.device_of(query):
         block_statistics_kernel[grid](
             query,
@@ -47,6 +41,7 @@ def block_statistics_triton(call: StatisticsCall) -> Parts:
             query if valid is None else valid.contiguous().view(torch.uint8),
             query if order is None else order.contiguous(),
             *parts,
+            squares,
             counts,
             *query.stride()[:3],
             *key.stride()[:3],
@@ -60,12 +55,12 @@ def block_statistics_triton(call: StatisticsCall) -> Parts:
             BLOCK_D=tile.block_d,
             HAS_VALID=valid is not None,
             HAS_ORDER=order is not None,
-            HAS_VALUE=value_mean,
-            HAS_SPREAD=spread,
-            HAS_VARIANCE=variance,
+            **{f"HAS_{name.upper()}": name in call.needs for name in OPTIONAL},
             num_warps=tile.num_warps,
         )
-    return cast(Any, (*parts, counts))
+    if deviation.numel():
+        torch.sum(squares, -1, out=deviation).sqrt_()
+    return cast(Any, (*parts, deviation, counts))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,28 +1,23 @@
 """Block statistics: what estimators and correctors know about each run of tokens."""
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from typing_extensions import TypedDict, Unpack
 
 from diffaccel.kernels.arguments import Flags, Numbers, Tensors, refuse_backward
 from diffaccel.kernels.block_statistics.call import (
+    DEFAULT,
+    OPTIONAL,
     BlockStatistics,
     Parts,
     StatisticsCall,
     check,
     check_order,
+    empty_parts,
 )
 from diffaccel.kernels.block_statistics.cpu import block_statistics_cpu
-
-
-class Needs(TypedDict, total=False):
-    """Which statistics to compute beside the means of query and key."""
-
-    needs_value: bool
-    needs_spread: bool
-    needs_variance: bool
 
 
 def block_statistics(
@@ -33,7 +28,7 @@ def block_statistics(
     valid: Tensor | None = None,
     *,
     order: Tensor | None = None,
-    **needs: Unpack[Needs],
+    needs: Iterable[str] = DEFAULT,
 ) -> BlockStatistics:
     """Summarises runs of `block` tokens; the last run may be shorter.
 
@@ -51,18 +46,18 @@ def block_statistics(
         order: (N,) int32 or int64 permutation: the token at position i of the runs is token
             `order[i]` of the tensors, which need not be copied into that order. None for the
             order they are in.
-        **needs: `needs_value` (True by default) for value means, `needs_spread` (True) for the
-            mean absolute deviations of query and key, `needs_variance` (False) for the variance
-            of key.
+        needs: Which fields of the result to compute beside counts and the means of query and
+            key: some of "value_mean", "query_spread", "key_spread", "query_variance",
+            "key_variance" and "value_deviation". By default the first three.
 
     Returns:
         The statistics in fp32; what was not asked for is None.
 
     Raises:
-        ValueError: If a shape, block size or order does not fit.
+        ValueError: If a shape, block size, order or name does not fit.
         TypeError: If a dtype does not fit.
     """
-    call = StatisticsCall(query, key, value, block, valid, order, **needs)
+    call = StatisticsCall(query, key, value, block, valid, order, frozenset(needs))
     check(call)
     return summarise(call, has_checked_order=False)
 
@@ -76,26 +71,14 @@ def summarise(call: StatisticsCall, has_checked_order: bool = True) -> BlockStat
             that on the CPU.
     """
     rest = [call.key, call.value, call.valid, call.order]
-    needs = [call.needs_value, call.needs_spread, call.needs_variance]
-    query_mean, key_mean, value_mean, query_spread, key_spread, key_variance, counts = (
-        _block_statistics(
-            call.query,
-            rest,
-            [call.block, call.step_elements],
-            needs,
-            has_checked_order,
-            call.backend or "",
-        )
+    needs = [name in call.needs for name in OPTIONAL]
+    sizes, backend = [call.block, call.step_elements], call.backend or ""
+    query_mean, key_mean, *parts, counts = _block_statistics(
+        call.query, rest, sizes, needs, has_checked_order, backend
     )
-    return BlockStatistics(
-        query_mean,
-        key_mean,
-        value_mean if call.needs_value else None,
-        query_spread if call.needs_spread else None,
-        key_spread if call.needs_spread else None,
-        key_variance if call.needs_variance else None,
-        counts,
-    )
+    asked = (part if is_asked else None for part, is_asked in zip(parts, needs, strict=True))
+    fields: Any = (query_mean, key_mean, *asked, counts)
+    return BlockStatistics(*fields)
 
 
 @torch.library.custom_op("diffaccel::block_statistics", mutates_args=())
@@ -107,10 +90,11 @@ def _block_statistics(
     has_checked_order: bool,
     backend: str,
 ) -> Parts:
-    """Packs the call again, and runs its backend; what was not asked for has size 0."""
+    """Packs the call again, and runs its backend; `needs` has a flag for each of `OPTIONAL`."""
     key, value, valid, order = rest
     block, step_elements = sizes
-    fields = (query, key, value, block, valid, order, *needs, step_elements)
+    names = frozenset(name for name, is_asked in zip(OPTIONAL, needs, strict=True) if is_asked)
+    fields = (query, key, value, block, valid, order, names, step_elements)
     call = StatisticsCall(*cast(Any, fields))
     if not has_checked_order and order is not None and not order.is_cuda:
         check_order(order)  # on CUDA a host sync: the kernel clamps instead
@@ -123,24 +107,9 @@ def _block_statistics(
 
 @_block_statistics.register_fake
 def _(query: Tensor, *arguments: Any) -> Parts:
-    (_, _, valid, _), (block, _), (needs_value, needs_spread, needs_variance), *_ = arguments
-    batch, length, heads, channels = query.shape
-    blocks = -(-length // block)
-
-    def part(is_needed: bool) -> Tensor:
-        shape = (batch, heads, blocks, channels) if is_needed else (0,)
-        return query.new_empty(shape, dtype=torch.float32)
-
-    counts = query.new_empty((1 if valid is None else batch, blocks), dtype=torch.float32)
-    return (
-        part(True),
-        part(True),
-        part(needs_value),
-        part(needs_spread),
-        part(needs_spread),
-        part(needs_variance),
-        counts,
-    )
+    (_, _, valid, _), (block, _), needs, *_ = arguments
+    names = [name for name, is_asked in zip(OPTIONAL, needs, strict=True) if is_asked]
+    return empty_parts(query, block, valid is not None, names)
 
 
 _block_statistics.register_autograd(refuse_backward("block_statistics"))

@@ -11,7 +11,8 @@ from kernel_problems import check_selection, check_summary, selection_problem, s
 
 from diffaccel.kernels import SelectionCall, StatisticsCall, reference, select_blocks
 from diffaccel.kernels.block_selection.op import select
-from diffaccel.kernels.block_statistics.launch import block_statistics_triton
+from diffaccel.kernels.block_statistics.call import OPTIONAL
+from diffaccel.kernels.block_statistics.launch import block_statistics_triton, tile_config
 from diffaccel.kernels.block_statistics.op import summarise
 
 
@@ -61,13 +62,43 @@ def check_rows_with_nan_are_valid():
         assert 4 in indices[0, 0, 0, : int(counts[0, 0, 0])]  # NaN is the largest score
 
 
+def check_channels_of_several_programs():
+    """Large blocks: a program sees 16 of 40 channels, and the deviation is a sum over all."""
+    assert tile_config(300, 300, 40).block_d == 16
+    tokens = torch.randn(3, 2, 300, 2, 40, generator=torch.Generator().manual_seed(0)).unbind(0)
+    problem = {"valid": torch.arange(300) < torch.tensor([[300], [190]]), "order": None}
+    problem |= dict(zip(("query", "key", "value"), tokens, strict=True))
+    problem |= {"needs": frozenset(OPTIONAL), "block": 300}
+    found = summarise(StatisticsCall(**problem, backend="triton"))
+    check_summary(found, problem, reference.block_statistics)
+
+
+def check_equal_tokens_and_what_is_not_finite():
+    tokens = torch.randn(3, 1, 1, 2, 8).expand(3, 1, 37, 2, 8).contiguous()
+    valid = torch.rand(1, 37) < 0.7
+    tokens[:, ~valid] = torch.nan
+    spread = ("query_variance", "key_variance", "value_deviation")
+    call = StatisticsCall(*tokens, 20, valid, needs=frozenset(OPTIONAL), backend="triton")
+    assert all((getattr(summarise(call), field) == 0).all() for field in spread)
+    for wrong in (torch.nan, torch.inf, -torch.inf):
+        bad = torch.randn(3, 1, 37, 2, 8)
+        bad[:, 0, 21, 1, 3] = wrong
+        found = summarise(StatisticsCall(*bad, 20, needs=call.needs, backend="triton"))
+        for field in spread:
+            summary = getattr(found, field)
+            place = (0, 1, 1, 3)[: summary.dim()]
+            assert summary[place].isnan() and summary.isnan().sum() == 1, field
+
+
 def check_junk_order_stays_inside():
     """Behind the checks, as on CUDA: entries that nobody checked are clamped."""
     tokens = torch.randn(3, 1, 20, 1, 16).unbind(0)
     junk, clamped = torch.full((20,), 2**31 - 1), torch.full((20,), 19)
     junk[3], clamped[3] = -(2**31), 0
     found, expected = (
-        block_statistics_triton(StatisticsCall(*tokens, 16, order=order.int(), needs_spread=False))
+        block_statistics_triton(
+            StatisticsCall(*tokens, 16, order=order.int(), needs=frozenset(OPTIONAL))
+        )
         for order in (junk, clamped)
     )
     assert all(map(torch.equal, found, expected))
@@ -92,3 +123,5 @@ if __name__ == "__main__":
     check_longer_rows_than_the_lists_stay_inside()
     check_rows_with_nan_are_valid()
     check_junk_order_stays_inside()
+    check_channels_of_several_programs()
+    check_equal_tokens_and_what_is_not_finite()

@@ -7,7 +7,7 @@ the interpreter computes on its bit patterns.
 import warnings
 
 import torch
-from kernel_problems import masked_sdpa, random_lists, random_tokens
+from kernel_problems import block_sparse_problem, masked_sdpa, random_lists, random_tokens
 
 from diffaccel.kernels import BlockSparseCall, Centroids, block_sparse_attention, reference
 from diffaccel.kernels.block_sparse.launch import block_sparse_triton
@@ -75,7 +75,10 @@ def check_centroids(dtype, with_variance):
     """Block summaries in the same softmax; one sample lists every block of some rows."""
     query, key, value = random_tokens(2, 40, 50, 2, 24, dtype)
     lists = random_lists(2, 2, 2, 4, 4)
-    log_count = torch.tensor([2.0, 1.0, 0.0, -torch.inf]).expand(2, 4)
+    log_count = torch.tensor([2.0, 1.0, 0.0, -torch.inf]) + torch.tensor([0.0, -1.0])[:, None]
+    log_count = log_count.expand(2, 2, 4)
+    lists[0][0, 1, 0] = torch.arange(4)
+    lists[1][0, :, 0] = torch.tensor([0, 4])  # summaries alone, and tokens alone
     drawn = (
         random_tokens(2, 1, 4, 2, 24, dtype, seed=2)[1:]
         + random_tokens(2, 4, 1, 2, 24, dtype, seed=3)[:1]
@@ -87,16 +90,79 @@ def check_centroids(dtype, with_variance):
         block_k=16,
         centroids=Centroids(centroid_key, centroid_value, log_count, variance),
     )
-    output, lse = block_sparse_attention(
-        query, key, value, *lists, **arguments, return_lse=True, backend="triton"
+    output, lse, tail = block_sparse_attention(
+        query, key, value, *lists, **arguments, return_lse=True, return_tail=True, backend="triton"
     )
-    expected, expected_lse, _ = reference.block_sparse_attention(
+    expected, expected_lse, expected_tail = reference.block_sparse_attention(
         BlockSparseCall(query, key, value, *lists, **arguments)
     )
     error = (output.double() - expected).abs().max()
     assert error <= (1e-5 if dtype == torch.float32 else 4e-3), (dtype, error)
     tolerance = 1e-4 if dtype == torch.float32 else 2e-3
     torch.testing.assert_close(lse.double(), expected_lse, atol=tolerance, rtol=tolerance)
+    tolerance = 2e-6 if dtype == torch.float32 else 1e-3
+    torch.testing.assert_close(tail.double(), expected_tail, atol=tolerance, rtol=tolerance)
+    assert (tail[0, :32, 0] == 1).all() and (tail[0, :32, 1] == 0).all()
+
+
+def check_drawn_tails():
+    """Masks, text and shared lists beside summaries, some of which stand for nothing."""
+    done = 0
+    for seed in range(400):
+        tokens, arguments = block_sparse_problem(seed, torch.float32)
+        if "centroids" not in arguments or tokens[0].numel() + tokens[1].numel() > 40_000:
+            continue
+        centroids = arguments["centroids"]
+        centroids.log_count[:1, :, ::2] = -torch.inf
+        output, lse, tail = block_sparse_attention(
+            *tokens, **arguments, return_lse=True, return_tail=True, backend="triton"
+        )
+        expected, expected_lse, expected_tail = reference.block_sparse_attention(
+            BlockSparseCall(*tokens, **arguments)
+        )
+        limits = {"atol": 1e-4, "rtol": 1e-4}
+        torch.testing.assert_close(output.double(), expected, **limits)
+        torch.testing.assert_close(lse.double(), expected_lse, **limits)
+        torch.testing.assert_close(tail.double(), expected_tail, atol=2e-6, rtol=0)
+        done += 1
+        if done == 12:
+            return
+
+
+def check_tails_that_are_not_finite(wrong):
+    """A tail is NaN where the output is, and where the CPU has it."""
+    lists = random_lists(1, 2, 2, 4, 2, least=1)
+    lists[1][0, 0, 1] = 0  # a row of summaries alone
+    drawn = torch.randn(3, 1, 2, 4, 24, generator=torch.Generator().manual_seed(0))
+    for part, place in (("query", (0, 3)), ("query", (0, 35)), ("query", (0, 35, 0, 5)),
+                        ("key", (0, 20)), ("summary", (0, 0, 2))):  # fmt: skip
+        tokens = dict(zip(("query", "key", "value"), random_tokens(1, 40, 50, 2, 24), strict=True))
+        centroids = Centroids(drawn[0].clone(), drawn[1], torch.zeros(1, 2, 4), None)
+        (centroids.key if part == "summary" else tokens[part])[place] = wrong
+        output, tail = block_sparse_attention(
+            **tokens, indices=lists[0], counts=lists[1], block_q=32, block_k=16,
+            centroids=centroids, return_tail=True, backend="triton",
+        )  # fmt: skip
+        expected, expected_tail = block_sparse_attention(
+            **tokens, indices=lists[0], counts=lists[1], block_q=32, block_k=16,
+            centroids=centroids, return_tail=True,
+        )  # fmt: skip
+        assert expected_tail.isnan().any()
+        assert torch.equal(tail.isnan(), expected_tail.isnan()), (part, place, wrong)
+        assert torch.equal(output.isnan(), expected.isnan()), (part, place, wrong)
+
+
+def check_negative_infinity_alone():
+    """A query that gives every summary a score of -inf, without any token: NaN, not zeros."""
+    query, key, value = random_tokens(1, 16, 16, 1, 16)
+    query[0, 3, 0] = 0.0
+    query[0, 3, 0, 0] = torch.inf
+    centroids = Centroids(-torch.ones(1, 1, 1, 16), torch.ones(1, 1, 1, 16), torch.zeros(1, 1, 1))
+    lists = torch.zeros(1, 1, 1, 1).int(), torch.zeros(1, 1, 1).int()
+    sizes = {"block_q": 16, "block_k": 16, "centroids": centroids, "return_tail": True}
+    for backend in ("cpu", "triton"):
+        found = block_sparse_attention(query, key, value, *lists, **sizes, backend=backend)
+        assert all(x[0, 3].isnan().all() and x[0, :3].isfinite().all() for x in found), backend
 
 
 def check_non_finite_tokens(dtype, wrong):
@@ -164,6 +230,9 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")  # numpy, which interprets, warns of NaN
     for wrong in (torch.nan, torch.inf, -torch.inf):
         check_non_finite_tokens(torch.float32, wrong)
+        check_tails_that_are_not_finite(wrong)
+    check_negative_infinity_alone()
+    check_drawn_tails()
     check_junk_lists_stay_inside()
     check_descriptors(64)
     check_descriptors(32)

@@ -5,6 +5,7 @@ import torch
 
 from diffaccel.kernels import SelectionCall, block_statistics, reference, select_blocks
 from diffaccel.kernels.block_selection.op import select
+from diffaccel.kernels.block_statistics.call import OPTIONAL
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA GPU, torch sees none"
@@ -25,9 +26,9 @@ def test_drawn_statistics_match_the_oracle(problems, poisoned_empty, dtype, seed
 def test_statistics_of_a_large_picture_match_the_cpu(problems, dtype, dim, block):
     tokens = problems.random_tokens(1, 4500, 4500, 3, dim, dtype, device="cuda")
     order = torch.randperm(4500, device="cuda")
-    found = block_statistics(*tokens, block, order=order, needs_variance=True)
+    found = block_statistics(*tokens, block, order=order, needs=OPTIONAL)
     cpu = [x.cpu() for x in tokens]
-    expected = block_statistics(*cpu, block, order=order.cpu(), needs_variance=True)
+    expected = block_statistics(*cpu, block, order=order.cpu(), needs=OPTIONAL)
     for field in expected.__slots__:
         torch.testing.assert_close(
             getattr(found, field).cpu(), getattr(expected, field), atol=1e-5, rtol=1e-5

@@ -3,6 +3,7 @@
 import torch
 
 from diffaccel.kernels import Centroids
+from diffaccel.kernels.block_statistics.call import OPTIONAL
 
 
 def random_lists(batch, heads, query_blocks, key_blocks, most, least=0, seed=0, device="cpu"):
@@ -123,37 +124,24 @@ def summary_problem(seed, dtype=torch.float32, device="cpu"):
     if _drawn(generator, [False, True]):
         order = torch.randperm(length, generator=generator)
         order = order.to(device, _drawn(generator, [torch.int32, torch.int64]))
-    names = ("needs_value", "needs_spread", "needs_variance")
-    flags = {name: _drawn(generator, [False, True, True]) for name in names}
+    needs = frozenset(name for name in OPTIONAL if _drawn(generator, [False, True, True]))
     query, key, value = fused.unbind(2)
     block = _drawn(generator, [1, 5, 16, 32, 100])
     tensors = {"query": query, "key": key, "value": value, "valid": valid, "order": order}
-    return tensors | flags | {"block": block}
+    return tensors | {"needs": needs, "block": block}
 
 
 def check_summary(found, problem, oracle):
     """Compares `BlockStatistics` with the fp64 oracle of each tensor."""
     block, valid, order = problem["block"], problem["valid"], problem["order"]
-    names = {
-        "query": ("query_mean", "query_spread", None),
-        "key": ("key_mean", "key_spread", "key_variance"),
-        "value": ("value_mean", None, None),
-    }
-    asked = {
-        "query_mean": True,
-        "key_mean": True,
-        "value_mean": problem["needs_value"],
-        "query_spread": problem["needs_spread"],
-        "key_spread": problem["needs_spread"],
-        "key_variance": problem["needs_variance"],
-    }
-    for tensor, fields in names.items():
-        *expected, counts = oracle(problem[tensor], block, valid, order)
-        for field, wanted in zip(fields, expected, strict=True):
-            if field is None:
-                continue
-            summary = getattr(found, field)
-            assert (summary is not None) == asked[field], field
+    asked = {"query_mean", "key_mean", *problem["needs"]}
+    for tensor in ("query", "key", "value"):
+        mean, spread, variance, counts = oracle(problem[tensor], block, valid, order)
+        expected = {"mean": mean, "spread": spread, "variance": variance}
+        expected["deviation"] = variance.sum(-1).sqrt()
+        for kind, wanted in expected.items():
+            summary = getattr(found, f"{tensor}_{kind}", None)
+            assert (summary is not None) == (f"{tensor}_{kind}" in asked), (tensor, kind)
             if summary is not None:
                 assert summary.dtype == torch.float32 and summary.is_contiguous()
                 torch.testing.assert_close(summary.double().cpu(), wanted, atol=1e-5, rtol=1e-5)

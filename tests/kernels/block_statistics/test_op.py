@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffaccel.kernels import StatisticsCall, block_statistics, reference
-from diffaccel.kernels.block_statistics.call import check
+from diffaccel.kernels.block_statistics.call import OPTIONAL, check
 from diffaccel.kernels.block_statistics.op import summarise
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -23,9 +23,9 @@ def test_order_equals_a_permuted_copy_bit_for_bit(problems):
     generator = torch.Generator().manual_seed(1)
     valid = torch.rand(2, 111, generator=generator) < 0.7
     order = torch.randperm(111, generator=generator)
-    found = block_statistics(*tokens, 16, valid, order=order, needs_variance=True)
+    found = block_statistics(*tokens, 16, valid, order=order, needs=OPTIONAL)
     moved = [x[:, order] for x in tokens]
-    expected = block_statistics(*moved, 16, valid[:, order], needs_variance=True)
+    expected = block_statistics(*moved, 16, valid[:, order], needs=OPTIONAL)
     for field in expected.__slots__:
         assert torch.equal(getattr(found, field), getattr(expected, field)), field
 
@@ -33,18 +33,47 @@ def test_order_equals_a_permuted_copy_bit_for_bit(problems):
 def test_steps_of_work_do_not_change_the_result(problems):
     tokens = problems.random_tokens(2, 150, 150, 2, 16)
     order = torch.arange(149, -1, -1)
-    whole = block_statistics(*tokens, 16, order=order)
-    parts = summarise(StatisticsCall(*tokens, 16, order=order, step_elements=1))
-    for field in ("query_mean", "value_mean", "key_spread"):
+    needs = frozenset(OPTIONAL)
+    whole = block_statistics(*tokens, 16, order=order, needs=needs)
+    parts = summarise(StatisticsCall(*tokens, 16, order=order, needs=needs, step_elements=1))
+    for field in whole.__slots__:
         assert torch.equal(getattr(whole, field), getattr(parts, field)), field
 
 
 def test_variance_survives_a_large_mean(problems):
     """E[x**2] - mean**2 in fp32 has no correct digit here."""
-    query, key, value = problems.random_tokens(1, 64, 64, 1, 16)
-    found = block_statistics(query, key + 4096.0, value, 16, needs_variance=True)
-    expected = reference.block_statistics(key + 4096.0, 16)[2]
-    torch.testing.assert_close(found.key_variance.double(), expected, rtol=1e-4, atol=1e-6)
+    query, key, value = (x + 4096.0 for x in problems.random_tokens(1, 64, 64, 1, 16))
+    found = block_statistics(query, key, value, 16, needs=OPTIONAL)
+    for tokens, variance in ((query, found.query_variance), (key, found.key_variance)):
+        expected = reference.block_statistics(tokens, 16)[2]
+        torch.testing.assert_close(variance.double(), expected, rtol=1e-4, atol=1e-6)
+    expected = reference.block_statistics(value, 16)[2].sum(-1).sqrt()
+    torch.testing.assert_close(found.value_deviation.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [16, 20, 128])
+def test_equal_tokens_have_no_variance_at_all(problems, block):
+    """Of 111 or 13 equal tokens of fp32, the mean is rounded."""
+    tokens = [x[:, :1].expand(2, 111, 2, 24) for x in problems.random_tokens(2, 1, 1, 2, 24)]
+    valid = torch.rand(2, 111, generator=torch.Generator().manual_seed(0)) < 0.7
+    padded = [x.masked_fill(~valid[..., None, None], torch.nan) for x in tokens]
+    for found in (
+        block_statistics(*tokens, block, needs=OPTIONAL),
+        block_statistics(*padded, block, valid, needs=OPTIONAL),
+    ):
+        for field in ("query_variance", "key_variance", "value_deviation"):
+            assert (getattr(found, field) == 0).all(), field
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+def test_a_block_that_is_not_finite_has_no_finite_statistics(problems, wrong):
+    tokens = problems.random_tokens(1, 40, 40, 2, 8)
+    for part in tokens:
+        part[0, 20, 1] = wrong
+    found = block_statistics(*tokens, 16, needs=OPTIONAL)
+    for field in ("query_mean", "key_mean", *OPTIONAL):
+        is_finite = getattr(found, field).isfinite()
+        assert not is_finite[0, 1, 1].any() and int(is_finite.sum()) == is_finite.numel() * 5 // 6
 
 
 TOKENS = torch.zeros(2, 40, 2, 16)
@@ -60,6 +89,7 @@ BAD = {
     "mask shape": ({"valid": torch.ones(1, 40) > 0}, ValueError, "one row per sample"),
     "float order": ({"order": torch.arange(40.0)}, TypeError, "int32 or int64"),
     "order length": ({"order": torch.arange(39)}, ValueError, r"\(40,\)"),
+    "name": ({"needs": frozenset({"key_mean", "value_mean"})}, ValueError, "got key_mean"),
     "device": ({"key": TOKENS.to("meta")}, ValueError, "device of query"),
     "backend": ({"backend": "cuda"}, ValueError, "'cpu' or 'triton'"),
 }
@@ -96,7 +126,7 @@ def test_opcheck(problems, has_everything):
     query, *rest = problems.random_tokens(2, 40, 40, 2, 16)
     rest += [torch.ones(2, 40) > 0, torch.arange(40)] if has_everything else [None, None]
     op = torch.ops.diffaccel.block_statistics.default
-    torch.library.opcheck(op, (query, rest, [16, 1 << 20], [has_everything] * 3, False, "cpu"))
+    torch.library.opcheck(op, (query, rest, [16, 1 << 20], [has_everything] * 6, False, "cpu"))
 
 
 def test_compiles_without_a_graph_break(problems):
