@@ -10,6 +10,7 @@ from torch import Tensor
 from diffaccel.methods.block_sparse.block_call import BlockCall, Chosen
 
 _STEP_ELEMENTS = 1 << 26  # scores that are held at a time, in fp32
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 class SampledRows(NamedTuple):
@@ -38,18 +39,22 @@ class SampledRows(NamedTuple):
     left_out: Tensor
 
 
-def spread_rows(length: int, count: int, device: torch.device, offset: float = 0.5) -> Tensor:
-    """Spreads rows evenly over a sequence: (min(count, length),) int64.
+def spread_rows(length: int, count: int, device: torch.device, offset: float = 0.0) -> Tensor:
+    """Spreads rows over a sequence: (min(count, length),) int64, ascending.
+
+    One lies in each of as many equal parts, at places that follow the golden section: at equal
+    distances they would all fall on one column of a grid whose width divides the distance.
 
     Args:
         length: Of the sequence.
         count: How many.
         device: Where they go.
-        offset: Where in its equal part each row lies, 0 to below 1.
+        offset: Moves each row within its part, 0 to below 1, for rows that differ from others.
     """
     count = min(count, length)
-    places = torch.arange(count, dtype=torch.float64, device=device) + offset
-    return (places * length / count).long()
+    index = torch.arange(count, dtype=torch.float64, device=device)
+    within = ((index + 0.5) * _GOLDEN + offset) % 1.0
+    return ((index + within) * length / count).long()
 
 
 def sampled_rows(chosen: Chosen, rows: Tensor) -> SampledRows:

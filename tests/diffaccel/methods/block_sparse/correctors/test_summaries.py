@@ -178,3 +178,13 @@ def test_padding_is_ignored_even_where_it_is_nan():
 def test_wrong_knobs_are_refused(knobs, said):
     with pytest.raises(ValueError, match=said):
         BlockSummaries(**knobs)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 72), (128, 32), (9, 13)])
+@pytest.mark.parametrize("count", [32, 64, 128])
+def test_sampled_rows_see_all_of_a_grid(height, width, count):
+    rows = spread_rows(height * width, count, torch.device("cpu"))
+    assert len(rows.unique()) == min(count, height * width)
+    for side, length in ((rows % width, width), (rows // width, height)):
+        quarters = (side * 4 // length).bincount(minlength=4)
+        assert quarters.min() >= 0.12 * len(rows) and quarters.max() <= 0.4 * len(rows)
