@@ -3,10 +3,10 @@
 Captures query, key and value while the embedded models draw (`captures.py`), adds synthetic heads,
 and runs block-sparse attention on each with several shares of the blocks:
 
-    python benchmarks/studies/block_sparse/layers.py --what named --calls calls.csv --csv rows.csv
+    python benchmarks/studies/block_sparse/layers.py --what main --calls FOLDER --csv rows.csv
 
-The file of `--calls` holds one line per call, method and share. A run that was stopped goes on
-from it, and several runs may add to it one after the other.
+The folder of `--calls` has a file for each drawing, with a line per call, method and share. A run
+that was stopped goes on from there; several may run at once on different `--drawings`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice, product
 from math import exp, log
 from pathlib import Path
 from statistics import fmean
@@ -144,41 +145,56 @@ def attended(method: Method, call: Captured) -> tuple[Tensor, float]:
     )
 
 
-def calls_of(group: str, folder: Path, tunes: bool = False) -> Iterator[Captured]:
-    """Yields the calls of a group: those that tune defaults, or the others, which are reported."""
+def calls_of(
+    group: str, folder: Path, tunes: bool = False, wanted: str = ""
+) -> Iterator[Captured]:
+    """Yields the calls of a group: those that tune defaults, or the others, which are reported.
+
+    Args:
+        group: One of `GROUPS`.
+        folder: Where captures are kept.
+        tunes: Which part.
+        wanted: What must stand in the label of a drawing.
+    """
     if group == "synthetic":
-        for kind in KINDS:
-            for seed in SEEDS:
+        for kind, seed in product(KINDS, SEEDS):
+            if wanted in kind:
                 yield synthetic(kind, seed + 100 * tunes)
     for drawing in DRAWINGS:
-        if drawing.group == group and drawing.tunes == tunes:
+        if drawing.group == group and drawing.tunes == tunes and wanted in drawing.label:
             yield from captured(drawing, folder)
 
 
 def measure(
-    calls: Iterable[Captured], contenders: Sequence[Contender], group: str, path: Path
+    calls: Iterable[Captured], contenders: Sequence[Contender], group: str, folder: Path, most: int
 ) -> None:
-    """Runs all contenders on all calls, and adds to a file what is not there yet."""
-    known = {_key(row) for row in read_rows(path, CallRow)[0]} if path.exists() else set()
-    for number, call in enumerate(calls):
+    """Runs contenders on calls, and adds to the files of a folder what is not there yet.
+
+    Args:
+        calls: The calls.
+        contenders: What runs on each.
+        group: What the rows are reported with.
+        folder: A file for each source of calls.
+        most: Knob values of each contender to run, from the first.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for call in calls:
+        path = folder / f"{call.source}.csv"
+        known = {_key(row) for row in read_rows(path, CallRow)[0]}
         dense: Tensor | None = None
         fresh: list[CallRow] = []
         for contender in contenders:
+            where = (group, call.source, call.step, call.layer)
+            what = (contender.name, contender.order, contender.block)
             missing = [
-                keep
-                for keep in contender.keeps
-                if (
-                    group, call.source, call.step, call.layer, contender.name, contender.order,
-                    contender.block, keep,
-                ) not in known
-            ]  # fmt: skip
-            if missing and dense is None:
-                dense = attended(FullAttn(), call)[0]
-            if missing and dense is not None:
+                keep for keep in contender.keeps[:most] if (*where, *what, keep) not in known
+            ]
+            if missing:
+                dense = attended(FullAttn(), call)[0] if dense is None else dense
                 fresh += errors(call, dense, contender, group, missing)
         if fresh:
             write_rows(path, fresh)
-        print(f"{group} call {number}: {len(fresh)} rows", file=sys.stderr, flush=True)
+        print(f"{call.source} {call.step} {call.layer}: {len(fresh)}", file=sys.stderr, flush=True)
 
 
 def summary(rows: Sequence[CallRow], contenders: Sequence[Contender]) -> list[Row]:
@@ -252,9 +268,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     contenders = [each for name in options.what for each in CONTENDERS[name]()]
     with torch.inference_mode():
         for group in options.groups:
-            calls = list(calls_of(group, options.captures, options.tuning))[:: options.every]
-            measure(calls, contenders, group, options.calls)
-    rows = summary(read_rows(options.calls, CallRow)[0], contenders)
+            calls = calls_of(group, options.captures, options.tuning, options.drawings)
+            some = islice(calls, 0, None, options.every)
+            measure(some, contenders, group, options.calls, options.points)
+    found = [row for path in options.calls.glob("*.csv") for row in read_rows(path, CallRow)[0]]
+    rows = summary([row for row in found if row.group in options.groups], contenders)
     print("\n".join(table(rows, COLUMNS)))
     if options.csv:
         facts = {"device": device_name("cpu"), "dtype": "float32", "versions": versions_line()}
@@ -264,12 +282,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--what", nargs="+", choices=tuple(CONTENDERS), default=["named"])
+    parser.add_argument("--what", nargs="+", choices=tuple(CONTENDERS), default=["main"])
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--captures", type=Path, default=Path("captures"), help="kept here")
     parser.add_argument("--every", type=int, default=1, help="takes every n-th call")
+    parser.add_argument("--points", type=int, default=4, help="knob values of each method")
+    parser.add_argument("--drawings", default="", help="only those with this in their label")
     parser.add_argument("--tuning", action="store_true", help="the calls that defaults came from")
-    parser.add_argument("--calls", type=Path, required=True, help="one line per call and method")
+    parser.add_argument("--calls", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--csv", type=Path, help="write the table here")
     parser.add_argument("--threads", type=int, default=1)
     return parser
