@@ -8,8 +8,8 @@ from diffaccel.benchmarks.ops.problems import Inputs, Problem
 from diffaccel.kernels import Centroids, block_statistics
 from diffaccel.layout import TokenLayout
 from diffaccel.methods.block_sparse.base import BlockPlan, BlockSparseMethod, into_order
-from diffaccel.methods.block_sparse.order import token_order
 from diffaccel.methods.block_sparse.budgets import Ask
+from diffaccel.methods.block_sparse.order import token_order
 from diffaccel.methods.inputs import ExactTokens, VisualTokens
 
 
