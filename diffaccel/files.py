@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,6 +128,16 @@ def write_video(frames: Tensor, path: Path, fps: int) -> None:
             folder.replace(path)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_sound(sound: Tensor, path: Path, rate: int) -> None:
+    """Writes a sound (channels, samples) in [-1, 1] as WAV of 16 bits, `rate` samples a second."""
+    samples = (sound.clamp(-1, 1) * 32767).round().short().T.contiguous().numpy()
+    with replacing(path) as temporary, wave.open(str(temporary), "wb") as file:
+        file.setnchannels(len(sound))
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(samples.astype("<i2").tobytes())
 
 
 def write_sidecar(record: dict[str, object], path: Path) -> Path:

@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline
 from diffaccel.errors import ModelError
 from diffaccel.pipelines.embedded import EMBEDDED_IMAGE, EMBEDDED_VIDEO
 from diffaccel.pipelines.image.presets import SUPPORTED, SUPPORTED_VIDEO
+from diffaccel.pipelines.video.families import REFUSED
 
 # ImportError: a tokenizer needs a package that is not there
 LOADING_ERRORS = (
@@ -81,13 +82,16 @@ def _store_channels_last(pipe: DiffusionPipeline) -> None:
             model.to(memory_format=torch.channels_last)
 
 
-def check_folder(folder: Path, supported: tuple[str, ...]) -> None:
-    """Raises ModelError unless the index of a folder names a pipeline that can be used.
+def check_folder(folder: Path, supported: tuple[str, ...]) -> str:
+    """Returns the class of the pipeline in a folder; reads no weight.
 
-    Reads no weight.
+    Raises:
+        ModelError: Its index does not name a pipeline that can be used.
     """
+    modular = folder / "modular_model_index.json"
     try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        path = modular if modular.is_file() else folder / "model_index.json"
+        index = json.loads(path.read_text(encoding="utf-8"))
         name = index["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
@@ -95,13 +99,15 @@ def check_folder(folder: Path, supported: tuple[str, ...]) -> None:
             f"point at the folder that save_pretrained wrote"
         ) from error
     _check_supported(name, folder, supported)
+    return name
 
 
 def _check_supported(name: str, source: str | Path, supported: tuple[str, ...]) -> None:
     if name not in supported:
         kind = "video" if supported is SUPPORTED_VIDEO else "image"
+        why = f" ({REFUSED[name]})" if name in REFUSED else ""
         raise ModelError(
             f"the pipeline must be one of the {len(supported)} {kind} pipelines that "
-            f"`diffaccel info` lists, got {name} in {str(source)!r}; load it with diffusers and "
-            "use set_attn_processor from Python"
+            f"`diffaccel info` lists, got {name} in {str(source)!r}{why}; load it with diffusers "
+            "and use set_attn_processor from Python"
         )

@@ -46,9 +46,6 @@ class PatchBinding(Binding):
 
     patterns = ((r"attn", "self"),)
 
-    def family(self, model: nn.Module, pipe: object) -> str:
-        return "sdxl"  # whose published schedule counts: that has no dense steps
-
     def layout(self, model: nn.Module, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
         height, width = call["sample"].shape[-2:]
         return TokenLayout.image(height // PATCH, width // PATCH)

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+from torch import Tensor
 
 from diffaccel.benchmarks.ops.problems import Inputs, Problem
 from diffaccel.kernels import Centroids, block_statistics
 from diffaccel.layout import TokenLayout
-from diffaccel.methods.block_sparse.base import BlockPlan, BlockSparseMethod, into_order
+from diffaccel.methods.block_sparse.base import BlockSparseMethod, into_order
 from diffaccel.methods.block_sparse.budgets import Ask
 from diffaccel.methods.block_sparse.order import token_order
-from diffaccel.methods.inputs import ExactTokens, VisualTokens
+from diffaccel.methods.inputs import ExactTokens, Position, VisualTokens
+
+
+class BlockPlan(NamedTuple):
+    """What `block_sparse_attention` is told beside the tokens."""
+
+    indices: Tensor
+    counts: Tensor
+    row_scale: Tensor | None = None
+    row_bias: Tensor | None = None
+    centroids: Centroids | None = None
 
 
 def random_plan(problem: Problem, seed: int) -> BlockPlan:
@@ -22,7 +35,7 @@ def random_plan(problem: Problem, seed: int) -> BlockPlan:
     ranking = torch.rand(1, heads, blocks, blocks, generator=generator, device=problem.device)
     indices = ranking.argsort(-1)[..., :kept].sort(-1).values.int().contiguous()
     counts = torch.full((1, heads, blocks), kept, dtype=torch.int32, device=problem.device)
-    return BlockPlan(indices, counts, None, None)
+    return BlockPlan(indices, counts)
 
 
 def with_centroids(plan: BlockPlan, problem: Problem, ordered: Inputs) -> BlockPlan:
@@ -48,7 +61,11 @@ def selected_plan(method: BlockSparseMethod, problem: Problem, ordered: Inputs) 
     layout = TokenLayout.video(*problem.shape.grid)
     scale = problem.shape.dim**-0.5
     visual = VisualTokens(ordered.query, ordered.key, ordered.value, None, layout, scale)
-    return method.plan(visual, ExactTokens(text_key, text_value, None))
+    plan = method.plan(visual, ExactTokens(text_key, text_value, None), Position())
+    centroids = None if plan.summary is None else plan.summary.centroids
+    return BlockPlan(
+        plan.chosen.indices, plan.chosen.counts, plan.row_scale, plan.row_bias, centroids
+    )
 
 
 def rounded(plan: BlockPlan, dtype: torch.dtype) -> BlockPlan:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from diffaccel.benchmarks.ops.block_lists import BlockPlan
 from diffaccel.benchmarks.ops.problems import Inputs
 from diffaccel.kernels import BlockSparseCall, Centroids, reference
-from diffaccel.methods.block_sparse.base import BlockPlan
 
 ROUNDING = {torch.float32: 5e-7, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 WITHOUT_TWIN = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}

@@ -141,7 +141,7 @@ def block_sparse_work(
     if correction == "pooled":
         extra = Work(0, lists + 4 * heads * blocks * (dim + 1))
     if correction == "centroids":
-        extra = Work(6 * heads * visual * blocks * dim, lists + 4 * blocks * (3 * heads * dim + 1))
+        extra = Work(6 * heads * visual * blocks * dim, lists + 4 * heads * blocks * (3 * dim + 1))
     return attention_work(shape, pairs, itemsize) + extra
 
 

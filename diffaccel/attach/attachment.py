@@ -152,7 +152,7 @@ def set_attn_processor(
     for name, model in models.items():
         # Processors that are attached already stay: compiled graphs hold for the new method too.
         state = attach(model, tuple(layer.name for layer in methods[name].layers))
-        state.method = methods[name]
+        state.exchange_method(methods[name])
     return Attachment(models, methods)
 
 
@@ -247,7 +247,7 @@ def remove_method(model: nn.Module) -> None:
     """Takes the method of a denoiser off; does nothing where it has none."""
     state = state_of(model)
     if state is not None:
-        state.method = None
+        state.exchange_method(None)
         detach_idle(model)
 
 
@@ -301,12 +301,14 @@ def _method_state(
             )
     if not layers:
         raise UnsupportedModelError(
-            f"this {type(model).__name__} has no self-attention over visual tokens"
+            f"this {type(model).__name__} has no layer of self-attention over visual tokens that "
+            f"the patterns of {type(binding).__name__} match; where layers have other names, "
+            "write a binding with patterns of their own: "
+            f'diffaccel.bindings.BINDINGS["{type(model).__name__}"] = YourBinding()'
         )
     family = binding.family(model, pipe)
     expert = 1 if name == "transformer_2" else 0
-    resolved = method.resolved(family, len(layers), expert)
-    return MethodState(resolved, layers, StepClock(pipe), family, always)
+    return MethodState(method, layers, StepClock(pipe), family, always, expert)
 
 
 def _uncompiled(model: nn.Module) -> nn.Module:

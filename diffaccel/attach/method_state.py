@@ -7,10 +7,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffaccel.attach.forecast import device_facts, slower_reason
-from diffaccel.attach.obstacles import parallelism, planned_obstacle, unplanned_obstacle
+from diffaccel.attach.obstacles import (
+    parallelism,
+    planned_obstacle,
+    skipped_scores,
+    unsupported_mask,
+)
 from diffaccel.attach.report import DenoiserReport, LayerReport
 from diffaccel.errors import ModelError
 from diffaccel.methods.inputs import GRADIENTS_NEEDED, Position
+from diffaccel.methods.memory import LayerMemory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,11 +34,22 @@ class LayerLog:
 
     sparse_calls: int = 0
     dense_calls: Counter[str] = field(default_factory=Counter)
+    left_out: int = 0
     pairs: int = 0
     kept_pairs: Tensor | float = 0.0
     layout: TokenLayout | None = None
     visited: Visited | None = None
     ranks: int = 1
+    errors: int = 0
+    error_sum: Tensor | float = 0.0
+    worst_error: Tensor | float = 0.0
+
+    def note_error(self, error: Tensor | None) -> None:
+        """Adds the measured error of one call, where its method measures it."""
+        if error is not None:
+            self.errors += 1
+            self.error_sum = self.error_sum + error
+            self.worst_error = error.clamp_min(self.worst_error)
 
     def record(
         self,
@@ -59,7 +76,7 @@ class LayerLog:
             self.pairs += layout.length**2
             self.kept_pairs = self.kept_pairs + density * layout.length**2
 
-    def report(self, layer: AttentionLayer) -> LayerReport:
+    def report(self, layer: AttentionLayer, memory: LayerMemory) -> LayerReport:
         """Returns what happened so far; waits for the device."""
         return LayerReport(
             name=layer.name,
@@ -71,6 +88,11 @@ class LayerLog:
             pairs=self.pairs,
             visited=self.visited,
             ranks=self.ranks,
+            left_out=self.left_out,
+            error=float(self.error_sum) / self.errors if self.errors else None,
+            worst_error=float(self.worst_error) if self.errors else None,
+            orders=tuple(dict.fromkeys(memory.orders.values())),
+            reused_calls=memory.reused_calls,
         )
 
 
@@ -103,6 +125,20 @@ class Plan(NamedTuple):
     visited: Visited | None
 
 
+class Scheduled(NamedTuple):
+    """What holds for a layer in one model call.
+
+    Args:
+        position: Where it stands.
+        method: The method there.
+        why_dense: Why the schedule makes the call dense, "" where it does not.
+    """
+
+    position: Position
+    method: Method
+    why_dense: str
+
+
 MOST_PLANS = 1024
 """Plans that are kept; a model has one for each layer and size."""
 
@@ -111,13 +147,16 @@ class MethodState:
     """The mutable state of a method that is attached to one denoiser.
 
     Args:
-        method: What to compute, its schedule filled in.
+        method: What to compute.
         layers: The layers that the method serves.
         clock: Step position.
         family: The model family, for the report.
         always: Whether the method runs even where dense attention is expected to be faster.
+        expert: Which denoiser of a pipeline with several.
 
     Attributes:
+        method: What to compute, its schedule filled in: that of the latest run, whose number of
+            steps counts, or before any run as published.
         check: Whether outputs that are not finite are errors; waits for the device.
     """
 
@@ -128,8 +167,10 @@ class MethodState:
         clock: StepClock,
         family: str,
         always: bool = False,
+        expert: int = 0,
     ) -> None:
-        self.method = method
+        self._asked, self._expert = method, expert
+        self.method = method.resolved(family, len(layers), expert)
         self.layers = layers
         self.clock = clock
         self.family = family
@@ -154,9 +195,10 @@ class MethodState:
         is_new = self.clock.tick(timestep, pipe)
         if is_new:
             self._forget_run()
+            self._follow(self.clock.total)
         if self.clock.step is not None:  # a step counts where caches leave all layers out as well
             self._steps.setdefault(self.clock.step, StepLog())
-        self._positions: dict[int, tuple[Position, str]] = {}
+        self._positions: dict[int, Scheduled] = {}
         return is_new
 
     def attend(self, call: AttentionCall) -> Tensor:
@@ -164,13 +206,16 @@ class MethodState:
         attached = call.attached
         layer, state = attached.layer, attached.state
         layout: Any = call.layout  # where it is unknown, that is an obstacle
+        if skipped_scores(call):
+            self.leave_out(layer, layout)
+            return call.dense()
         density: Tensor | float = 1.0
         visited: Visited | None = None
-        position, reason = self._scheduled(layer)
+        position, method, reason = self._scheduled(layer)
         if not reason:
             reason = parallelism(call)
-            plan = self._plan(call, layout)
-            reason = reason or plan.obstacle or unplanned_obstacle(call)
+            plan = self._plan(call, layout, method)
+            reason = reason or plan.obstacle or unsupported_mask(call)
             if reason:
                 state.warn_once(layer, reason)
             reason = reason or plan.why_dense
@@ -180,8 +225,9 @@ class MethodState:
         if reason:
             output = call.dense()
         else:
-            attended = state.compute(call, layout, position)
-            output, density, reason = attended
+            attended = state.compute(call, layout, method, position)
+            output, density, reason, error = attended
+            self._logs[layer.name].note_error(error)
             visited = plan.visited
         self._logs[layer.name].ranks = 1 if call.share is None else call.share.ranks
         if call.share is not None:  # on every rank, whatever each of them did
@@ -201,6 +247,12 @@ class MethodState:
         self._logs[layer.name].record(layout, density, reason, visited)
         if self.clock.step is not None:
             self._steps.setdefault(self.clock.step, StepLog()).record(reason)
+
+    def leave_out(self, layer: AttentionLayer, layout: TokenLayout | None) -> None:
+        """Records one call of a layer in which the pipeline left its attention out."""
+        log = self._logs[layer.name]
+        log.left_out += 1
+        log.layout = layout or log.layout
 
     def check_parallel(self, context: Any) -> None:
         """Refuses context parallelism where heads cannot be computed apart.
@@ -229,7 +281,10 @@ class MethodState:
             model=model,
             family=self.family,
             method=repr(self.method),
-            layers=tuple(self._logs[layer.name].report(layer) for layer in self.layers),
+            layers=tuple(
+                self._logs[layer.name].report(layer, self._memories[layer.index])
+                for layer in self.layers
+            ),
             skipped=skipped,
             steps=len(self._steps),
             dense_steps={
@@ -244,40 +299,60 @@ class MethodState:
             ),
         )
 
-    def _scheduled(self, layer: AttentionLayer) -> tuple[Position, str]:
-        """Returns where a layer's call stands, and why the schedule makes it dense."""
+    def forget(self) -> None:
+        """Lets go of what layers remember; the report of the latest run stays."""
+        for memory in self._memories.values():
+            memory.forget()
+
+    def _follow(self, steps: int | None) -> None:
+        """Fills in the schedule for a run of so many steps."""
+        method = self._asked.resolved(self.family, len(self.layers), self._expert, steps)
+        if method != self.method:
+            self.method = method
+            self._plans.clear()
+
+    def _scheduled(self, layer: AttentionLayer) -> Scheduled:
+        """Returns what holds for a layer in the current model call."""
         known = self._positions.get(layer.index)
         if known is None:
-            position = Position(layer.index, self.clock.step, self.clock.progress)
-            known = position, self.method.schedule_reason(position)
+            clock = self.clock
+            # Without steps nobody can tell where a run ends, and with it what may be remembered.
+            memory = None if clock.step is None else self._memories[layer.index]
+            position = Position(layer.index, clock.step, clock.progress, clock.ends, memory)
+            method = self.method.scheduled(position)
+            known = Scheduled(position, method, method.schedule_reason(position))
             self._positions[layer.index] = known
         return known
 
-    def _plan(self, call: AttentionCall, layout: TokenLayout | None) -> Plan:
+    def _plan(self, call: AttentionCall, layout: TokenLayout | None, method: Method) -> Plan:
         """Returns what holds for a layer and a shape; asked once for each."""
         layer, query = call.attached.layer, call.query
-        key = layer.name, layout, query.shape, query.dtype, call.key.shape, bool(call.options)
+        shapes = layout, query.shape, query.dtype, call.key.shape
+        key: tuple[Any, ...] = (layer.name, *shapes, bool(call.options))
+        if method is not self.method:  # it follows the schedule
+            key = *key, method
         known = self._plans.get(key)
         if known is None:
             if len(self._plans) >= MOST_PLANS:
                 self._plans.clear()
-            known = self._plans[key] = self._new_plan(call, layout)
+            known = self._plans[key] = self._new_plan(call, layout, method)
         return known
 
-    def _new_plan(self, call: AttentionCall, layout: Any) -> Plan:
+    def _new_plan(self, call: AttentionCall, layout: Any, method: Method) -> Plan:
         found = planned_obstacle(call)
         if found:
             return Plan(found, "", None)
-        reason = self.method.shape_reason(layout)
+        reason = method.shape_reason(layout)
         if not reason and not self.always:
             query = call.query
             facts = device_facts(query.device)
-            reason = slower_reason(self.method, layout, query.shape, query.dtype, facts)
+            reason = slower_reason(method, layout, query.shape, query.dtype, facts)
         if reason:
             return Plan("", reason, None)
-        return Plan("", "", self.method.visited(layout, call.query, call.layer.index))
+        return Plan("", "", method.visited(layout, call.query, call.layer.index))
 
     def _forget_run(self) -> None:
         self._logs = {layer.name: LayerLog() for layer in self.layers}
         self._steps: dict[int, StepLog] = {}
         self._positions = {}
+        self._memories = {layer.index: LayerMemory() for layer in self.layers}

@@ -16,19 +16,13 @@ if TYPE_CHECKING:
 
 def obstacle(call: AttentionCall) -> str:
     """Returns the first reason why a call cannot go to a method, "" where it can."""
-    return parallelism(call) or planned_obstacle(call) or unplanned_obstacle(call)
+    reason = parallelism(call) or planned_obstacle(call)
+    return reason or unsupported_mask(call) or skipped_scores(call)
 
 
 def planned_obstacle(call: AttentionCall) -> str:
     """Returns the first reason that holds for the layer and the shape of a call, else ""."""
     return next(filter(None, (reason(call) for reason in PLANNED)), "")
-
-
-def unplanned_obstacle(call: AttentionCall) -> str:
-    """Returns the first reason that may come and go from call to call, else ""."""
-    if call.mask is None and not _get_current_function_mode_stack():
-        return ""
-    return unsupported_mask(call) or skipped_scores(call)
 
 
 def parallelism(call: AttentionCall) -> str:

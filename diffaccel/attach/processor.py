@@ -64,15 +64,15 @@ def attached_class(stock_class: Any) -> type:
     """
     stock_call = stock_class.__call__
     body = redirected(stock_call) or stock_call
-    can_redirect = body is not stock_call
 
+    # Without a closure, which dynamo of PyTorch 2.8 looks for in the class that `__class__` names.
     @functools.wraps(stock_call)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        layer = self._diffaccel_layer
+        layer, (stock_call, body) = self._diffaccel_layer, self._diffaccel_calls
         if layer is None:
             return stock_call(self, *args, **kwargs)
         if torch.compiler.is_compiling():
-            if not can_redirect:
+            if body is stock_call:
                 return stock_call(self, *args, **kwargs)
             return seam.traced(layer.handle, body, self, *args, **kwargs)
         return layer.process(functools.partial(body, self), args, kwargs)
@@ -92,6 +92,7 @@ def attached_class(stock_class: Any) -> type:
         # diffusers asks processors for their class: to copy them, to look up what they are.
         "__class__": property(_stock_class),
         "_diffaccel_stock_class": stock_class,
+        "_diffaccel_calls": (stock_call, body),
         ATTACHED: None,
     }
     subclass = type(f"Attached{stock_class.__name__}", (stock_class,), members)

@@ -29,6 +29,13 @@ class LayerReport:
             tiles that fit, where that differs from the pairs that count.
         ranks: Processes that shared the heads of the latest call (context parallelism), 1 where
             this one computed all. Densities are of all heads.
+        left_out: Calls in which guidance of the pipeline left the attention out, so that nothing
+            was computed (LTX-2's spatio-temporal guidance, perturbed attention of guiders).
+        error: Mean relative error of the output, as a method with `max_error` measures it on
+            sampled rows; None where none does.
+        worst_error: The largest of them.
+        orders: Orders of the tokens that a method chose by itself, one for each layout.
+        reused_calls: Sparse calls that took the block lists of an earlier step.
     """
 
     name: str
@@ -40,9 +47,14 @@ class LayerReport:
     pairs: int
     visited: Visited | None = None
     ranks: int = 1
+    left_out: int = 0
+    error: float | None = None
+    worst_error: float | None = None
+    orders: tuple[str, ...] = ()
+    reused_calls: int = 0
 
     def __str__(self) -> str:
-        if not self.sparse_calls and not self.dense_calls:
+        if not self.sparse_calls and not self.dense_calls and not self.left_out:
             return f"{self.name} ({self.kind}): not called"
         parts = [f"{self.name} ({self.kind}, {_describe(self.layout)})"]
         if self.density is not None:
@@ -51,8 +63,15 @@ class LayerReport:
             parts.append(f"visited {self.visited.visited:.3f} (ideal {self.visited.ideal:.3f})")
         if self.ranks > 1:
             parts.append(f"heads shared by {self.ranks} ranks")
-        parts.append(f"{self.sparse_calls} sparse")
+        if self.error is not None:
+            parts.append(f"error {self.error:.3f}, at most {self.worst_error:.3f}")
+        if self.orders:
+            parts.append(f"order {' and '.join(self.orders)}")
+        reused = f" ({self.reused_calls} with earlier block lists)" if self.reused_calls else ""
+        parts.append(f"{self.sparse_calls} sparse{reused}")
         parts += [f"{count} dense: {reason}" for reason, count in self.dense_calls.items()]
+        if self.left_out:
+            parts.append(f"{self.left_out} without attention, which guidance left out")
         return ", ".join(parts)
 
 

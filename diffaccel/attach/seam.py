@@ -27,7 +27,7 @@ from diffaccel.attach.finite import checked
 from diffaccel.attach.key_padding import KeyPadding
 from diffaccel.errors import ModelError
 from diffaccel.kernels.arguments import Tensors
-from diffaccel.methods.inputs import as_autocast, need_gradients
+from diffaccel.methods.inputs import as_autocast, is_autocast, need_gradients
 
 if TYPE_CHECKING:
     from diffaccel.attach.state import DenoiserState
@@ -145,7 +145,7 @@ def dispatched(
     """Stands for diffusers' `dispatch_attention_fn` in the bodies of attached processors."""
     enable_gqa = arguments.pop("enable_gqa", False)
     if torch.compiler.is_compiling():
-        is_foreign = not isinstance(attn_mask, Tensor | None)  # as FlexAttention's
+        is_foreign = attn_mask is not None and not isinstance(attn_mask, Tensor)  # as flex
         if dropout_p or is_causal or is_foreign or _is_learned(attn_mask):
             return dispatch_attention_fn(
                 query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, **arguments
@@ -207,8 +207,7 @@ def _run(
     mask = mask.of_keys if isinstance(mask, KeyPadding) else mask
     gradients = need_gradients(query, key, value)
     device = query.device.type
-    is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    if not is_cast:
+    if not is_autocast(device):
         return attached.attend(
             AttentionCall(
                 attached, index, query, key, value, mask, scale, options, dispatch, gradients

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from diffaccel.attach.processor import attached_layer, why_opaque
+from diffaccel.attach.key_bias import folded, split_mask
+from diffaccel.attach.processor import attached_layer, redirected, why_opaque
 from diffaccel.attach.running import Caller, running_pipeline
 from diffaccel.bindings import LayoutUnknown, ModelCall
 from diffaccel.errors import ModelError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from diffaccel.attach.method_state import MethodState
     from diffaccel.attach.seam import AttachedLayer
     from diffaccel.bindings import AttentionLayer, Binding
+    from diffaccel.methods.base import Method
 
 
 REPLACED = "its processor was replaced after the method was attached"
@@ -54,6 +56,7 @@ class DenoiserState:
         self.root_hooks: tuple[RemovableHandle, ...] = ()
         self.context: Any = None
         self._readings: dict[int, tuple[Tensor, Any]] = {}
+        self._written: Tensor | None = None
         self._lost: dict[str, str] = {}
         self._caller = Caller()
         self._forget_call()
@@ -77,6 +80,7 @@ class DenoiserState:
             if self.method.begin_call(self.binding.timestep(call), pipe):
                 self._lost = self.lost(model)
                 self._warn_of_lost()
+        self._written = self.binding.written_mask(call)
         streams: dict[tuple[str, int], TokenLayout | str] = {}
         for layer in self.layers:
             if layer.stream not in streams:
@@ -106,6 +110,12 @@ class DenoiserState:
             return call.dense()
         return self.method.attend(call)
 
+    def exchange_method(self, method: MethodState | None) -> None:
+        """Lets another method compute the self-attention, None for the stock processors."""
+        if self.method is not None:
+            self.method.forget()
+        self.method = method
+
     def layout(self, layer: AttentionLayer) -> TokenLayout | None:
         """Returns the tokens of a layer in the current model call, None where unknown."""
         found = self._layouts.get(layer.name)
@@ -125,15 +135,19 @@ class DenoiserState:
         if groups > 1:
             key, value = (x.repeat_interleave(groups, 2) for x in (key, value))
         query, asking = call.completed(call.query), call.asking
+        bias = self.key_bias(call)
+        if bias is not None:
+            query, key, value = folded(query, key, value, bias, scale)
         exact = tuple(part for part in asking if part != layout.visual_slice) if asking else None
         first = None if call.share is None else call.share.first_head
         return AttentionInputs(query, key, value, layout, scale, mask, exact, first)
 
-    def compute(self, call: AttentionCall, layout: TokenLayout, position: Position) -> Attended:
-        """Answers a call that has no obstacle by the method."""
-        method: Any = self.method
-        attended = method.method.compute(self.inputs(call, layout), position)
-        output = call.asked(attended.output)
+    def compute(
+        self, call: AttentionCall, layout: TokenLayout, method: Method, position: Position
+    ) -> Attended:
+        """Answers a call that has no obstacle by a method."""
+        attended = method.compute(self.inputs(call, layout), position)
+        output = call.asked(attended.output)[..., : call.value.shape[-1]]
         mask = call.mask
         if mask is not None and mask.ndim > 1 and mask.shape[-2] == layout.length > 1:
             # Methods know the mask of the visual rows; text may have another one, as a causal one.
@@ -152,6 +166,9 @@ class DenoiserState:
         mask = call.mask
         if not isinstance(mask, Tensor):  # FlexAttention has masks of its own
             return None
+        split = self._split(call)
+        if split is not None:
+            return split[0]
         batch, length = call.key.shape[:2]
         known = self._masks.get((id(mask), length))
         if known is None:
@@ -165,9 +182,27 @@ class DenoiserState:
             self._masks[id(mask), length] = known
         return known[1]
 
+    def key_bias(self, call: AttentionCall) -> Tensor | None:
+        """Returns what is added to the scores of keys in visual rows, (B, N), None for nothing."""
+        split = None if call.mask is None else self._split(call)
+        return None if split is None else split[1]
+
+    def _split(self, call: AttentionCall) -> tuple[Tensor, Tensor | None] | None:
+        """Returns padding and bias of a mask that blocks have written out for all pairs."""
+        layout, written, mask = call.layout, self._written, call.mask
+        if written is None or mask is None or layout is None or call.share is not None:
+            return None
+        if not written.shape[-1] == layout.length == mask.shape[-2]:
+            return None
+        return ModelCall({}, self._readings).read(written, lambda told: split_mask(told, layout))
+
     def never_called(self, attached: AttachedLayer) -> None:
-        """Notes that a layer's processor computed its attention in another way."""
+        """Notes that a layer's processor computed its attention in another way, or left it out."""
         layer = attached.layer
+        if redirected(type(attached.stock).__call__) is not None:
+            if self.method is not None and layer.kind != "cross":
+                self.method.leave_out(layer, self.layout(layer))
+            return
         reason = why_opaque(attached.stock)
         if any(hook.is_active for hook in self.hooks.get(layer.name, ())):
             raise ModelError(f"attention of {layer.name} cannot be changed: {reason}")
@@ -227,6 +262,7 @@ class DenoiserState:
 
     def _forget_call(self) -> None:
         self._layouts: dict[str, TokenLayout | str] = {}
+        self._written = None
         self._masks: dict[tuple[int, int], tuple[Tensor, Tensor | None]] = {}
 
 

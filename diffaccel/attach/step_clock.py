@@ -34,10 +34,13 @@ class StepClock:
     Attributes:
         step: Index of the current step, or None before the first call.
         planned: Steps that the run will have, None where no scheduler tells.
+        total: Steps of the whole schedule, of which a run may do a part; None likewise.
         progress: Share of the schedule that lies behind the current step, from 0 (pure noise) to
             below 1, or None before the first call. A run that begins in the middle of the
             schedule (image to image) begins with its share. Without a pipeline, the share of
             the training timesteps.
+        ends: Share of the steps of the whole schedule that lies behind when the current one is
+            done, above 0 to 1; None where no scheduler tells.
     """
 
     def __init__(self, pipe: Any = None) -> None:
@@ -55,7 +58,9 @@ class StepClock:
         self._run: _Schedule | _Noise | None = None
         self.step: int | None = None
         self.planned: int | None = None
+        self.total: int | None = None
         self.progress: float | None = None
+        self.ends: float | None = None
 
     def tick(self, timestep: Tensor | float | None, pipe: Any = None) -> bool:
         """Moves to the step of a model call and returns whether it begins a new run.
@@ -68,7 +73,7 @@ class StepClock:
             pipe: The pipeline that runs, where it is known.
         """
         if timestep is None:
-            self.step = self.progress = None
+            self.step = self.progress = self.ends = None
             return False
         scheduler = self._running_scheduler(self._pipe() if pipe is None else pipe)
         run = self._run
@@ -78,8 +83,8 @@ class StepClock:
         elif not isinstance(run, _Schedule) or not run.goes_on(scheduler, timestep):
             self._run = _Schedule(scheduler, timestep, getattr(pipe, "_num_timesteps", None))
         current: Any = self._run
-        self.step, self.planned = current.step, current.planned
-        self.progress = current.progress
+        self.step, self.planned, self.total = current.step, current.planned, current.total
+        self.progress, self.ends = current.progress, current.ends
         return current is not run
 
     def _running_scheduler(self, pipe: Any) -> Any:
@@ -116,6 +121,7 @@ class _Schedule:
         self.timesteps: Tensor = scheduler.timesteps
         self._values: list[float] = self.timesteps.tolist()
         self._steps = _steps_of(scheduler, self._values)
+        self.total = self._steps[-1] + 1
         self._is_rising: bool | None = None
         # FLUX and Qwen pipelines divide timesteps by 1000, others pass them as they are.
         noise = _largest(timestep)
@@ -139,6 +145,11 @@ class _Schedule:
     def progress(self) -> float:
         """Share of the list that lies behind."""
         return self._index / len(self._values)
+
+    @property
+    def ends(self) -> float:
+        """Share of the steps that lies behind when the current one is done."""
+        return (self._steps[self._index] + 1) / self.total
 
     def goes_on(self, scheduler: Any, timestep: Tensor | float) -> bool:
         """Moves to the place of a model call, unless it begins another run."""
@@ -181,6 +192,8 @@ class _Noise:
     """One run of distinct timesteps, where nothing but these is known."""
 
     planned: int | None = None
+    total: int | None = None
+    ends: float | None = None
 
     def __init__(self, timestep: Tensor | float) -> None:
         self._noise = _largest(timestep)

@@ -179,6 +179,8 @@ def binding_of(model: nn.Module) -> Binding:
         )
     raise UnsupportedModelError(
         f"no binding knows the attention of {name}; `diffaccel info --models` lists the classes "
-        "that have one, and samples/own_model.py shows how to write one in a dozen lines: "
+        "that have one. Write a subclass of diffaccel.bindings.Binding with `patterns`, the "
+        "layers that attend over visual tokens, and `layout`, what the tokens of a call are (the "
+        "example in CONTRIBUTING.md is ten lines), then "
         f'diffaccel.bindings.BINDINGS["{name}"] = YourBinding()'
     )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from diffaccel.bindings.axes import Axis
 from diffaccel.bindings.base import AttentionLayer, Binding, ModelCall, patched, zeros
+from diffaccel.bindings.passed_tables import argument_changed, rescaled_rows
 from diffaccel.layout import Grid, TokenLayout
 
 
@@ -19,6 +23,7 @@ class AllegroBinding(Binding):
     )
     text_length = 512
     batches_prompts = True
+    scales_rope = True
 
     def family(self, model: Any, pipe: Any) -> str:
         return "allegro"
@@ -50,3 +55,19 @@ class AllegroBinding(Binding):
                 tuple(places.T.unsqueeze(1)),
             ),
         }
+
+    def scaled_rope(
+        self, model: Any, axes: tuple[Axis | None, Axis | None, Axis | None]
+    ) -> AbstractContextManager[None]:
+        def change(given: Any, _: dict[str, Any]) -> Any:
+            tables, places = given
+            return tuple(map(_rescaled, tables, axes)), places
+
+        return argument_changed(model, "image_rotary_emb", change)
+
+
+def _rescaled(table: tuple[Tensor, Tensor], axis: Axis | None) -> tuple[Tensor, Tensor]:
+    """Returns cosines and sines (n, D) of one axis, all frequencies once, then again."""
+    cosine, sine = (wave.double().chunk(2, 1)[0] for wave in table)
+    rows = rescaled_rows(torch.complex(cosine, sine), axis)
+    return torch.cat([rows.real] * 2, 1).to(table[0]), torch.cat([rows.imag] * 2, 1).to(table[1])

@@ -175,6 +175,10 @@ class Binding:
     """Whether each sample is attended in a call of its own, without its masked text, which comes
     last in the sequence."""
 
+    family_choices: tuple[str, ...] = ()
+    """Names among which `family` chooses by the model, in the class that defines it; () where it
+    looks at no model."""
+
     scales_rope: bool = False
     """Whether `scaled_rope` is defined."""
 
@@ -191,7 +195,12 @@ class Binding:
             model: The denoiser.
             pipe: The pipeline that it belongs to, or None where only the model is known.
         """
-        raise NotImplementedError
+        return "other"
+
+    def families(self) -> tuple[str, ...]:
+        """Returns the names that `family` may return."""
+        owner = next(kind for kind in type(self).__mro__ if "family" in vars(kind))
+        return vars(owner).get("family_choices") or (self.family(None, None),)
 
     def layout(self, model: Any, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
         """Returns what the tokens of one layer are; raises LayoutUnknown if the call hides it.
@@ -218,6 +227,13 @@ class Binding:
     def timestep(self, call: ModelCall) -> Tensor | float | None:
         """Returns the timestep of a call, largest for pure noise; None where it has none."""
         return call.arguments.get("timestep")
+
+    def written_mask(self, call: ModelCall) -> Tensor | None:
+        """Returns what becomes the mask of visual rows, where blocks write it out for all pairs.
+
+        (B, N), bool or added to the scores; None where the masks of attention calls are looked at.
+        """
+        return None
 
     def predicts(self, call: ModelCall) -> bool:
         """Whether a call predicts; others keep keys of images or frames for later calls."""

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from math import prod
 from typing import Any
 
-from diffaccel.bindings.base import AttentionLayer, Binding, ModelCall, patched, zeros
+from torch import Tensor
+
+from diffaccel.bindings.axes import Axis
+from diffaccel.bindings.base import (
+    AttentionLayer,
+    Binding,
+    ModelCall,
+    UnsupportedModelError,
+    patched,
+    zeros,
+)
+from diffaccel.bindings.passed_tables import argument_changed, rescaled_grid
 from diffaccel.layout import Grid, TokenLayout
 
 
@@ -15,6 +27,7 @@ class CogVideoXBinding(Binding):
     patterns = ((r"transformer_blocks\.\d+\.attn1", "joint"),)
     block_outputs = ("hidden_states", "encoder_hidden_states")
     batches_prompts = True
+    scales_rope = True
 
     def family(self, model: Any, pipe: Any) -> str:
         return "cogvideox"
@@ -33,14 +46,8 @@ class CogVideoXBinding(Binding):
         return (max(1, frames // (config.get("patch_size_t") or 1)), *sides)
 
     def layout(self, model: Any, call: ModelCall, layer: AttentionLayer) -> TokenLayout:
-        _, frames, _, height, width = call["hidden_states"].shape
-        patch, patch_t = model.config.patch_size, model.config.get("patch_size_t") or 1
-        return TokenLayout.video(
-            patched(frames, patch_t),
-            patched(height, patch),
-            patched(width, patch),
-            text_before=call["encoder_hidden_states"].shape[1],
-        )
+        grid = _grid(model, call["hidden_states"])
+        return TokenLayout.video(*grid, text_before=call["encoder_hidden_states"].shape[1])
 
     def example_call(
         self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1
@@ -58,6 +65,29 @@ class CogVideoXBinding(Binding):
         if config.use_rotary_positional_embeddings:
             call["image_rotary_emb"] = (zeros(model, tokens, config.attention_head_dim),) * 2
         return call
+
+    def scaled_rope(
+        self, model: Any, axes: tuple[Axis | None, Axis | None, Axis | None]
+    ) -> AbstractContextManager[None]:
+        if not model.config.use_rotary_positional_embeddings:
+            raise UnsupportedModelError(
+                "CogVideoX with rotary positions (5B, 1.5) can scale them, got one with a table "
+                "of positions (2B); leave them as they are"
+            )
+        dim = model.config.attention_head_dim
+        dims = dim // 4, dim // 8 * 3, dim // 8 * 3
+
+        def change(tables: Any, arguments: dict[str, Any]) -> Any:
+            return rescaled_grid(tables, _grid(model, arguments["hidden_states"]), dims, axes)
+
+        return argument_changed(model, "image_rotary_emb", change)
+
+
+def _grid(model: Any, latents: Tensor) -> Grid:
+    """Returns the grid of tokens of latents (B, F, C, H, W)."""
+    _, frames, _, height, width = latents.shape
+    patch, patch_t = model.config.patch_size, model.config.get("patch_size_t") or 1
+    return patched(frames, patch_t), patched(height, patch), patched(width, patch)
 
 
 class ConsisIDBinding(CogVideoXBinding):

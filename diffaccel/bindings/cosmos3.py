@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from math import prod
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from diffaccel.bindings.axes import Axis
 from diffaccel.bindings.base import AttentionLayer, Binding, LayoutUnknown, ModelCall, zeros
 from diffaccel.bindings.packed import last_run
+from diffaccel.bindings.passed_tables import amplitudes, packed_angles, packed_rope
 from diffaccel.layout import Grid, Segment, TokenLayout
 
 
@@ -24,6 +28,7 @@ class Cosmos3Binding(Binding):
     latents = "vision_tokens"
     unguided = "its videos and predictions come in lists"
     attends_text_apart = True
+    scales_rope = True
 
     def family(self, model: Any, pipe: Any) -> str:
         return "cosmos3"
@@ -75,3 +80,34 @@ class Cosmos3Binding(Binding):
             "vision_timesteps": zeros(model, tokens),
             "vision_noisy_frame_indexes": [torch.arange(frames, device=model.device)],
         }
+
+    def scaled_rope(
+        self, model: Any, axes: tuple[Axis | None, Axis | None, Axis | None]
+    ) -> AbstractContextManager[None]:
+        rope = model.rotary_emb
+        count = len(rope.inv_freq)
+        # Frequencies go to frames, rows and columns in turn, and to frames when these have enough.
+        kinds = torch.zeros(count, dtype=torch.long)
+        for number in (1, 2):
+            kinds[number : 3 * rope.rope_axes_dim[number] : 3] = number
+        places_of = [(kinds == number).nonzero().flatten() for number in range(3)]
+
+        def waves(
+            layout: TokenLayout, position_ids: Tensor, device: Any, dtype: torch.dtype
+        ) -> tuple[Tensor, Tensor]:
+            places = position_ids.reshape(-1, position_ids.shape[-1]).expand(3, -1).T
+            own = rope.inv_freq.to(places.device)
+            found = places.new_empty(len(places), count, dtype=torch.float64)
+            frequencies = [own[columns] for columns in places_of]
+            for columns, angle in zip(
+                places_of, packed_angles(places, frequencies, axes, layout), strict=True
+            ):
+                found[:, columns] = angle
+            factor = amplitudes(axes, places)[kinds]
+            cosine, sine = (
+                torch.cat([factor * wave] * 2, 1).to(device, dtype)[None]
+                for wave in (found.cos(), found.sin())
+            )
+            return cosine, sine
+
+        return packed_rope(self, model, rope, waves)

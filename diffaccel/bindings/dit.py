@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
+
+from diffaccel.bindings.axes import Axis
 from diffaccel.bindings.base import AttentionLayer, Binding, ModelCall, image_grid, zeros
+from diffaccel.bindings.passed_tables import argument_changed, rescaled_grid
 from diffaccel.layout import Grid, TokenLayout
 
 
@@ -70,6 +75,7 @@ class HunyuanDiTBinding(DiTBinding):
 
     is_chain = False
     one_prompt = "its text comes from two encoders"
+    scales_rope = True
 
     def family(self, model: Any, pipe: Any) -> str:
         return "hunyuan-dit"
@@ -99,3 +105,18 @@ class HunyuanDiTBinding(DiTBinding):
             call["image_meta_size"] = zeros(model, batch, 6)
             call["style"] = zeros(model, batch).long()
         return call
+
+    def scaled_rope(
+        self, model: Any, axes: tuple[Axis | None, Axis | None, Axis | None]
+    ) -> AbstractContextManager[None]:
+        _, height, width = axes
+        dims = (model.config.hidden_size // model.config.num_attention_heads // 2,) * 2
+
+        def change(tables: Any, arguments: dict[str, Any]) -> Any:
+            _, *sides = image_grid(arguments["hidden_states"], model.config.patch_size)
+            # Columns come first in the tables of diffusers' pipeline, and rows second.
+            by_axis = [torch.cat(wave.chunk(2, 1)[::-1], 1) for wave in tables]
+            found = rescaled_grid((by_axis[0], by_axis[1]), sides, dims, (height, width))
+            return tuple(torch.cat(wave.chunk(2, 1)[::-1], 1) for wave in found)
+
+        return argument_changed(model, "image_rotary_emb", change)

@@ -93,12 +93,16 @@ class LongCatImageBinding(FluxBinding):
 class ChromaBinding(FluxBinding):
     """Chroma: FLUX with a mask over text.
 
-    The mask of the stock pipelines is a float that is added to the scores, no key padding: with
-    it, attention runs dense. A bool mask, or none, is served.
+    The mask of the stock pipelines holds ones and zeros as floats, which are added to the scores
+    of a query and a key whose mask is one: padding of the text stays, less by one. A bool mask is
+    key padding.
     """
 
     mixes_text = r"single_transformer_blocks\..+"
     one_prompt = "its prompt is more than one argument of a call"
+
+    def written_mask(self, call: ModelCall) -> Tensor | None:
+        return call.arguments.get("attention_mask")
 
     def example_call(
         self, model: Any, latents: tuple[int, ...], text: int, batch: int = 1

@@ -155,6 +155,10 @@ class FramepackBinding(HunyuanVideoBinding):
         frames, height, width = latents
         call = super().example_call(model, latents, text, batch) | {
             "image_embeds": zeros(model, batch, 729, config.image_proj_dim),
+            # Never on the meta device, as the layout is read from its values.
+            "encoder_attention_mask": torch.ones(batch, text, dtype=torch.long).to(
+                "cpu" if model.device.type == "meta" else model.device
+            ),
             "indices_latents": torch.arange(19, 19 + frames),
         }
         first = 0

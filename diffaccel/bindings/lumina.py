@@ -19,6 +19,7 @@ from diffaccel.bindings.base import (
     zeros,
 )
 from diffaccel.bindings.exchange import exchanged
+from diffaccel.bindings.passed_tables import argument_changed, rescaled_rows
 from diffaccel.bindings.rotary import scaled_tables
 from diffaccel.layout import Grid, TokenLayout
 
@@ -29,6 +30,7 @@ class LuminaNextBinding(Binding):
     patterns = ((r"layers\.\d+\.attn1", "self"), (r"layers\.\d+\.attn2", "cross"))
     batches_prompts = True
     text_length = 256
+    scales_rope = True
 
     def family(self, model: Any, pipe: Any) -> str:
         return "lumina-next"
@@ -57,6 +59,20 @@ class LuminaNextBinding(Binding):
             "image_rotary_emb": zeros(model, longest, longest, dim // 2).to(model.dtype) + 0j,
             "cross_attention_kwargs": {},
         }
+
+    def scaled_rope(
+        self, model: Any, axes: tuple[Axis | None, Axis | None, Axis | None]
+    ) -> AbstractContextManager[None]:
+        _, height, width = axes
+
+        def change(table: Tensor, _: dict[str, Any]) -> Tensor:
+            # (rows, columns, D / 2): a frequency of rows, then the same one of columns.
+            rows = rescaled_rows(table[:, 0, ::2], height)
+            columns = rescaled_rows(table[0, :, 1::2], width)
+            both = rows[:, None].expand(-1, len(columns), -1), columns.expand(len(rows), -1, -1)
+            return torch.stack(both, -1).flatten(2)
+
+        return argument_changed(model, "image_rotary_emb", change)
 
 
 class Lumina2Binding(LuminaNextBinding):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from math import prod
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from diffaccel.bindings.axes import Axis
 from diffaccel.bindings.base import AttentionLayer, Binding, LayoutUnknown, ModelCall, zeros
 from diffaccel.bindings.packed import last_run, packed_grids
+from diffaccel.bindings.passed_tables import amplitudes, packed_angles, packed_rope
 from diffaccel.layout import Grid, Segment, TokenLayout
 
 
@@ -16,11 +20,13 @@ class MiniMaxH3Binding(Binding):
     """MiniMax-H3: text, references, audio, and last the video to denoise.
 
     Tokens are scattered by index, and their positions tell the grid; both are read once for each
-    tensor, one wait for the device in a run. Positions are shares of the picture already.
+    tensor, one wait for the device in a run. Positions of rows and columns
+    are shares of the picture; a scaling of them counts in tokens like all others.
     """
 
     patterns = ((r"transformer_blocks\.\d+\.attn", "joint"),)
     mixes_text = r"transformer_blocks\..+"
+    scales_rope = True
 
     def family(self, model: Any, pipe: Any) -> str:
         return "minimax-h3"
@@ -75,3 +81,17 @@ class MiniMaxH3Binding(Binding):
             "audio_indices": torch.arange(text, text + audio),
             "video_indices": torch.arange(text + audio, total),
         }
+
+    def scaled_rope(
+        self, model: Any, axes: tuple[Axis | None, Axis | None, Axis | None]
+    ) -> AbstractContextManager[None]:
+        rope = model.rope
+
+        def waves(layout: TokenLayout, places: Tensor) -> tuple[Tensor, Tensor]:
+            frequencies = (rope.inv_freq.to(places.device),) * 3
+            found = torch.cat(packed_angles(places, frequencies, axes, layout), 1)
+            factor = amplitudes(axes, places).repeat_interleave(len(rope.inv_freq))
+            cosine, sine = (factor * wave for wave in (found.cos(), found.sin()))
+            return torch.cat([cosine] * 2, 1).float(), torch.cat([sine] * 2, 1).float()
+
+        return packed_rope(self, model, rope, waves)

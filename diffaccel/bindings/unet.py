@@ -21,6 +21,8 @@ class UNetBinding(Binding):
     latents = "sample"
     text_length = 77
 
+    family_choices = ("sd15", "sdxl")
+
     def family(self, model: Any, pipe: Any) -> str:
         return "sdxl" if model.config.addition_embed_type == "text_time" else "sd15"
 

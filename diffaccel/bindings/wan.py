@@ -34,6 +34,8 @@ class WanBinding(Binding):
     fills_text_up = True
     scales_rope = True
 
+    family_choices = ("wan2.1-t2v", "wan2.1-i2v", "wan2.2-t2v", "wan2.2-i2v", "wan2.2-ti2v")
+
     def family(self, model: Any, pipe: Any) -> str:
         settings = getattr(pipe, "config", {})
         config = model.config

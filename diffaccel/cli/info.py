@@ -57,10 +57,11 @@ def info(*, models: bool = False) -> None:
 def _list_models(console: Console) -> None:
     from diffaccel.bindings import BINDINGS, REFUSED
     from diffaccel.bindings.catalogue import catalogue
+    from diffaccel.methods.published import PUBLISHED, Published
 
     entries = catalogue()
     served = Table(
-        "denoiser", "text", "rope", "blocks", "parallel", "pipelines",
+        "denoiser", "text", "rope", "settings", "blocks", "parallel", "pipelines",
         title="Denoisers that methods serve", title_justify="left",
     )  # fmt: skip
     for name in sorted(entries.keys() & BINDINGS.keys()):
@@ -69,6 +70,9 @@ def _list_models(console: Console) -> None:
             name,
             binding.text_kind,
             _mark(binding.scales_rope),
+            "published"
+            if any(PUBLISHED[family] != Published() for family in binding.families())
+            else "reasoned",
             _mark(entry.is_compiled_by_blocks),
             _mark(entry.is_context_parallel),
             ", ".join(entry.pipelines),
@@ -76,7 +80,9 @@ def _list_models(console: Console) -> None:
     console.print(served)
     console.print(
         "text: joint with the picture in one attention, or cross-attended. rope: rotary positions "
-        "can be scaled to other sizes. blocks: compile_repeated_blocks() works. parallel: comes "
+        "can be scaled to other sizes. settings: what RectifiedSpaAttn drops, and where it stays "
+        "dense, was published for the model; elsewhere it drops 0.8 everywhere, a reasoned "
+        "default. blocks: compile_repeated_blocks() works. parallel: comes "
         "with a plan for context parallelism."
     )
     refused = Table("denoiser", "why not", "pipelines", title="Denoisers that no method serves",

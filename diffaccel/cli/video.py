@@ -26,23 +26,35 @@ def sample_video(prompt: str, options: SampleOptions, output: Path) -> int:
     device = usable_device(options.device)
     check_video_options(options)
 
-    from diffaccel.files import check_video_path, write_sidecar, write_video
+    from diffaccel.files import check_video_path, write_sidecar, write_sound, write_video
 
     check_video_path(output)
 
+    from diffaccel.attach.attachment import denoisers
     from diffaccel.machine import device_name, package_versions
-    from diffaccel.pipelines.loading import load_video_pipeline
-    from diffaccel.pipelines.video.generate import check_video_size, generate_video
+    from diffaccel.pipelines.image.presets import SUPPORTED_VIDEO
+    from diffaccel.pipelines.loading import check_folder, load_video_pipeline
+    from diffaccel.pipelines.video.generate import (
+        check_video_size,
+        check_windows,
+        generate_video,
+    )
     from diffaccel.progress import ProgressBars
 
+    source = Path(video_source(options))
+    if options.recipe == "windows" and source.is_dir():
+        check_windows(check_folder(source, SUPPORTED_VIDEO))
     started = perf_counter()
     pipe = load_video_pipeline(video_source(options), device=device)
     job = video_job(pipe, prompt, options)
     check_video_size(pipe, *job.size, job.frames)
     with ProgressBars() as timing:
         result = generate_video(pipe, job, timing=timing)
+        sound = None if result.audio is None else output.with_suffix(".wav")
         with timing.phases({"write": 1}):
             write_video(result.frames[0], output, options.fps)
+            if sound is not None and result.audio is not None:
+                write_sound(result.audio[0], sound, result.sampling_rate)
     seconds = perf_counter() - started
     height, width = result.frames.shape[-2:]
     record: dict[str, object] = {
@@ -53,6 +65,7 @@ def sample_video(prompt: str, options: SampleOptions, output: Path) -> int:
         "frames": options.frames,
         "fps": options.fps,
         "native": list(result.native),
+        "sound": None if sound is None else sound.name,
         "seed": options.seed,
         "steps": job.steps,
         "recipe": repr(job.recipe),
@@ -60,7 +73,7 @@ def sample_video(prompt: str, options: SampleOptions, output: Path) -> int:
         "attention": recorded(result.reports),
         "seconds": {"total": round(seconds, 3), **result.seconds},
         "device": device_name(device),
-        "dtype": str(pipe.transformer.dtype),
+        "dtype": str(next(iter(denoisers(pipe).values())).dtype),
         "versions": package_versions(),
     }
     write_sidecar(record, output)

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 DenseLayers = tuple[int, ...] | int | None
-SCHEDULE = ("dense_steps", "dense_layers")
+SCHEDULE = (
+    "dense_steps",
+    "dense_layers",
+    "keep_end",
+    "drop_end",
+    "reuse",
+    "reuse_passes",
+    "hysteresis",
+)
 
 
 class Visited(NamedTuple):
@@ -115,13 +123,21 @@ class Method:
 
     def run(self, inputs: AttentionInputs, position: Position) -> Attended:
         """Computes a call, densely where schedule or shape ask for it."""
-        reason = self.schedule_reason(position) or self.shape_reason(inputs.layout)
+        method = self.scheduled(position)
+        reason = method.schedule_reason(position) or method.shape_reason(inputs.layout)
         if reason:
             return Attended(inputs.dense(), 1.0, reason)
-        return self.compute(inputs, position)
+        return method.compute(inputs, position)
+
+    def scheduled(self, position: Position) -> Self:
+        """Returns the method as it is at a position: what follows the schedule has its value."""
+        return self
 
     def compute(self, inputs: AttentionInputs, position: Position) -> Attended:
-        """Computes a call that neither `schedule_reason` nor `shape_reason` makes dense."""
+        """Computes a call that neither `schedule_reason` nor `shape_reason` makes dense.
+
+        What follows the schedule is settled already (`scheduled`).
+        """
         raise NotImplementedError(f"{type(self).__name__} does not implement compute")
 
     def schedule_reason(self, position: Position) -> str:
@@ -162,7 +178,9 @@ class Method:
         """
         return None
 
-    def resolved(self, family: str, num_layers: int, expert: int = 0) -> Self:
+    def resolved(
+        self, family: str, num_layers: int, expert: int = 0, steps: int | None = None
+    ) -> Self:
         """Fills knobs that are None with the values published for a model family.
 
         Args:
@@ -171,13 +189,16 @@ class Method:
             num_layers: Number of layers that the method is attached to in this model.
             expert: Which denoiser of a pipeline with several (Wan 2.2 A14B: 0 = high noise,
                 1 = low noise). Steps then count from the first step of that expert.
+            steps: Steps of the schedule of a run. Where it has fewer than the published one,
+                published dense steps take no larger share of it: 5 of 50 are 2 of 20 and none
+                of 4. None leaves them as published.
 
         Returns:
             A method of the same class whose schedule knobs are all set.
         """
         values = published(family)
         known = {
-            "dense_steps": values.dense_steps_of(expert),
+            "dense_steps": values.dense_steps_of(expert, steps),
             "dense_layers": values.dense_layers_of(num_layers),
             "first_frame": values.first_frame,
         }
@@ -194,24 +215,27 @@ class ScheduledMethod(Method):
     """A method that leaves some steps and layers dense.
 
     Args:
-        dense_steps: First denoising steps that run dense. None: as published for the model
-            family, 0 without a model and for families without a published value.
+        dense_steps: First denoising steps that run dense: their number, or as a float above 0
+            and below 1 a share of the schedule, in which a step must end to be dense (0.2 are 10
+            of 50 steps and none of 4). None: as published for the model family, a smaller number
+            in runs of fewer steps than the published ones (`resolved`), 0 without a model and
+            for families without a published value.
         dense_layers: Layers that run dense: a tuple of indices, or the number of first layers.
             None: as published, none without a model and for families without a published value.
     """
 
     _: KW_ONLY
-    dense_steps: int | None = None
+    dense_steps: int | float | None = None
     dense_layers: DenseLayers = None
 
     def __post_init__(self) -> None:
-        if self.dense_steps is not None and (
-            not isinstance(self.dense_steps, int) or self.dense_steps < 0
-        ):
+        steps = self.dense_steps
+        is_share = isinstance(steps, float) and 0.0 < steps < 1.0
+        if steps is not None and not is_share and not (isinstance(steps, int) and steps >= 0):
             raise ValueError(
-                "dense_steps must be None or an integer of at least 0, got "
-                f"dense_steps={self.dense_steps}; None takes the value published for the model "
-                "family"
+                "dense_steps must be None, an integer of at least 0 or a share of the schedule "
+                f"above 0 and below 1, got dense_steps={steps}; None takes the value published "
+                "for the model family"
             )
         first = self.dense_layers
         layers = first if isinstance(first, tuple) else (first or 0,)
@@ -222,8 +246,13 @@ class ScheduledMethod(Method):
             )
 
     def schedule_reason(self, position: Position) -> str:
-        if position.step is not None and position.step < (self.dense_steps or 0):
-            return f"dense_steps={self.dense_steps}"
+        steps = self.dense_steps or 0
+        if isinstance(steps, float):
+            is_early = position.is_within(steps)
+        else:
+            is_early = position.step is not None and position.step < steps
+        if is_early:
+            return f"dense_steps={steps}"
         layers, layer = self.dense_layers or 0, position.layer
         if layer is None:
             return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffaccel.kernels import dense_attention
 from diffaccel.layout import TokenLayout
+from diffaccel.methods.memory import LayerMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +21,25 @@ class Position:
         layer: Index among the attached layers.
         step: Index of the denoising step.
         progress: Share of the schedule that lies behind, 0 to 1.
+        ends: Share of the steps of the schedule that lies behind when this one is done.
+        memory: What the method remembers of the layer from the run so far; None where calls
+            know nothing of each other.
     """
 
     layer: int | None = None
     step: int | None = None
     progress: float | None = None
+    ends: float | None = None
+    memory: LayerMemory | None = field(default=None, compare=False, repr=False)
+
+    def is_within(self, share: float) -> bool:
+        """Whether a step belongs to the first part of the schedule.
+
+        It does if it ends within that share, or begins within it where nobody knows its end.
+        """
+        if self.ends is not None:
+            return self.ends <= share + 1e-9
+        return self.progress is not None and self.progress < share
 
 
 class Attended(NamedTuple):
@@ -35,11 +50,14 @@ class Attended(NamedTuple):
         density: Share of the N x N pairs that were computed exactly, a number or a 0-dim fp32
             tensor on the device.
         why_dense: Why the call ran dense, "" where it did not.
+        error: Relative error of the output as measured on sampled rows, 0-dim fp32 on the device;
+            None where nobody measured.
     """
 
     output: Tensor
     density: Tensor | float
     why_dense: str = ""
+    error: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,7 +158,7 @@ class AttentionInputs:
         """Attends densely; (B, N, H, D)."""
         return self.dense_rows(slice(None))
 
-    def dense_rows(self, rows: slice) -> Tensor:
+    def dense_rows(self, rows: slice | Tensor) -> Tensor:
         """Attends densely with some of the queries."""
         return dense_attention(
             self.query[:, rows], self.key, self.value, scale=self.scale, key_padding_mask=self.mask
@@ -165,13 +183,20 @@ class AttentionInputs:
         return ExactTokens(_collected(self.key, parts), _collected(self.value, parts), valid)
 
 
+def is_autocast(device: str) -> bool:
+    """Whether `torch.autocast` is on for a type of device; some have none."""
+    # PyTorch 2.8 cannot trace the first question; what is compiled for has autocast.
+    is_known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
+    return is_known and torch.is_autocast_enabled(device)
+
+
 def as_autocast(*tensors: Any) -> tuple[Any, ...]:
     """Casts tensors as SDPA's arguments are under `torch.autocast`; else returns them as they are.
 
     fp64 stays, as do tensors that are no floats, and what is no tensor.
     """
     device = tensors[0].device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not is_autocast(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(

@@ -17,6 +17,7 @@ class Published:
     Args:
         drop: Share of visual key blocks that is not computed, or None where unpublished.
         dense_steps: First steps that run dense, one number for each denoiser (expert).
+        steps: Denoising steps of the runs for which that was published.
         dense_layers: Number of first layers that run dense.
         last_dense_layers: (n, of): the last n layers run dense, but only in a model with
             exactly `of` attention layers, the one for which this was published.
@@ -25,13 +26,18 @@ class Published:
 
     drop: float | None = None
     dense_steps: tuple[int, ...] = (0,)
+    steps: int = 50
     dense_layers: int = 0
     last_dense_layers: tuple[int, int] | None = None
     first_frame: bool = False
 
-    def dense_steps_of(self, expert: int) -> int:
-        """Dense steps of one denoiser; one beyond the published ones takes the last value."""
-        return self.dense_steps[min(expert, len(self.dense_steps) - 1)]
+    def dense_steps_of(self, expert: int, steps: int | None = None) -> int:
+        """Dense steps of one denoiser; one beyond the published ones takes the last value.
+
+        Of a run with fewer `steps` than the published ones at most the published share is dense.
+        """
+        count = self.dense_steps[min(expert, len(self.dense_steps) - 1)]
+        return count if steps is None else min(count, count * steps // self.steps)
 
     def dense_layers_of(self, num_layers: int) -> tuple[int, ...] | int:
         """Dense layers of a model with `num_layers` attached layers."""
@@ -47,8 +53,8 @@ PUBLISHED: dict[str, Published] = {
     "hunyuan": Published(drop=0.80),
     "wan2.1-t2v": Published(0.75, dense_steps=(5,), dense_layers=2, first_frame=True),
     "wan2.1-i2v": Published(0.75, dense_layers=2, first_frame=True),
-    "wan2.2-t2v": Published(0.85, dense_steps=(3, 1), dense_layers=2, first_frame=True),
-    "wan2.2-i2v": Published(0.85, dense_layers=2, first_frame=True),
+    "wan2.2-t2v": Published(0.85, dense_steps=(3, 1), steps=40, dense_layers=2, first_frame=True),
+    "wan2.2-i2v": Published(0.85, steps=40, dense_layers=2, first_frame=True),
     "wan2.2-ti2v": Published(0.75, dense_steps=(5,), dense_layers=2, first_frame=True),
     # The scripts say 0.75; the README says 0.85 for text-to-video, 0.75 for image-to-video.
     "cogvideox": Published(drop=0.75, dense_steps=(5,)),
@@ -114,6 +120,7 @@ PUBLISHED: dict[str, Published] = {
     "easyanimate": Published(),
     "mochi": Published(),
     "cosmos": Published(),
+    "other": Published(),  # models of which nobody said more
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import overload
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -21,6 +21,21 @@ from diffaccel.methods.inputs import (
 COMPUTED_DENSELY = "the method computes this shape densely"
 
 
+class Exactness(NamedTuple):
+    """How exactly visual queries were answered.
+
+    Args:
+        kept: Share of the pairs of visual tokens that was computed exactly.
+        error: Relative error of the output as measured on sampled rows, 0-dim fp32; None where
+            nobody measured.
+        why_dense: Why they were answered densely, "" where they were not.
+    """
+
+    kept: Tensor | float
+    error: Tensor | None = None
+    why_dense: str = ""
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class VisualMethod(ScheduledMethod):
     """Text and condition queries run dense over everything; visual queries are the subclass's."""
@@ -33,11 +48,13 @@ class VisualMethod(ScheduledMethod):
         for rows in layout.exact_slices if inputs.asking is None else inputs.asking:
             output[:, rows] = inputs.dense_rows(rows)
         kept = self.attend_visual(inputs, position, output[:, layout.visual_slice])
+        if isinstance(kept, Exactness):
+            return Attended(output, total_density(kept.kept, layout), kept.why_dense, kept.error)
         return Attended(output, total_density(kept, layout))
 
     def attend_visual(
         self, inputs: AttentionInputs, position: Position, out: Tensor
-    ) -> Tensor | float:
+    ) -> Tensor | float | Exactness:
         """Attends with the visual queries.
 
         Args:
@@ -46,7 +63,8 @@ class VisualMethod(ScheduledMethod):
             out: (B, N, H, D), the visual rows of the output, which are to be written.
 
         Returns:
-            Share of the pairs of visual tokens that was computed exactly.
+            Share of the pairs of visual tokens that was computed exactly, alone or with more
+            that is known.
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement attend_visual")
 

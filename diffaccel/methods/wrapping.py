@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffaccel.layout import TokenLayout
 from diffaccel.methods.base import Method, Visited
+from diffaccel.methods.inputs import Position
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -39,5 +40,11 @@ class WrappingMethod(Method):
     ) -> Visited | None:
         return self.method.visited(layout, query, layer)
 
-    def resolved(self, family: str, num_layers: int, expert: int = 0) -> Self:
-        return replace(self, method=self.method.resolved(family, num_layers, expert))
+    def scheduled(self, position: Position) -> Self:
+        method = self.method.scheduled(position)
+        return self if method is self.method else replace(self, method=method)
+
+    def resolved(
+        self, family: str, num_layers: int, expert: int = 0, steps: int | None = None
+    ) -> Self:
+        return replace(self, method=self.method.resolved(family, num_layers, expert, steps))

@@ -7,8 +7,6 @@ from contextlib import contextmanager, nullcontext
 from math import exp, sqrt
 from typing import Any
 
-from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
-
 from diffaccel.attach.attachment import Attachment, set_attn_processor
 from diffaccel.bindings.rope import Axis, Ntk, Yarn, scaled_rope
 from diffaccel.errors import InputError
@@ -66,12 +64,12 @@ def scheduler_for(pipe: Any, job: ImageJob) -> Any:
     refinement, pixels = job.switches, job.size[0] * job.size[1]
     config = dict(pipe.scheduler.config)
     config.pop("_use_default_values", None)  # diffusers would put the defaults back
-    is_flow = isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler)
-    if is_flow:
+    has_shift = "shift" in config  # those of flow models alone have it
+    if "max_image_seq_len" in config:
         tokens = pixels // job.preset.token**2
         config["max_image_seq_len"] = max(tokens, config["max_image_seq_len"])
     if refinement.shift is not None:
-        if not is_flow and not config.get("use_flow_sigmas"):
+        if not has_shift and not config.get("use_flow_sigmas"):
             raise InputError(
                 "shift is for the noise schedules of flow models, got "
                 f"{type(pipe.scheduler).__name__}; leave it out"
@@ -80,7 +78,9 @@ def scheduler_for(pipe: Any, job: ImageJob) -> Any:
         if shift == "size":
             growth = sqrt(max(1.0, pixels / job.preset.native**2))
             shift = native_shift(config, job.preset) * growth
-        config |= {"shift" if is_flow else "flow_shift": shift, "use_dynamic_shifting": False}
+        config["shift" if has_shift else "flow_shift"] = shift
+        if "use_dynamic_shifting" in config:
+            config["use_dynamic_shifting"] = False
     if refinement.guidance > 0 and not refinement.direct:
         return guided_scheduler(
             pipe.scheduler, config, refinement.guidance, refinement.guidance_levels

@@ -28,6 +28,7 @@ from diffaccel.pipelines.image.prior import native_prior
 from diffaccel.pipelines.image.tiling import tile_count, tiled
 from diffaccel.pipelines.redraw.late_start import check_startable, started_from, starting_late
 from diffaccel.pipelines.redraw.latents import LatentCodec
+from diffaccel.pipelines.seed import seeded
 from diffaccel.progress import Timing, counting_steps, step_callback
 
 
@@ -68,11 +69,12 @@ def generate_image(pipe: Any, job: ImageJob, *, timing: Timing | None = None) ->
     timing = timing or Timing()
     _check_model(pipe, job)
     if job.switches.direct and len(job.stages) > 1:
-        image, report = _sample_at_once(pipe, job, timing)
+        with seeded(pipe, job.seed):
+            image, report = _sample_at_once(pipe, job, timing)
         return GeneratedImage(image, (job.size,), timing.seconds, {job.label: report})
     first, *larger = job.stages
     reports = {}
-    with native_prior(pipe):
+    with native_prior(pipe), seeded(pipe, job.seed):
         image = _sample(pipe, first, timing)
         for stage in larger:
             image, reports[stage.label] = refine_image(pipe, stage, image, timing=timing)
@@ -103,13 +105,13 @@ def refine_image(
     check_positions(pipe, job)
     if job.preset.codec is not None:
         check_startable(pipe)
-        with beyond_native(pipe, job) as attachment:
+        with beyond_native(pipe, job) as attachment, seeded(pipe, job.seed):
             return _redraw(pipe, job, image, job.preset.codec, timing), attachment.report()
     refiner = AutoPipelineForImage2Image.from_pipe(pipe)
     _check_caches(pipe, refiner)
     refiner.set_progress_bar_config(disable=True)
     refiner.scheduler = scheduler_for(pipe, job)
-    with beyond_native(refiner, job) as attachment:
+    with beyond_native(refiner, job) as attachment, seeded(pipe, job.seed):
         return _refine(refiner, job, image, timing), attachment.report()
 
 

@@ -16,13 +16,14 @@ from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, SchedulerMixin
+from diffusers import FluxPipeline, SchedulerMixin
 from torch import Tensor
 
 from diffaccel.errors import InputError
 from diffaccel.pipelines.redraw.latents import LatentCodec
 
-FLOW = ("FlowMatchEulerDiscreteScheduler",)
+FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler")
+"""Schedulers whose samples are (1 - sigma) * picture + sigma * noise, for velocities."""
 NOISE_SCALED = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
 """Schedulers whose samples are picture + sigma * noise."""
 VARIANCE_PRESERVING = (
@@ -161,10 +162,8 @@ class LowFrequencyGuidance(_Scheduler):
         return int((self.timesteps.float() - float(timestep)).abs().argmin())
 
 
-class LowFrequencyScheduler(LowFrequencyGuidance, FlowMatchEulerDiscreteScheduler):
-    """The guided scheduler of flow models: FLUX, SD3, Qwen-Image."""
-
-    guides = "FlowMatchEulerDiscreteScheduler"
+class LowFrequencyFlow(LowFrequencyGuidance):
+    """The same for those of `FLOW`: FLUX, SD3, Qwen-Image, HiDream."""
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor | None = None) -> Tensor:
         """Noises the reference, and remembers it."""
@@ -194,7 +193,7 @@ def guided_scheduler(
     """
     kind: Any = type(scheduler)
     if kind.__name__ in FLOW:
-        return LowFrequencyScheduler.guided(config, weight, levels)
+        return _guided_class(kind).guided(config, weight, levels)
     is_flow = "flow" in str(config.get("prediction_type")) or config.get("use_flow_sigmas")
     is_known_flow = kind.__name__ in RATIO_PRESERVING and (
         config.get("prediction_type") == "flow_prediction" and config.get("use_flow_sigmas")
@@ -220,8 +219,8 @@ def _guided_class(kind: type[SchedulerMixin]) -> type[LowFrequencyGuidance]:
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         return LowFrequencyGuidance.step(self, *args, **kwargs)
 
-    members = {"guides": name, "step": step}
-    return type(f"LowFrequency{name}", (LowFrequencyGuidance, kind), members)
+    guidance = LowFrequencyFlow if name in FLOW else LowFrequencyGuidance
+    return type(f"LowFrequency{name}", (guidance, kind), {"guides": name, "step": step})
 
 
 def low_frequencies(latents: Tensor, levels: int) -> Tensor:

@@ -172,7 +172,10 @@ def shares_of(
     if method is None:
         return Shares(), ""
     binding = binding_of(model)
-    resolved = method.resolved(binding.family(model, outline), len(layers))
+    resolved = method.resolved(binding.family(model, outline), len(layers), steps=steps.stop)
+    # What follows the schedule does so linearly: its mean is what it is in the middle.
+    middle = (steps.start + steps.stop - 1) / 2 / max(steps.stop, 1)
+    resolved = resolved.scheduled(Position(progress=middle))
     scheduled = resolved
     while hasattr(scheduled, "method"):  # a wrapper leaves the schedule to what it wraps
         scheduled = scheduled.method
@@ -191,7 +194,12 @@ def shares_of(
         shares = Shares() if reason else _layer_shares(resolved, served, query)
         why_dense = [
             scheduled.schedule_reason(
-                Position(served.layer.index, step - steps.start, step / steps.stop)
+                Position(
+                    served.layer.index,
+                    step - steps.start,
+                    step / steps.stop,
+                    (step + 1) / steps.stop,
+                )
             )
             for step in steps
         ]

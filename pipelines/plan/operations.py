@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx.experimental import _config
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -66,16 +66,26 @@ def served_layers(model: Any, latents: tuple[int, ...], text: int) -> tuple[Serv
     finally:
         remove_attention_hook(model, seen)
     if not runs:
-        known = ModelCall(binding.example_call(model, latents, text), {})
-        for layer in layers:
-            layout = binding.layout(model, known, layer)
-            seen.layouts[layer.name] = replace(layout, native=binding.native(model, layer))
-            seen.heads[layer.name] = _written_heads(model.get_submodule(layer.name))
+        return told_layers(model, latents, text)
     return tuple(
         ServedLayer(layer, seen.layouts[layer.name], *seen.heads[layer.name])
         for layer in layers
         if layer.name in seen.layouts
     )
+
+
+def told_layers(model: Any, latents: tuple[int, ...], text: int) -> tuple[ServedLayer, ...]:
+    """Lists the same layers without a call, by what the binding and the modules tell."""
+    model = skeleton_of(model)
+    binding = binding_of(model)
+    call = ModelCall(binding.example_call(model, latents, text), {})
+    found = []
+    for layer in binding.layers(model):
+        native = binding.native(model, layer)
+        layout = replace(binding.layout(model, call, layer), native=native)
+        heads = _written_heads(model.get_submodule(layer.name))
+        found.append(ServedLayer(layer, layout, *heads))
+    return tuple(found)
 
 
 class SeenHeads(AttentionHook):
@@ -178,7 +188,11 @@ def _why_not(model: Any, latents: tuple[int, ...], text: int) -> str:
 def _written_heads(module: Any) -> tuple[int, int]:
     """H and D as the attributes of an attention layer tell them."""
     heads = next(getattr(module, name) for name in HEADS if hasattr(module, name))
-    dim = getattr(module, "head_dim", None) or module.inner_dim // heads
+    dim = getattr(module, "head_dim", None)
+    if dim is None:
+        width = getattr(module, "inner_dim", None)
+        queries = next(part for part in module.modules() if isinstance(part, nn.Linear))
+        dim = (width or queries.out_features) // heads
     return heads, dim
 
 
@@ -213,4 +227,4 @@ def skeleton_of(model: Any) -> Any:
     if model.device.type == "meta":
         return model
     with torch.device("meta"):
-        return type(model).from_config(model.config)
+        return type(model).from_config(model.config).requires_grad_(False)

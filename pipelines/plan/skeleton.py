@@ -136,5 +136,5 @@ def _build(library: str, class_name: str, path: Path) -> nn.Module | None:
     config = json.loads(path.read_text(encoding="utf-8"))
     with torch.device("meta"):
         if library == "diffusers":
-            return kind.from_config(config)
+            return kind.from_config(config).requires_grad_(False)  # or a count follows gradients
         return kind(kind.config_class.from_dict(config))

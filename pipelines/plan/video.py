@@ -20,6 +20,7 @@ from diffaccel.pipelines.plan.skeleton import Outline
 from diffaccel.pipelines.video.freeswim import FreeSwim
 from diffaccel.pipelines.video.generate import (
     check_video_size,
+    check_windows,
     family_of,
     latent_size,
     native_size,
@@ -45,6 +46,7 @@ def plan_video(outline: Outline, job: VideoJob, *, device: str = "cpu") -> Plan:
     """
     check_video_size(outline, *job.size, job.frames)
     if isinstance(job.recipe, TimeWindows):
+        check_windows(outline.class_name)
         phases = [_windows_phase(outline, job, job.recipe, device)]
     else:
         native = replace(job, size=job.native or native_size(outline, *job.size))
@@ -122,14 +124,16 @@ def _windows_phase(outline: Outline, job: VideoJob, windows: TimeWindows, device
     """Stock attention over windows along time, instead of over all frames."""
     steps = job.steps
     whole = _phase(outline, job, "sample", steps, steps * _prompts(windows), device)
-    latent_frames = whole.grid[0]
+    latent_frames, *sides = latent_size(outline, job.size, job.frames)
     length = min(windows.length, latent_frames)
     count = sum(len(windows.starts(latent_frames, step)) for step in range(steps)) / steps
     share = length / latent_frames
-    sides = latent_size(outline, job.size, job.frames)[1:]
-    layers = served_layers(outline.transformer, (length, *sides), 0)
+    layers = served_layers(
+        next(iter(outline.denoisers.values())), (length, *sides), text_of(outline)
+    )
     # a row of a window costs the other work of its own length, attention of its length squared
-    attended = min(1.0, count * share**2)
+    # unless each frame attends to itself alone
+    attended = min(1.0, count * share * (share if whole.grid[0] == latent_frames else 1.0))
     return replace(
         whole,
         method=repr(windows),

@@ -8,7 +8,8 @@ steps before the start, and the latents are those given, noised as the first ste
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from copy import copy, deepcopy
 from functools import cache, wraps
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
 
+from diffaccel.bindings.exchange import exchanged
 from diffaccel.errors import InputError
 from diffaccel.pipelines.redraw.latents import LatentCodec
 
@@ -35,9 +37,9 @@ class LateStart(_Scheduler):
     sigmas: Any
     strength: float = 1.0
     on_step: Callable[[], None] = staticmethod(lambda: None)
-    _clean: Tensor | None = None
-    _latents: Tensor | None = None
+    _adopted: tuple[tuple[Tensor, Tensor], ...] = ()
     _is_timed: bool = False
+    _done: int | None = None
 
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         """Sets the schedule of the scheduler behind, and leaves its beginning out."""
@@ -51,24 +53,35 @@ class LateStart(_Scheduler):
         self._is_timed = True
         self._begin()
 
-    def adopt(self, clean: Tensor, noise: Tensor) -> Tensor:
-        """Takes what a pipeline is to start from, and returns its latents.
+    def adopt(self, clean: Tensor, latents: Tensor) -> None:
+        """Takes what a pipeline is to start from.
 
-        Their values follow when the schedule is known, which is before the first step.
+        Values follow when the schedule is known, which is before the first step.
 
         Args:
             clean: Arranged as the pipeline holds latents.
-            noise: What the pipeline would have started from.
+            latents: Noise that the pipeline would have started from, replaced in place.
         """
-        self._clean, self._latents = clean.to(noise).expand_as(noise), noise.clone()
+        self._adopted += ((clean.to(latents).expand_as(latents), latents),)
         self._begin()
-        return self._latents
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes a step, and says so."""
+        """Takes a step, and says so; the steps of Cosmos go to one place twice."""
         output = super().step(*args, **kwargs)
-        self.on_step()
+        done = getattr(self, "_step_index", None)
+        if done is None or done != self._done:
+            self.on_step()
+        self._done = done
         return output
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Copies the schedule: LTX-2 has one for its sound, which starts and counts with this."""
+        twin = copy(self)
+        memo[id(self)] = twin
+        own = {"on_step": LateStart.on_step, "_adopted": ()}
+        rest = {name: value for name, value in vars(self).items() if name not in own}
+        twin.__dict__ = deepcopy(rest, memo) | own
+        return twin
 
     def scale_model_input(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Scales what a model sees, where the scheduler behind does.
@@ -79,18 +92,19 @@ class LateStart(_Scheduler):
         return sample if behind is None else behind(sample, *args, **kwargs)
 
     def _begin(self) -> None:
-        if self._clean is None or self._latents is None or not self._is_timed:
+        if not self._is_timed:
             return
-        clean, noise = self._clean, self._latents.clone()
-        scale = getattr(self, "init_noise_sigma", 1.0)
-        noise = noise / scale if scale != 1 else noise
-        first = self.timesteps[:1].expand(len(clean))
-        if hasattr(self, "scale_noise"):
-            noised = self.scale_noise(clean, first, noise)
-        else:
-            noised = self.add_noise(clean, noise, first)
-        self._latents.copy_(noised)
-        self._clean = None
+        self._done = None
+        for clean, latents in self._adopted:
+            scale = getattr(self, "init_noise_sigma", 1.0)
+            noise = latents / scale if scale != 1 else latents.clone()
+            first = self.timesteps[:1].expand(len(clean))
+            if hasattr(self, "scale_noise"):
+                noised = self.scale_noise(clean, first, noise)
+            else:
+                noised = self.add_noise(clean, noise, first)
+            latents.copy_(noised)
+        self._adopted = ()
 
 
 @cache
@@ -124,20 +138,23 @@ def starting_late(scheduler: Any, strength: float, on_step: Callable[[], None]) 
     late = _late_class(kind).from_config(scheduler.config)
     late.__dict__.update(scheduler.__dict__)
     late.strength, late.on_step = strength, on_step
+    late._is_timed = False  # some are given a schedule as they are made
     return late
 
 
 @contextmanager
 def started_from(
-    pipe: Any, scheduler: LateStart, clean: Tensor, codec: LatentCodec
+    pipe: Any, scheduler: LateStart, clean: Tensor, codec: LatentCodec, sound: Tensor | None = None
 ) -> Iterator[None]:
     """Makes runs of a pipeline start from given latents, for a `with` block.
 
     Args:
         pipe: A stock pipeline.
         scheduler: What it runs with.
-        clean: Normalised latents (B, C, h, w) or (B, C, F, h, w).
+        clean: Normalised latents (B, C, h, w) or (B, C, F, h, w); frames that a given picture
+            decides are left out at the beginning.
         codec: How the pipeline holds them.
+        sound: Latents (B, C, L, M) of the sound of LTX-2, as its autoencoder makes them.
 
     Raises:
         InputError: The pipeline makes latents of another shape.
@@ -149,15 +166,34 @@ def started_from(
     def prepare_latents(*args: Any, **kwargs: Any) -> Any:
         made = prepare(*args, **kwargs)
         noise, *others = made if isinstance(made, tuple) else (made,)
-        latents = scheduler.adopt(_arranged_like(noise, packed, pipe), noise)
+        latents = noise.to(_prepared_dtype(pipe, noise), copy=True)
+        part = codec.part_like(latents, packed)
+        scheduler.adopt(_arranged_like(part, packed, pipe), part)
         return (latents, *others) if isinstance(made, tuple) else latents
 
-    pipe.scheduler, pipe.prepare_latents = scheduler, prepare_latents
+    changed = {"prepare_latents": prepare_latents}
+    if sound is not None:
+        prepare_sound = pipe.prepare_audio_latents
+
+        def prepare_audio_latents(*args: Any, latents: Any = None, **kwargs: Any) -> Tensor:
+            noise = prepare_sound(*args, **kwargs)
+            scheduler.adopt(prepare_sound(*args, latents=sound, **kwargs), noise)
+            return noise
+
+        changed["prepare_audio_latents"] = prepare_audio_latents
+    pipe.scheduler = scheduler
     try:
-        yield
+        with ExitStack() as stack:
+            for name, value in changed.items():
+                stack.enter_context(exchanged(pipe, name, value))
+            yield
     finally:
         pipe.scheduler = own
-        del pipe.prepare_latents
+
+
+def _prepared_dtype(pipe: Any, noise: Tensor) -> torch.dtype:
+    """The dtype in which latents stay the tensor that was made: AnyFlow rounds them at once."""
+    return pipe.transformer.dtype if type(pipe).__name__ == "AnyFlowPipeline" else noise.dtype
 
 
 def _arranged_like(noise: Tensor, packed: Tensor, pipe: Any) -> Tensor:

@@ -82,8 +82,8 @@ class LatentCodec:
         factor = self.scale if scale is None else self.scale * float(scale)
         if mean is None or std is None:
             return (latents - (0.0 if shift is None else float(shift))) * factor
-        shape = (1, -1, *(1,) * (latents.ndim - 2))
-        return (latents - mean.view(shape).to(latents)) * factor / std.view(shape).to(latents)
+        mean, std = (_along(latents, values) for values in (mean, std))
+        return (latents - mean) * factor / std
 
     def pack(self, latents: Tensor, model: Any) -> Tensor:
         """Arranges normalised latents as the pipeline holds them.
@@ -102,6 +102,26 @@ class LatentCodec:
             return latents.transpose(1, 2)
         return latents.movedim(1, -1) if self.arrangement == "channels-last" else latents
 
+    def part_like(self, latents: Tensor, packed: Tensor) -> Tensor:
+        """Views the part of a pipeline's latents that others of its arrangement stand for.
+
+        That is without the first frames or tokens, where a given picture decides them, and without
+        the last channels, where the pipeline adds some.
+
+        Args:
+            latents: As the pipeline holds them.
+            packed: The others, at most as large.
+        """
+        is_clip = packed.ndim == 5
+        if latents.ndim != packed.ndim or not (is_clip or self.arrangement == "patches"):
+            return latents
+        channels = {"plain": 1, "frames-first": 2}.get(self.arrangement, latents.ndim - 1)
+        for axis in (channels, 2 if channels == 1 else 1):
+            length = min(packed.shape[axis], latents.shape[axis])
+            start = 0 if axis == channels else latents.shape[axis] - length
+            latents = latents.narrow(axis, start, length)
+        return latents
+
     def unpack(self, packed: Tensor, like: Tensor, model: Any) -> Tensor:
         """Undoes `pack`.
 
@@ -118,6 +138,14 @@ class LatentCodec:
         found = torch.empty(len(packed), order.numel(), device=packed.device, dtype=packed.dtype)
         found[:, order] = packed.flatten(1)
         return found.view(len(packed), *like.shape[1:])
+
+
+def _along(latents: Tensor, values: Tensor) -> Tensor:
+    """Statistics of each channel, or of each channel and latent frame, as latents broadcast."""
+    if latents.ndim < 5:
+        return values.view(1, -1, *(1,) * (latents.ndim - 2)).to(latents)
+    shaped = values.view(1, latents.shape[1], -1, 1, 1).to(latents)
+    return shaped[:, :, : latents.shape[2]]
 
 
 def quads_as_channels(latents: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 Beyond native size, a native sample decides what happens where, and refinements with windows redraw
 it, see `diffaccel.pipelines.video.freeswim` for Wan and `diffaccel.pipelines.video.stock` for the
-other families; beyond native length, Wan denoises windows along time together, see
-`diffaccel.pipelines.video.long_video`.
+other families; beyond native length, windows along time are denoised together, see
+`diffaccel.pipelines.video.long_video` and `diffaccel.pipelines.video.windowed_calls`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffaccel.attach.attachment import denoisers
 from diffaccel.attach.caches import caches_of, refuse_caches
 from diffaccel.attach.report import Report
 from diffaccel.bindings import binding_of
 from diffaccel.bindings.rope import scaled_rope
 from diffaccel.errors import InputError, ModelError
 from diffaccel.pipelines.redraw.late_start import check_startable
-from diffaccel.pipelines.video.families import VIDEO_FAMILIES, VideoFamily
+from diffaccel.pipelines.seed import seeded
+from diffaccel.pipelines.video.families import REFUSED, VIDEO_FAMILIES, VideoFamily
 from diffaccel.pipelines.video.freeswim import FreeSwim, refine_latents
 from diffaccel.pipelines.video.job import VideoJob
 from diffaccel.pipelines.video.long_video import TimeWindows, denoise_windows
+from diffaccel.pipelines.video.run import Clip, run_clip
 from diffaccel.pipelines.video.stock import refine_with
 from diffaccel.pipelines.video.wan import (
     TRANSFORMERS,
@@ -37,6 +40,7 @@ from diffaccel.pipelines.video.wan import (
     encode_video,
     tiled_vae,
 )
+from diffaccel.pipelines.video.windowed_calls import WindowedCalls
 from diffaccel.progress import Timing, counting_steps, step_callback
 
 
@@ -49,12 +53,16 @@ class GeneratedVideo:
         native: Size in pixels (width, height) of the first stage.
         seconds: Phase name to wall-clock seconds.
         reports: Transformer name to what the windows did, empty without refinement.
+        audio: The sound (B, channels, samples) in [-1, 1], where the model makes one.
+        sampling_rate: Its samples per second, 0 without sound.
     """
 
     frames: Tensor
     native: tuple[int, int]
     seconds: dict[str, float]
     reports: dict[str, Report] = field(default_factory=dict)
+    audio: Tensor | None = None
+    sampling_rate: int = 0
 
 
 def check_video_size(pipe: Any, width: int, height: int, frames: int) -> None:
@@ -133,31 +141,53 @@ def generate_video(pipe: Any, job: VideoJob, *, timing: Timing | None = None) ->
 
     Raises:
         InputError: A size breaks the rule of `check_video_size`, or windows along time are asked
-            of a model that starts from an image.
+            of a model that starts from an image or makes sound, or the pipeline is unknown.
         UnsupportedModelError: The denoiser's attention is not known.
         ModelError: The pipeline cleans its prompts with a package that is not installed, or a
             cache of its denoiser cannot follow what is done beyond the native size.
     """
     width, height = job.size
+    check_pipeline(pipe)
     check_video_size(pipe, width, height, job.frames)
     _check_cleaning(pipe, job)
     _check_caches(pipe, job)
     timing = timing or Timing()
     family = family_of(pipe)
-    if family is not None:
-        return _generate_with_stock(pipe, job, family, timing)
-    if isinstance(job.recipe, TimeWindows):
-        return _denoise_in_windows(pipe, job, job.recipe, timing)
+    with seeded(pipe, job.seed):
+        if family is not None:
+            return _generate_with_stock(pipe, job, family, timing)
+        if isinstance(job.recipe, TimeWindows):
+            return _denoise_in_windows(pipe, job, job.recipe, timing)
+        return _generate_beyond_native(pipe, job, job.recipe, timing)
+
+
+def _generate_beyond_native(
+    pipe: Any, job: VideoJob, recipe: FreeSwim, timing: Timing
+) -> GeneratedVideo:
+    """Generates at native size, and redraws in each larger stage."""
+    width, height = job.size
     with _positions_along_time(pipe, job):
         native = job.native or native_size(pipe, width, height)
         video = job.video
         if video is None:
-            video = _sample_native(pipe, job, job.recipe, native, timing)
+            video = _sample_native(pipe, job, recipe, native, timing)
         reports: dict[str, Report] = {}
         for stage in job.stages((video.shape[-1], video.shape[-2]), pixels_per_token(pipe)):
-            video, found = _enlarge(pipe, stage, job.recipe, video, timing)
+            video, found = _enlarge(pipe, stage, recipe, video, timing)
             reports |= job.labelled(stage, found)
         return GeneratedVideo(video, native, timing.seconds, reports)
+
+
+def check_pipeline(pipe: Any) -> None:
+    """Raises InputError for pipelines that are neither Wan's nor of the known families."""
+    names = [kind.__name__ for kind in type(pipe).__mro__]
+    if VIDEO_FAMILIES.keys() & names[:1] or {"WanPipeline", "WanImageToVideoPipeline"} & {*names}:
+        return
+    reason = REFUSED.get(names[0], "how it holds its latents is not known")
+    raise InputError(
+        f"clips are generated with Wan or one of {', '.join(VIDEO_FAMILIES)}, got {names[0]}: "
+        f"{reason}; call it yourself, with set_attn_processor"
+    )
 
 
 def _check_cleaning(pipe: Any, job: VideoJob) -> None:
@@ -218,39 +248,87 @@ def _generate_with_stock(
     """Generates with the call of a stock pipeline, at native size and in each larger stage."""
     recipe = job.recipe
     if isinstance(recipe, TimeWindows):
-        raise InputError(
-            f"windows along time are for Wan, got {type(pipe).__name__}; use FreeSwim, which goes "
-            "beyond native size"
-        )
+        return _sample_in_windows(pipe, job, family, recipe, timing)
     check_startable(pipe)
+    if type(pipe).__name__.startswith("Cosmos2_5") and {"image", "video"} & job.call.keys():
+        raise InputError(
+            f"{type(pipe).__name__} holds given frames by velocities from pure noise, from which "
+            "no refinement starts, got a picture; leave it out, or generate at native size"
+        )
     with _positions_along_time(pipe, job):
         native = job.native or native_size(pipe, *job.size)
-        video, told = job.video, {**job.call, **family.arguments, **guidance_of(pipe, recipe)}
-        if video is None:
+        told = {**job.call, **family.arguments, **guidance_of(pipe, recipe)}
+        if job.video is not None:
+            clip = Clip(job.video, sound=_given_sound(pipe, told))
+        else:
             name = f"sample {native[0]}x{native[1]}"
             with timing.phases({name: job.steps}) as advance:
-                video = pipe(
-                    **told,
-                    width=native[0],
-                    height=native[1],
-                    num_inference_steps=job.steps,
-                    generator=torch.Generator().manual_seed(job.seed),
-                    output_type="pt",
-                    **counting_steps(pipe, partial(advance, name)),
-                ).frames.float()
+                sample = told | {
+                    "width": native[0],
+                    "height": native[1],
+                    "num_inference_steps": job.steps,
+                    "generator": torch.Generator().manual_seed(job.seed),
+                }
+                clip = run_clip(pipe, sample | counting_steps(pipe, partial(advance, name)))
         reports: dict[str, Report] = {}
-        for stage in job.stages((video.shape[-1], video.shape[-2]), family.multiple):
+        start = clip.frames.shape[-1], clip.frames.shape[-2]
+        for stage in job.stages(start, family.multiple):
             name = f"refine to {stage.label}"
             with timing.phases({name: recipe.executed_steps}) as advance:
                 call = told | {"generator": torch.Generator().manual_seed(job.seed + 1)}
-                video, found = refine_with(
-                    pipe, call, video, stage.size, recipe, family.codec, partial(advance, name)
+                clip, found = refine_with(
+                    pipe, call, clip, stage.size, recipe, family, partial(advance, name)
                 )
             reports |= job.labelled(stage, found)
-        return GeneratedVideo(video, native, timing.seconds, reports)
+        vocoder = getattr(pipe, "vocoder", None)
+        rate = 0 if vocoder is None else vocoder.config.output_sampling_rate
+        return GeneratedVideo(clip.frames, native, timing.seconds, reports, clip.audio, rate)
 
 
-def guidance_of(pipe: Any, recipe: FreeSwim) -> dict[str, float]:
+def _sample_in_windows(
+    pipe: Any, job: VideoJob, family: VideoFamily, windows: TimeWindows, timing: Timing
+) -> GeneratedVideo:
+    """Generates with the call of a stock pipeline, whose denoiser sees windows along time."""
+    check_windows(type(pipe).__name__)
+    (model,) = denoisers(pipe).values()
+    name = f"denoise {job.label}x{job.frames}"
+    call = {
+        **job.call, **family.arguments, **guidance_of(pipe, windows), "width": job.size[0],
+        "height": job.size[1], "num_inference_steps": job.steps,
+        "generator": torch.Generator().manual_seed(job.seed),
+    }  # fmt: skip
+    with (
+        timing.phases({name: job.steps}) as advance,
+        WindowedCalls(model, windows, family.frame_axis),
+    ):
+        clip = run_clip(pipe, call | counting_steps(pipe, partial(advance, name)))
+    return GeneratedVideo(clip.frames, job.size, timing.seconds)
+
+
+def check_windows(class_name: str) -> None:
+    """Raises InputError where windows along time are nothing for a pipeline, by its class."""
+    family = VIDEO_FAMILIES.get(class_name)
+    if family is not None and isinstance(family.windows, str):
+        raise InputError(
+            f"windows along time do not suit {class_name}: {family.windows}; use FreeSwim, which "
+            "goes beyond native size"
+        )
+
+
+def _given_sound(pipe: Any, told: dict[str, Any]) -> Tensor | None:
+    """Takes the latents of the sound of a given clip out of the call of a pipeline."""
+    if getattr(pipe, "audio_vae", None) is None:
+        return None
+    sound = told.pop("audio_latents", None)
+    if sound is None:
+        raise InputError(
+            f"{type(pipe).__name__} refines a clip together with its sound, got a clip alone; "
+            'pass the latents of its sound as arguments={"audio_latents": ...}'
+        )
+    return sound
+
+
+def guidance_of(pipe: Any, recipe: FreeSwim | TimeWindows) -> dict[str, float]:
     """Returns the scale of classifier-free guidance as a pipeline takes it, if it does."""
     known = inspect.signature(type(pipe).__call__).parameters
     return {"guidance_scale": recipe.guidance_scale} if "guidance_scale" in known else {}

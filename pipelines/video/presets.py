@@ -71,4 +71,5 @@ def video_preset(source: str | Path, class_name: str = "WanPipeline") -> VideoPr
     family = VIDEO_FAMILIES.get(class_name)
     if family is None:
         return WAN
-    return VideoPreset(family.native, family.steps, family.recipe, latent_frames=1 << 30)
+    windows = TimeWindows() if isinstance(family.windows, str) else family.windows
+    return VideoPreset(family.native, family.steps, family.recipe, windows, 1 << 30)

@@ -3,5 +3,5 @@
 VIDEO_RECIPES: dict[str, str] = {
     "freeswim": "for size, in one jump; the default",
     "cascade": "for size, in stages that at most double the sides",
-    "windows": "for length (Wan)",
+    "windows": "for length",
 }

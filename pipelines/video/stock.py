@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from diffaccel.attach.attachment import denoisers, set_attn_processor
@@ -27,11 +27,13 @@ from diffaccel.pipelines.image.low_frequency import (
 )
 from diffaccel.pipelines.redraw.late_start import pixels_of, started_from, starting_late
 from diffaccel.pipelines.video.dual_path import DualPath
+from diffaccel.pipelines.video.run import Clip, run_clip
 from diffaccel.pipelines.video.wan import shifted_scheduler
 from diffaccel.pipelines.windows import throughout
 
 if TYPE_CHECKING:
     from diffaccel.pipelines.redraw.latents import LatentCodec
+    from diffaccel.pipelines.video.families import VideoFamily
     from diffaccel.pipelines.video.freeswim import FreeSwim
 
 LEVELS = 2
@@ -39,28 +41,31 @@ LEVELS = 2
 
 
 def refine_with(
-    pipe: Any, call: dict[str, Any], video: Tensor, size: tuple[int, int], recipe: FreeSwim,
-    codec: LatentCodec, on_step: Callable[[], None] = lambda: None,
-) -> tuple[Tensor, dict[str, Report]]:  # fmt: skip
+    pipe: Any, call: dict[str, Any], clip: Clip, size: tuple[int, int], recipe: FreeSwim,
+    family: VideoFamily, on_step: Callable[[], None] = lambda: None,
+) -> tuple[Clip, dict[str, Report]]:  # fmt: skip
     """Refines a clip at a larger size.
 
     Args:
         pipe: A stock pipeline that makes its latents in `prepare_latents`.
         call: Arguments of its call, but for size and steps.
-        video: (B, F, 3, h, w) in [0, 1].
+        clip: What is refined; its sound, if it has one, is redrawn as much as its frames.
         size: (width, height) in pixels.
         recipe: How.
-        codec: How the pipeline holds latents.
+        family: How the pipeline is called.
         on_step: Called after each step.
 
     Returns:
-        The clip (B, F, 3, height, width) in [0, 1], and what the windows did.
+        The clip, and what the windows did.
 
     Raises:
         InputError: The scheduler cannot noise a clip or, for models of joint attention, cannot be
             guided.
     """
-    clean = codec.encode(pipe.vae, pixels_of(video.transpose(1, 2), size))
+    codec = codec_of(pipe, family)
+    clean = codec.encode(pipe.vae, pixels_of(clip.frames.transpose(1, 2), size))
+    if "image" in call:
+        clean = clean[:, :, family.given_frames :]
     with LedAttention(pipe, recipe) as attention:
 
         def step_done() -> None:
@@ -68,12 +73,16 @@ def refine_with(
             on_step()
 
         scheduler = refining_scheduler(pipe, recipe, codec, clean, step_done)
-        with started_from(pipe, scheduler, clean, codec):
-            frames = pipe(
-                **call, width=size[0], height=size[1], num_inference_steps=recipe.steps,
-                output_type="pt",
-            ).frames  # fmt: skip
-        return frames.float().cpu(), attention.report()
+        with started_from(pipe, scheduler, clean, codec, clip.sound):
+            sides = {"width": size[0], "height": size[1], "num_inference_steps": recipe.steps}
+            refined = run_clip(pipe, call | sides)
+        return refined, attention.report()
+
+
+def codec_of(pipe: Any, family: VideoFamily) -> LatentCodec:
+    """How a pipeline holds latents; the scheduler of Cosmos says how large they are."""
+    scale = pipe.scheduler.config.get("sigma_data")
+    return family.codec if scale is None else replace(family.codec, scale=scale)
 
 
 def refining_scheduler(
@@ -82,8 +91,7 @@ def refining_scheduler(
     """Returns the scheduler of a refinement: shifted, guided where text is joint, and late."""
     scheduler = pipe.scheduler
     config = scheduler.config
-    is_flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or "flow_shift" in config
-    if is_flow:
+    if "shift" in config or config.get("use_flow_sigmas"):
         scheduler = shifted_scheduler(pipe, recipe.shift)
     model = next(iter(denoisers(pipe).values()))
     if not binding_of(model).text_layers(model):
@@ -170,9 +178,17 @@ class _LedCalls:
             return (), call
         self._path.begin("guide", prompt)
         self._rows = len(call[binding_of(model).latents])
-        return (), on_batch(call, self._rows, lambda t: torch.cat([t, t]))
+        doubled = on_batch(call, self._rows, lambda t: torch.cat([t, t]))
+        text = call.get("encoder_hidden_states")
+        if isinstance(text, Tensor) and len(text) > self._rows:  # AnimateDiff: for each frame
+            doubled["encoder_hidden_states"] = torch.cat([text, text])
+        return (), doubled
 
     def _after(self, model: Any, args: tuple, output: Any) -> Any:
         is_doubled = self._path.mode == "guide"
         self._path.end()
-        return with_prediction(output, output[0][: self._rows]) if is_doubled else output
+        if not is_doubled:
+            return output
+        if isinstance(output, tuple):  # the sound of LTX-2 too
+            return on_batch(output, 2 * self._rows, lambda t: t[: self._rows])
+        return with_prediction(output, output[0][: self._rows])

@@ -1,6 +1,7 @@
 """Writing results: whole or not at all, and one sentence where it fails."""
 
 import errno
+import wave
 
 import imageio_ffmpeg
 import pytest
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from diffaccel.errors import InputError
-from diffaccel.files import check_video_path, replacing, write_image, write_video
+from diffaccel.files import check_video_path, replacing, write_image, write_sound, write_video
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -62,3 +63,12 @@ def test_a_clip_is_written_and_read(tmp_path):
     assert (tmp_path / "clip.mp4").stat().st_size > 500
     write_video(frames, tmp_path / "frames", 8)
     assert len(list((tmp_path / "frames").iterdir())) == 5
+
+
+def test_a_sound_keeps_its_channels_and_its_order(tmp_path):
+    sound = torch.tensor([[0.0, 0.5, 1.0], [-1.0, -0.5, 2.0]])
+    write_sound(sound, tmp_path / "x.wav", 24000)
+    with wave.open(str(tmp_path / "x.wav")) as file:
+        assert (file.getnchannels(), file.getframerate(), file.getnframes()) == (2, 24000, 3)
+        read = torch.frombuffer(bytearray(file.readframes(3)), dtype=torch.int16).view(3, 2).T
+    torch.testing.assert_close(read / 32767, sound.clamp(-1, 1), atol=1e-4, rtol=0)

@@ -23,6 +23,27 @@ EVERYTHING = frozenset(
 )
 
 
+def smooth_tokens(layout, batch=1, heads=2, channels=32, dtype=torch.float32, seed=0, noise=0.5):
+    """Tokens that vary smoothly over the grid, as those of a picture do, plus noise."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def one():
+        tokens = torch.randn(batch, layout.length, heads, channels, generator=generator)
+        if layout.visual is None:
+            return tokens.to(dtype)
+        frames, height, width = layout.grid
+        shape = (batch, heads * channels, max(2, frames // 2), height // 4 + 2, width // 4 + 2)
+        field = torch.nn.functional.interpolate(
+            torch.randn(shape, generator=generator), (frames, height, width), mode="trilinear"
+        )
+        field = field.flatten(2).transpose(1, 2).unflatten(2, (heads, channels))
+        visual = layout.visual_slice
+        tokens[:, visual] = 2.0 * field + noise * tokens[:, visual]
+        return tokens.to(dtype)
+
+    return one(), one(), one()
+
+
 def block_call(
     spread=1.0, tokens=111, text=5, seed=0, block=16, batch=2, heads=2, dim=32, valid=None
 ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import diffusers
@@ -46,11 +45,30 @@ def ltx() -> Any:
     return vae
 
 
-def wan() -> Any:
-    """Of Wan and SkyReels-V2: 4 frames and 8 x 8 pixels."""
+def hunyuan_15() -> Any:
+    """Of HunyuanVideo 1.5: 4 frames and 16 x 16 pixels."""
     return built(
-        diffusers.AutoencoderKLWan, base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1, temperal_downsample=[False, True, True],
+        diffusers.AutoencoderKLHunyuanVideo15, latent_channels=4, block_out_channels=(8,) * 5,
+        layers_per_block=1, scaling_factor=0.6,
+    )  # fmt: skip
+
+
+def magvit() -> Any:
+    """Of EasyAnimate: 4 frames and 8 x 8 pixels."""
+    return built(
+        diffusers.AutoencoderKLMagvit, latent_channels=4, block_out_channels=SIDES,
+        layers_per_block=1, norm_num_groups=2,
+    )  # fmt: skip
+
+
+def wan(channels: int = 16) -> Any:
+    """Of Wan and SkyReels-V2: 4 frames and 8 x 8 pixels."""
+    values = {}
+    if channels != 16:
+        values = {"latents_mean": [0.1] * channels, "latents_std": [0.9] * channels}
+    return built(
+        diffusers.AutoencoderKLWan, base_dim=3, z_dim=channels, dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1, temperal_downsample=[False, True, True], **values,
     )  # fmt: skip
 
 
@@ -71,6 +89,37 @@ def mochi() -> Any:
     )  # fmt: skip
 
 
-AUTOENCODERS: dict[str, Callable[[], Any]] = {
-    "hunyuan": hunyuan, "cogvideox": cogvideox, "ltx": ltx,
-}  # fmt: skip
+def cosmos() -> Any:
+    """Of Cosmos 1: 8 frames and 8 x 8 pixels, statistics of each channel and latent frame."""
+    return built(
+        diffusers.AutoencoderKLCosmos, latent_channels=4, encoder_block_out_channels=(8,) * 4,
+        decode_block_out_channels=(8,) * 4, attention_resolutions=(8,), resolution=64,
+        num_layers=1, patch_size=4, latents_mean=[0.1, -0.1, 0.2, 0.0] * 4,
+        latents_std=[0.9, 1.1, 0.8, 1.0] * 4,
+    )  # fmt: skip
+
+
+def ltx2() -> Any:
+    """Of LTX-2: 8 frames and 32 x 32 pixels, statistics that are not neutral."""
+    vae = built(
+        diffusers.AutoencoderKLLTX2Video, latent_channels=8, block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8, 16, 32), layers_per_block=(1,) * 5,
+        decoder_layers_per_block=(1,) * 4, encoder_causal=True, decoder_causal=False,
+        scaling_factor=0.8, spatial_compression_ratio=32, temporal_compression_ratio=8,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    vae.latents_mean.copy_(torch.randn(8, generator=generator))
+    vae.latents_std.copy_(torch.rand(8, generator=generator) + 0.5)
+    return vae
+
+
+def ltx2_sound() -> Any:
+    """Of the sound of LTX-2: 2 channels of 2 bins, statistics that are not neutral."""
+    vae = built(
+        diffusers.AutoencoderKLLTX2Audio, base_channels=4, ch_mult=(1, 2, 4), num_res_blocks=1,
+        latent_channels=2, mel_bins=8, resolution=32,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    vae.latents_mean.copy_(torch.randn(vae.latents_mean.shape, generator=generator))
+    vae.latents_std.copy_(torch.rand(vae.latents_std.shape, generator=generator) + 0.5)
+    return vae

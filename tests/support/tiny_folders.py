@@ -8,6 +8,7 @@ from typing import Any
 
 import diffusers
 import tiny_autoencoders as vaes
+import tiny_clips as clips
 import tiny_pipelines as pipelines
 import tiny_texts as texts
 import transformers
@@ -166,6 +167,16 @@ def mochi() -> Any:
     )
 
 
+def animatediff() -> Any:
+    parts = clips.animatediff().pipe.components
+    return diffusers.AnimateDiffPipeline(**{**parts, **texts.clip(16)})
+
+
+def anyflow() -> Any:
+    parts = clips.anyflow().pipe.components
+    return diffusers.AnyFlowPipeline(**{**parts, **texts.t5(32, transformers.UMT5EncoderModel)})
+
+
 IMAGES: dict[str, Callable[[], Any]] = {
     "FluxPipeline": flux,
     "StableDiffusion3Pipeline": sd3,
@@ -179,6 +190,8 @@ IMAGES: dict[str, Callable[[], Any]] = {
     "CogView4Pipeline": cogview4,
 }
 VIDEOS: dict[str, Callable[[], Any]] = {
+    "AnimateDiffPipeline": animatediff,
+    "AnyFlowPipeline": anyflow,
     "LTXPipeline": ltx,
     "CogVideoXPipeline": cogvideox,
     "WanPipeline": wan,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from diffaccel.benchmarks.ops.block_lists import kept_pairs, random_plan
+from diffaccel.benchmarks.ops.block_lists import BlockPlan, kept_pairs, random_plan
 from diffaccel.benchmarks.ops.competitors.base import Op, Prepared, needs_cuda_package
 from diffaccel.benchmarks.ops.error_rule import Expected
 from diffaccel.benchmarks.ops.problems import Inputs, Problem
@@ -17,7 +17,6 @@ from diffaccel.benchmarks.ops.shapes import GATE_SUFFIX
 from diffaccel.benchmarks.ops.windows import window_for, window_mask, window_pairs
 from diffaccel.kernels import listed_blocks
 from diffaccel.layout import Grid
-from diffaccel.methods.block_sparse.base import BlockPlan
 
 
 def flex_mask(plan: BlockPlan, visual: int, text: int, block: int) -> BlockMask:

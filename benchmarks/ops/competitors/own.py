@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffaccel.benchmarks.ops.block_lists import (
+    BlockPlan,
     in_block_order,
     kept_pairs,
     random_plan,
@@ -26,7 +27,7 @@ from diffaccel.benchmarks.ops.windows import window_for, window_mask, window_pai
 from diffaccel.kernels import block_sparse_attention, neighborhood_attention
 from diffaccel.layout import Grid
 from diffaccel.methods import RectifiedSpaAttn, SparseAttn
-from diffaccel.methods.block_sparse.base import BlockPlan, BlockSparseMethod
+from diffaccel.methods.block_sparse.base import BlockSparseMethod
 from diffaccel.methods.block_sparse.order import token_order
 
 _STRIDE = (2, 8, 8)  # of the windows that move by tiles, per axis
@@ -93,7 +94,9 @@ def _selected_blocks(
 
 
 def _sparse(problem: Problem) -> BlockSparseMethod:
-    return SparseAttn(keep=problem.density, block=problem.block)
+    return SparseAttn(
+        keep=problem.density, block=problem.block, selector="pooled", corrector="none"
+    )
 
 
 def _rectified(correction: str, problem: Problem) -> BlockSparseMethod:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffaccel.attach.attachment import (
@@ -113,7 +114,7 @@ class DamagedHeads(AttentionHook):
         output = compute(call)
         if call.is_cross_attention or call.is_text_part:
             return output
-        damaged = self._perturbation.perturb(
-            call.inputs(), call.completed(output), call.layer.index
-        )
-        return call.asked(damaged)
+        inputs, rows = call.inputs(), call.completed(output)
+        dim = rows.shape[-1]
+        rows = F.pad(rows, (0, inputs.query.shape[-1] - dim))  # heads may carry a bias of keys
+        return call.asked(self._perturbation.perturb(inputs, rows, call.layer.index))[..., :dim]

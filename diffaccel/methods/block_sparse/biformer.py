@@ -19,7 +19,8 @@ class BiFormerAttn(PublishedSparseAttn):
 
     Args:
         keep: Share of the regions that each computes, above 0 to 1: 4 of 7 x 7 as published.
-        p_remain, block, order, neighbors, first_frame: As of `BlockSparseMethod`.
+        p_remain, block, order, neighbors, first_frame, reuse, hysteresis: As of
+            `BlockSparseMethod`.
         corrector: As of `PublishedSparseAttn`.
         dense_steps, dense_layers: As of `ScheduledMethod`.
     """

@@ -62,11 +62,11 @@ class BlockRows:
 
     Args:
         call: The whole call.
-        rows: Which query blocks; a step above 1 takes a sample of them.
+        rows: Which query blocks: a slice, or their numbers (R,) int64, which may repeat.
     """
 
     call: BlockCall
-    rows: slice
+    rows: slice | Tensor
 
     @cached_property
     def probability(self) -> Tensor:
@@ -87,11 +87,15 @@ class Chosen(NamedTuple):
         call: The call.
         indices: (B, H, NB, max_count) int32, as `block_sparse_attention` takes them.
         counts: (B, H, NB) int32.
+        fitted: What a corrector fits to sampled rows of the call goes here, to be remembered;
+            what is here already was fitted in an earlier step, together with the lists. None
+            where nothing is remembered.
     """
 
     call: BlockCall
     indices: Tensor
     counts: Tensor
+    fitted: dict[str, Tensor] | None = None
 
     def kept(self, rows: slice | Tensor) -> Tensor:
         """Which blocks are computed, of some query blocks: (B, H, R, NB) bool."""

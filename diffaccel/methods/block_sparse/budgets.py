@@ -6,7 +6,7 @@ A selector says which blocks are worth most; a budget says where to stop.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,8 +25,9 @@ class Scores(NamedTuple):
         text: (B, H, R) fp32, what the text has, which is computed anyway; None where scores are
             no shares of the attention mass.
         forced: (R, NB) bool, blocks that are kept whatever their score, or None.
-        always: (B, H, R, NB) bool, blocks that the selector keeps outside the budget, with a
-            score of 0, or None.
+        always: Broadcastable to (B, H, R, NB) bool, what is kept in any case: forced blocks with
+            tokens, and those that the selector keeps outside the budget, whose score is 0; or
+            None.
     """
 
     blocks: Tensor
@@ -39,17 +40,33 @@ class Ask(NamedTuple):
     """How much is asked for.
 
     Args:
-        keep: Share of the key blocks, above 0 to 1.
+        keep: Share of the key blocks, above 0 to 1, or one for each head, (B, H) fp32.
         p_remain: Share of the attention mass that is kept at least, 0 to 1, where scores are mass.
     """
 
-    keep: float
+    keep: float | Tensor
     p_remain: float = 0.0
 
-    def per_row(self, blocks: int, share: float = 1.0) -> int:
-        """Blocks of one row, out of `blocks`, if a share of them is given out row by row."""
+    def per_row(self, blocks: int) -> int:
+        """Blocks of one row, at most, out of `blocks`."""
         # (1 - 0.8) * 10 is 1.9999999999999996 in floating point and means 2.
-        return min(blocks, max(1, int(self.keep * share * blocks + 1e-6)))
+        if isinstance(self.keep, Tensor):
+            return blocks
+        return min(blocks, max(1, int(self.keep * blocks + 1e-6)))
+
+    def part(self, share: float) -> Ask:
+        """Asks for a part of it."""
+        return self._replace(keep=self.keep * share)
+
+    def selection(self, scores: Scores) -> SelectionCall:
+        """The call that gives every row of a head its blocks."""
+        blocks, budgets = scores.blocks.shape[-1], None
+        if isinstance(self.keep, Tensor):
+            budgets = (self.keep * blocks + 1e-6).int()
+        return SelectionCall(
+            scores.blocks, self.per_row(blocks), self.p_remain, scores.text, scores.forced,
+            return_kept=True, budgets=budgets,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +112,7 @@ class RowBudget(Budget):
 
     def kept(self, scores: Scores, ask: Ask, threshold: Tensor | None) -> Tensor:
         """Chooses blocks."""
-        return select(_selection(scores, ask, ask.per_row(scores.blocks.shape[-1])))[2]
+        return select(ask.selection(scores))[2]
 
     def share(self, blocks: int, ask: Ask) -> float:
         """As asked; a floor on the kept mass may keep more."""
@@ -143,8 +160,13 @@ class MixedBudget(Budget):
         rest = scores.blocks.masked_fill(certain, -1.0)
         start = 1 if self.across_heads else 2
         rest, used = rest.flatten(start), certain.flatten(start).sum(-1, keepdim=True)
-        total = round(ask.keep * rest.shape[-1])
-        ranked = rest.topk(total, dim=-1).values
+        if isinstance(ask.keep, Tensor):
+            keep = ask.keep.mean(1, keepdim=True) if self.across_heads else ask.keep[..., None]
+            total: Any = (keep * rest.shape[-1]).round().long()
+            ranked = rest.sort(-1, descending=True).values
+        else:
+            total = round(ask.keep * rest.shape[-1])
+            ranked = rest.topk(total, dim=-1).values
         ranked = torch.nn.functional.pad(ranked, (1, 0), value=torch.inf)
         last = ranked.gather(-1, (total - used).clamp_(min=0))
         return last.reshape(*last.shape, *(1,) * (4 - last.dim()))
@@ -156,13 +178,12 @@ class MixedBudget(Budget):
             kept = kept | ((scores.blocks >= threshold) & (scores.blocks > 0))
         return kept
 
-    def share(self, blocks: int, ask: Ask) -> float:
+    def share(self, blocks: int, ask: Ask) -> float | None:
         """As asked for."""
-        return ask.keep
+        return None if isinstance(ask.keep, Tensor) else ask.keep
 
     def _certain(self, scores: Scores, ask: Ask) -> Tensor:
-        blocks = scores.blocks.shape[-1]
-        return select(_selection(scores, ask, ask.per_row(blocks, self.row_share)))[2]
+        return select(ask.part(self.row_share).selection(scores))[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,25 +255,23 @@ class MassBudget(Budget):
         """Chooses blocks, at least one in each row."""
         if self.mass == 1.0:  # sums that round up would lose the last
             return PositiveBudget().kept(scores, ask, None)
-        least = Ask(self.least).per_row(scores.blocks.shape[-1])
         if threshold is None:
-            return self._kept_of_rows(scores, least)
-        kept = select(_selection(scores, Ask(0.0), least))[2]
+            return self._kept_of_rows(scores)
+        kept = select(Ask(self.least).selection(scores))[2]
         return kept | ((scores.blocks >= threshold) & (scores.blocks > 0))
 
-    def _kept_of_rows(self, scores: Scores, least: int) -> Tensor:
-        blocks, covered = scores.blocks, scores.text
+    def _kept_of_rows(self, scores: Scores) -> Tensor:
+        blocks, covered, ask = scores.blocks, scores.text, Ask(self.least, self.mass)
         mass = blocks.masked_fill(~blocks.isfinite(), 0.0)
         if covered is None:  # scores of a row then need not sum to 1
             total = mass.sum(-1, keepdim=True).clamp_min(1e-30)
             blocks, mass = blocks / total, mass / total
         if scores.forced is None:
-            return select(_selection(Scores(blocks, covered), Ask(0.0, self.mass), least))[2]
+            return select(ask.selection(Scores(blocks, covered)))[2]
         certain = (mass * scores.forced).sum(-1)
         covered = certain if covered is None else covered + certain
         rest = Scores(blocks.masked_fill(scores.forced, 0.0), covered)
-        kept = select(_selection(rest, Ask(0.0, self.mass), least))[2]
-        return kept | (scores.forced & (scores.blocks > 0))
+        return select(ask.selection(rest))[2] | (scores.forced & (scores.blocks > 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,10 +306,4 @@ def with_mass(probability: Tensor, mass: float) -> Tensor:
         (B, H, R, NB) bool, at least one in each row.
     """
     visual, text = probability[..., :-1], probability[..., -1]
-    return select(_selection(Scores(visual, text), Ask(0.0, mass), 1))[2]
-
-
-def _selection(scores: Scores, ask: Ask, top_k: int) -> SelectionCall:
-    return SelectionCall(
-        scores.blocks, top_k, ask.p_remain, scores.text, scores.forced, None, return_kept=True
-    )
+    return select(Ask(0.0, mass).selection(Scores(visual, text)))[2]

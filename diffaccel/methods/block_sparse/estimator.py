@@ -22,7 +22,7 @@ def block_attention(
     statistics: BlockStatistics,
     exact: ExactTokens,
     scale: float,
-    rows: slice = slice(None),
+    rows: slice | Tensor = slice(None),
 ) -> Tensor:
     """Predicts how much attention each query block pays to each key block and to the text.
 

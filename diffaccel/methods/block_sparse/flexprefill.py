@@ -20,7 +20,9 @@ class FlexPrefillAttn(PublishedSparseAttn):
     Args:
         mass: Share of the attention of each head that is computed, 0 to 1.
         divergence: Largest difference, at least 0, up to which a head trusts block means.
-        p_remain, block, order, neighbors, first_frame: As of `BlockSparseMethod`.
+        least: Tokens that columns, and diagonals, hold at least in every head.
+        p_remain, block, order, neighbors, first_frame, reuse, hysteresis: As of
+            `BlockSparseMethod`.
         corrector: As of `PublishedSparseAttn`.
         dense_steps, dense_layers: As of `ScheduledMethod`.
     """
@@ -28,8 +30,9 @@ class FlexPrefillAttn(PublishedSparseAttn):
     mass: float = 0.9
     _: KW_ONLY
     divergence: float = 0.1
+    least: int = 512
     order: str = "raster"
 
     def parts(self) -> Parts:
         """The test of each head, with its budget over all rows."""
-        return self.combined(FlexPrefill(self.mass, self.divergence))
+        return self.combined(FlexPrefill(self.mass, self.divergence, least=self.least))

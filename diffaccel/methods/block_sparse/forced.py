@@ -28,6 +28,10 @@ class ForcedBlocks(NamedTuple):
     largest: int
     share: float
 
+    def of(self, rows: slice | Tensor) -> Tensor | None:
+        """The mask of some query blocks, (R, NB)."""
+        return None if self.mask is None else self.mask[rows]
+
     @property
     def is_everything(self) -> bool:
         """Whether every pair is forced."""

@@ -23,7 +23,8 @@ class HyperAttn(PublishedSparseAttn):
         projections: Signs of a hash, 1 to 16.
         bucket: Keys per bucket, at least 1.
         seed: Of the hashes.
-        p_remain, block, order, neighbors, first_frame: As of `BlockSparseMethod`.
+        p_remain, block, order, neighbors, first_frame, reuse, hysteresis: As of
+            `BlockSparseMethod`.
         corrector: As of `PublishedSparseAttn`.
         dense_steps, dense_layers: As of `ScheduledMethod`.
     """

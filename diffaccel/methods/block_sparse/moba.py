@@ -20,7 +20,8 @@ class MoBAAttn(PublishedSparseAttn):
     Args:
         keep: Share of the key blocks that each row computes, above 0 to 1: 15 of 60 in the
             comparison of VMoBA.
-        p_remain, block, order, neighbors, first_frame: As of `BlockSparseMethod`.
+        p_remain, block, order, neighbors, first_frame, reuse, hysteresis: As of
+            `BlockSparseMethod`.
         corrector: As of `PublishedSparseAttn`.
         dense_steps, dense_layers: As of `ScheduledMethod`.
     """

@@ -177,10 +177,10 @@ def _hilbert(grid: Grid, block: int) -> np.ndarray:
 
 
 ORDERS: dict[str, Callable[[Grid, int], np.ndarray]] = {
+    "columns": _columns,
     "hilbert": _hilbert,
     "brick": _brick,
     "raster": _raster,
-    "columns": _columns,
 }
 CYCLES: dict[str, tuple[str, ...]] = {"cyclic": ("raster", "columns", "brick")}
 """Orders that change from layer to layer: "cyclic" cuts time, then the plane, then both."""

@@ -19,7 +19,8 @@ class PowerAttn(PublishedSparseAttn):
     Args:
         window: Blocks on either side of its own that a block keeps, at least 0.
         sinks: First blocks that all keep, at least 0.
-        p_remain, block, order, neighbors, first_frame: As of `BlockSparseMethod`.
+        p_remain, block, order, neighbors, first_frame, reuse, hysteresis: As of
+            `BlockSparseMethod`.
         corrector: As of `PublishedSparseAttn`.
         dense_steps, dense_layers: As of `ScheduledMethod`.
     """

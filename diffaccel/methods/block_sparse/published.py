@@ -13,9 +13,11 @@ from diffaccel.methods.block_sparse.selectors.base import Selector
 
 @dataclass(frozen=True, slots=True, repr=False)
 class PublishedSparseAttn(BlockSparseMethod):
-    """A combination of parts with the defaults of its authors; its schedule is the user's.
+    """A combination of parts with the defaults of its authors, their schedule included.
 
     Lossy, as all that leaves blocks out. Text queries, and visual queries towards text, are exact.
+    Steps that its authors run dense are a share of the schedule here, so that they are none of a
+    run of few steps.
 
     Args:
         corrector: What is done about left-out blocks: a `Corrector`, or a key of `CORRECTORS`.

@@ -22,7 +22,7 @@ inside the attention kernel; tokens are reordered in each layer rather than once
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from diffaccel.errors import check_kinds
 from diffaccel.methods.block_sparse.base import BlockSparseMethod, Parts
@@ -60,7 +60,11 @@ class RectifiedSpaAttn(BlockSparseMethod):
             block share one estimate. "centroids" is ours: each query has its own, fitted
             to the normaliser of a few exact rows (`BlockSummaries`), for about `1 / block` of the
             dense cost; it has no `gapr`.
-        block, order, first_frame: As of `BlockSparseMethod`.
+        drop_end: Share at the end of the schedule, as `drop`, which then holds at its start; in
+            between it is linear in the share of the schedule that lies behind a step. None:
+            `drop` throughout.
+        block, order, first_frame, reuse, reuse_passes, hysteresis: As of
+            `BlockSparseMethod`.
         dense_steps, dense_layers: As of `ScheduledMethod`.
 
     Example:
@@ -69,7 +73,9 @@ class RectifiedSpaAttn(BlockSparseMethod):
     """
 
     drop: float = 0.8
+    density_knob: ClassVar[str] = "drop"
     _: KW_ONLY
+    drop_end: float | None = None
     p_remain: float = 0.3
     neighbors: bool = True
     gapr: bool = True
@@ -77,11 +83,13 @@ class RectifiedSpaAttn(BlockSparseMethod):
 
     def __post_init__(self) -> None:
         check_kinds(self)
-        if not 0.0 <= self.drop < 1.0:
-            raise ValueError(
-                f"drop must be at least 0 and below 1, got drop={self.drop}; "
-                "0.8 drops four fifths of the key blocks"
-            )
+        for name in ("drop", "drop_end"):
+            drop = getattr(self, name)
+            if drop is not None and not 0.0 <= drop < 1.0:
+                raise ValueError(
+                    f"{name} must be at least 0 and below 1, got {name}={drop}; "
+                    "0.8 drops four fifths of the key blocks"
+                )
         if self.correction not in CORRECTIONS:
             raise ValueError(
                 f"correction must be one of {', '.join(CORRECTIONS)}, got "

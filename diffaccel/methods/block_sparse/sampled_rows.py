@@ -77,13 +77,34 @@ def sampled_rows(chosen: Chosen, rows: Tensor) -> SampledRows:
     return SampledRows(rows, is_real, query, exact, peak, kept_sum, kept_mass, all_mass, left_out)
 
 
+class _Weights(NamedTuple):
+    """exp(score - peak) of rows towards all keys, and the values, of some heads; fp32."""
+
+    peak: Tensor
+    visual: Tensor
+    text: Tensor
+    value: Tensor
+    text_value: Tensor
+
+
 def _exact_heads(
     call: BlockCall, query: Tensor, left_out: Tensor, some: slice
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    found, length = _weights(call, query[:, some], some), call.visual.key.shape[1]
+    weights = found.visual
+    text_sum, text_mass = found.text @ found.text_value, found.text.sum(-1)
+    all_mass = weights.sum(-1) + text_mass
+    exact = (weights @ found.value + text_sum) / all_mass[..., None]
+    is_left = left_out[:, some].repeat_interleave(call.block, -1)[..., :length]
+    weights = weights.masked_fill_(is_left, 0.0)
+    kept_sum = weights @ found.value + text_sum
+    return exact, found.peak, kept_sum, weights.sum(-1) + text_mass, all_mass
+
+
+def _weights(call: BlockCall, query: Tensor, some: slice) -> _Weights:
     visual, text = call.visual, call.exact
-    length = visual.key.shape[1]
-    scores = query[:, some] @ visual.key[:, :, some].float().permute(0, 2, 3, 1)
-    text_scores = query[:, some] @ text.key[:, :, some].float().permute(0, 2, 3, 1)
+    scores = query @ visual.key[:, :, some].float().permute(0, 2, 3, 1)
+    text_scores = query @ text.key[:, :, some].float().permute(0, 2, 3, 1)
     if visual.valid is not None:
         scores = scores.masked_fill(~visual.valid[:, None, None], -torch.inf)
     if text.valid is not None:
@@ -93,12 +114,60 @@ def _exact_heads(
     text_weights = text_scores.sub_(peak[..., None]).exp_()
     value = _real_values(visual.value[:, :, some], visual.valid)
     text_value = _real_values(text.value[:, :, some], text.valid)
-    text_sum, text_mass = text_weights @ text_value, text_weights.sum(-1)
-    all_mass = weights.sum(-1) + text_mass
-    exact = (weights @ value + text_sum) / all_mass[..., None]
-    is_left = left_out[:, some].repeat_interleave(call.block, -1)[..., :length]
-    weights = weights.masked_fill_(is_left, 0.0)
-    return exact, peak, weights @ value + text_sum, weights.sum(-1) + text_mass, all_mass
+    return _Weights(peak, weights, text_weights, value, text_value)
+
+
+class BlockSums(NamedTuple):
+    """The exact attention of R query rows of one head, apart for each key block. fp32.
+
+    Args:
+        query: (B, 1, R, D), scaled.
+        peak: (B, 1, R), what is subtracted from all scores.
+        sums: (B, 1, R, NB, D), weighted sum of the values of each block.
+        masses: (B, 1, R, NB), sum of these weights.
+        text_sum: (B, 1, R, D), the same of the text.
+        text_mass: (B, 1, R).
+    """
+
+    query: Tensor
+    peak: Tensor
+    sums: Tensor
+    masses: Tensor
+    text_sum: Tensor
+    text_mass: Tensor
+
+    def sample(self, rows: Tensor, is_real: Tensor, kept: Tensor, some: slice) -> SampledRows:
+        """The rows `some` of these, if the blocks (B, 1, R, NB) of `kept` are computed."""
+        weights = kept[:, :, some].float()
+        sums, masses = self.sums[:, :, some], self.masses[:, :, some]
+        text_sum, text_mass = self.text_sum[:, :, some], self.text_mass[:, :, some]
+        all_mass = masses.sum(-1) + text_mass
+        return SampledRows(
+            rows[some],
+            is_real[:, :, some],
+            self.query[:, :, some],
+            (sums.sum(-2) + text_sum) / all_mass[..., None],
+            self.peak[:, :, some],
+            (weights[..., None, :] @ sums).squeeze(-2) + text_sum,
+            (masses * weights).sum(-1) + text_mass,
+            all_mass,
+            ~kept[:, :, some],
+        )
+
+
+def block_sums(call: BlockCall, rows: Tensor, head: int) -> BlockSums:
+    """Attends exactly with some query rows (R,) of one head, block by block."""
+    some = slice(head, head + 1)
+    query = call.visual.query[:, rows, some].transpose(1, 2).float() * call.visual.scale
+    found = _weights(call, query, some)
+    padding = call.number * call.block - found.visual.shape[-1]
+    weights = torch.nn.functional.pad(found.visual, (0, padding))
+    value = torch.nn.functional.pad(found.value, (0, 0, 0, padding))
+    weights = weights.unflatten(-1, (call.number, call.block))  # (B, 1, R, NB, n)
+    value = value.unflatten(2, (call.number, call.block))
+    sums = (weights.transpose(2, 3) @ value).transpose(2, 3)
+    text_sum, text_mass = found.text @ found.text_value, found.text.sum(-1)
+    return BlockSums(query, found.peak, sums, weights.sum(-1), text_sum, text_mass)
 
 
 def _real_values(value: Tensor, valid: Tensor | None) -> Tensor:

@@ -22,7 +22,8 @@ class SlidingTileAttn(PublishedSparseAttn):
         window: Frames, rows and columns of the window in tokens, at least 1 each.
         tile: Frames, rows and columns of a tile, (6, 8, 8) as published; None for a brick,
             which is one block.
-        p_remain, block, order, neighbors, first_frame: As of `BlockSparseMethod`.
+        p_remain, block, order, neighbors, first_frame, reuse, hysteresis: As of
+            `BlockSparseMethod`.
         corrector: As of `PublishedSparseAttn`.
         dense_steps, dense_layers: As of `ScheduledMethod`.
     """

@@ -24,7 +24,8 @@ class SpargeAttn(PublishedSparseAttn):
             to 1.
         keep: Share of the key blocks instead of `mass`, above 0 to 1; 0.5 goes with
             similarity=-0.1.
-        p_remain, block, order, neighbors, first_frame: As of `BlockSparseMethod`.
+        p_remain, block, order, neighbors, first_frame, reuse, hysteresis: As of
+            `BlockSparseMethod`.
         corrector: As of `PublishedSparseAttn`.
         dense_steps, dense_layers: As of `ScheduledMethod`.
     """

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from diffaccel.errors import check_kinds
 from diffaccel.methods.block_sparse.base import BlockSparseMethod, Parts
-from diffaccel.methods.block_sparse.budgets import BUDGETS, Budget
-from diffaccel.methods.block_sparse.correctors import CORRECTORS, Corrector
+from diffaccel.methods.block_sparse.budgets import BUDGETS, Budget, MixedBudget, RowBudget
+from diffaccel.methods.block_sparse.correctors import (
+    CORRECTORS,
+    BlockSummaries,
+    Corrector,
+    NoCorrection,
+)
 from diffaccel.methods.block_sparse.selectors import SELECTORS, Selector
 
 
@@ -32,7 +37,17 @@ class SparseAttn(BlockSparseMethod):
             gives plain block-sparse attention.
         budget: How the blocks are shared out: a `Budget`, a key of `BUDGETS`, or None for the
             selector's own.
-        p_remain, block, order, neighbors, first_frame: As of `BlockSparseMethod`.
+        max_error: Relative error |output - dense| / |dense| of each call that is promised, above 0
+            to below 1, in place of `keep`, which is then not looked at: each head gets the share
+            of the blocks that 128 exactly computed rows say it needs. Costs about 160 of N rows
+            of dense attention, and reads the device once a call to run dense where that is
+            faster. Only with correctors that answer row by row: "none", and `BlockSummaries`.
+        keep_end: Share at the end of the schedule, as `keep`, which then holds at its start; in
+            between it is linear in the share of the schedule that lies behind a step, 0 to
+            (n - 1) / n for n steps. None: `keep` throughout, as where nobody says where a call
+            stands.
+        p_remain, block, order, neighbors, first_frame, reuse, reuse_passes, hysteresis: As of
+            `BlockSparseMethod`.
         dense_steps, dense_layers: As of `ScheduledMethod`.
 
     Example:
@@ -45,14 +60,19 @@ class SparseAttn(BlockSparseMethod):
     selector: Selector | str = "expected-error"
     corrector: Corrector | str = "value"
     budget: Budget | str | None = None
+    max_error: float | None = None
+    _: KW_ONLY
+    keep_end: float | None = None
 
     def __post_init__(self) -> None:
         check_kinds(self)
-        if not 0.0 < self.keep <= 1.0:
-            raise ValueError(
-                f"keep must lie above 0 and be at most 1, got keep={self.keep}; "
-                "0.25 computes a quarter of the key blocks"
-            )
+        for name in ("keep", "keep_end"):
+            keep = getattr(self, name)
+            if keep is not None and not 0.0 < keep <= 1.0:
+                raise ValueError(
+                    f"{name} must lie above 0 and be at most 1, got {name}={keep}; "
+                    "0.25 computes a quarter of the key blocks"
+                )
         for name, table, kind in (
             ("selector", SELECTORS, Selector),
             ("corrector", CORRECTORS, Corrector),
@@ -66,6 +86,7 @@ class SparseAttn(BlockSparseMethod):
                     f"{name}={part!r}; choose one"
                 )
         BlockSparseMethod.__post_init__(self)
+        self._check_promise()
 
     def parts(self) -> Parts:
         """As the knobs name them."""
@@ -73,4 +94,31 @@ class SparseAttn(BlockSparseMethod):
         selector = SELECTORS[selector]() if isinstance(selector, str) else selector
         corrector = CORRECTORS[corrector] if isinstance(corrector, str) else corrector
         budget = BUDGETS[budget] if isinstance(budget, str) else budget or selector.budget
-        return Parts(selector, budget, corrector, self.keep, self.p_remain)
+        return Parts(selector, budget, corrector, self.keep, self.p_remain, self.max_error)
+
+    def _check_promise(self) -> None:
+        if self.max_error is None:
+            return
+        if not 0.0 < self.max_error < 1.0:
+            raise ValueError(
+                f"max_error must lie above 0 and below 1, got max_error={self.max_error}; 0.05 "
+                "promises an output within 5 % of dense attention"
+            )
+        if self._remembers or self.keep_end is not None:
+            raise ValueError(
+                "max_error decides in each call how much is kept, so reuse and hysteresis must be "
+                "0, reuse_passes False and keep_end None, got "
+                f"reuse={self.reuse}, hysteresis={self.hysteresis}, "
+                f"reuse_passes={self.reuse_passes}, keep_end={self.keep_end}; leave them out"
+            )
+        parts = self.parts()
+        if not isinstance(parts.corrector, BlockSummaries | NoCorrection):
+            raise ValueError(
+                "max_error needs a corrector that answers row by row ('none', 'means', "
+                f"'variance', 'normaliser', 'output' or 'value'), got corrector={self.corrector!r}"
+            )
+        if not isinstance(parts.budget, RowBudget | MixedBudget):
+            raise ValueError(
+                "max_error needs a budget that asks for a share of the blocks ('row', 'mixed' or "
+                f"'head'), got budget={parts.budget!r}"
+            )

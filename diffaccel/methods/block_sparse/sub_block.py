@@ -14,16 +14,17 @@ class SubBlockAttn(PublishedSparseAttn):
     """Computes the blocks with the largest attention between means of parts of blocks.
 
     SubBlock, the router of SGLang's diffusion backend (https://github.com/sgl-project/sglang):
-    `SubBlocks`, blocks of 64 in parts of 16. Its authors run the first 10 of 50 steps dense; there
-    the number of blocks is rounded up to eights.
+    `SubBlocks`, blocks of 64 in parts of 16. There the number of blocks is rounded up to eights.
 
     Args:
         keep: Share of the key blocks that each row computes, above 0 to 1.
         query_parts: Parts of a query block, a power of two.
         key_parts: Parts of a key block, a power of two.
-        p_remain, block, order, neighbors, first_frame: As of `BlockSparseMethod`.
+        p_remain, block, order, neighbors, first_frame, reuse, hysteresis: As of
+            `BlockSparseMethod`.
         corrector: As of `PublishedSparseAttn`.
-        dense_steps, dense_layers: As of `ScheduledMethod`.
+        dense_steps, dense_layers: As of `ScheduledMethod`; by default the first
+            10 of 50 steps are dense, as published.
     """
 
     keep: float = 0.25
@@ -32,6 +33,7 @@ class SubBlockAttn(PublishedSparseAttn):
     key_parts: int = 4
     block: int = 64
     order: str = "raster"
+    dense_steps: int | float | None = 0.2
 
     def parts(self) -> Parts:
         """The parts, and a share of each row."""

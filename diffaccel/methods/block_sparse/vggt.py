@@ -22,7 +22,8 @@ class VGGTAttn(PublishedSparseAttn):
         mass: Share of the predicted attention among visual tokens that each row computes, 0 to 1.
         keep: Share of the key blocks that each row computes at least, above 0 to 1: the paper
             reports results up to 0.25.
-        p_remain, block, order, neighbors, first_frame: As of `BlockSparseMethod`.
+        p_remain, block, order, neighbors, first_frame, reuse, hysteresis: As of
+            `BlockSparseMethod`.
         corrector: As of `PublishedSparseAttn`.
         dense_steps, dense_layers: As of `ScheduledMethod`.
     """

@@ -17,15 +17,17 @@ class VMoBAAttn(PublishedSparseAttn):
     "VMoBA: Mixture-of-Block Attention for Video Diffusion Models" (2025,
     https://arxiv.org/abs/2506.23858), without training: `VideoBlockGate` in the order "cyclic",
     for blocks of queries and keys of one size (there: single queries, and blocks of hundreds of
-    keys). Its authors run the first 12 of 50 steps dense.
+    keys).
 
     Args:
         threshold: Share of the similarity that is kept, 0 to 1; None keeps `keep` of the blocks.
         ranking: "row", "head" or "overall": over which blocks similarities are compared.
         keep: Share of the key blocks, above 0 to 1, where `threshold` is None.
-        p_remain, block, order, neighbors, first_frame: As of `BlockSparseMethod`.
+        p_remain, block, order, neighbors, first_frame, reuse, hysteresis: As of
+            `BlockSparseMethod`.
         corrector: As of `PublishedSparseAttn`.
-        dense_steps, dense_layers: As of `ScheduledMethod`.
+        dense_steps, dense_layers: As of `ScheduledMethod`; by default the first
+            12 of 50 steps are dense, as published.
     """
 
     threshold: float | None = 0.25
@@ -33,6 +35,7 @@ class VMoBAAttn(PublishedSparseAttn):
     ranking: Ranking = "head"
     keep: float = 0.25
     order: str = "cyclic"
+    dense_steps: int | float | None = 0.24
 
     def parts(self) -> Parts:
         """The gate with its own budget."""

@@ -153,15 +153,18 @@ class AgentAttn(GroupedMethod):
         """Two products of n and N in place of one of N and N."""
         return 2 * self.cells(layout.grid).number / layout.visual.length
 
-    def resolved(self, family: str, num_layers: int, expert: int = 0) -> Self:
+    def resolved(
+        self, family: str, num_layers: int, expert: int = 0, steps: int | None = None
+    ) -> Self:
         """Fills knobs that are None with what suits a model family."""
-        method = Method.resolved(self, family, num_layers, expert)
+        method = Method.resolved(self, family, num_layers, expert, steps)
         unset = {
             knob: value
             for knob, value in AGENTS[family]._asdict().items()
             if getattr(method, knob) is None
         }
-        return replace(method, late=self.late.resolved(family, num_layers, expert), **unset)
+        late = self.late.resolved(family, num_layers, expert, steps)
+        return replace(method, late=late, **unset)
 
     def compute(self, inputs: AttentionInputs, position: Position) -> Attended:
         if self._is_late(position):

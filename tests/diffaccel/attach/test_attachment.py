@@ -326,7 +326,9 @@ def test_saving_an_attached_pipeline_writes_a_stock_one(flux, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=str
+    "duplicate",
+    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+    ids=["deep copy", "pickle"],
 )
 def test_a_copied_model_has_a_method_of_its_own(flux, duplicate):
     stock = flux.sample()

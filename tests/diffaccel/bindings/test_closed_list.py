@@ -8,6 +8,7 @@ import typing
 import diffusers
 import pytest
 from diffusers.models.modeling_utils import ModelMixin
+from tiny_models import MODELS
 from torch import nn
 
 from diffaccel.attach.attachment import set_attn_processor
@@ -15,6 +16,7 @@ from diffaccel.bindings import BINDINGS, REFUSED, UnsupportedModelError, binding
 from diffaccel.bindings.catalogue import DENOISING, catalogue
 from diffaccel.cli import main
 from diffaccel.methods import FullAttn
+from diffaccel.methods.published import PUBLISHED
 
 
 def test_every_class_is_bound_or_refused():
@@ -54,3 +56,20 @@ def test_info_lists_every_class_with_what_works(capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert all(name in printed for name in catalogue())
     assert all(reason in printed for reason in REFUSED.values())
+    rows = {line.split("│")[1].strip(): line for line in printed.splitlines() if "│" in line}
+    published = {name for name, line in rows.items() if "│ published" in line}
+    assert published == {
+        "FluxTransformer2DModel",
+        "HunyuanVideoTransformer3DModel",
+        "WanTransformer3DModel",
+        "CogVideoXTransformer3DModel",
+    }
+    assert all("│ reasoned" in rows[name] for name in BINDINGS if name not in published)
+
+
+def test_every_family_that_a_binding_may_name_has_settings():
+    for binding in BINDINGS.values():
+        assert set(binding.families()) <= set(PUBLISHED)
+    for name in ("WanTransformer3DModel", "UNet2DConditionModel", "HeliosTransformer3DModel"):
+        tiny = MODELS[name]()
+        assert binding_of(tiny.model).family(tiny.model, None) in BINDINGS[name].families()

@@ -11,9 +11,11 @@ from tiny_models import MODELS
 
 from diffaccel import HeadPerturbation, NormalizedAttention, set_guidance
 from diffaccel.attach.attachment import restore_attn_processor, set_attn_processor
+from diffaccel.attach.key_bias import folded
 from diffaccel.bindings.position_ids import image_grids
 from diffaccel.bindings.rope import Yarn, scaled_rope
 from diffaccel.errors import InputError
+from diffaccel.kernels import dense_attention
 from diffaccel.methods import RectifiedSpaAttn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -71,16 +73,43 @@ def test_reading_an_image_to_edit_is_dense_and_says_so():
     assert all(map(torch.equal, *results))
 
 
-def test_a_mask_that_is_added_to_the_scores_runs_dense():
-    """The pipelines of Chroma pass a mask of ones and zeros as floats, which SDPA adds."""
-    tiny = MODELS["ChromaTransformer2DModel"]()
-    arguments = {**tiny.arguments, "attention_mask": tiny.arguments["attention_mask"].float()}
+def test_a_mask_that_is_added_to_the_scores_of_text_is_served():
+    """The pipelines of Chroma pass a mask of ones and zeros as floats, which SDPA adds.
+
+    That windows under it equal stock attention under the same windows is tested on every class.
+    """
+    tiny = MODELS["ChromaTransformer2DModel:floats"]()
+    stock = tiny.predict()
+    as_bool = {**tiny.arguments, "attention_mask": tiny.arguments["attention_mask"].bool()}
+    assert not torch.allclose(stock, tiny.predict(as_bool), atol=1e-4)
+    with set_attn_processor(tiny.model, HALF, always=True) as attachment:
+        floats, layers = tiny.predict(), attachment.report().denoisers[0].layers
+        assert not torch.allclose(floats, tiny.predict(as_bool), atol=1e-4)
+    assert all((layer.sparse_calls, layer.dense_calls) == (1, {}) for layer in layers)
+    assert torch.equal(tiny.predict(), stock)
+
+
+def test_a_mask_that_adds_different_numbers_to_visual_keys_runs_dense():
+    tiny = MODELS["ChromaTransformer2DModel:floats"]()
+    mask = tiny.arguments["attention_mask"].clone()
+    mask[:, -5:] = 0.5
+    arguments = {**tiny.arguments, "attention_mask": mask}
     stock = tiny.predict(arguments)
-    assert not torch.allclose(stock, tiny.predict(), atol=1e-4)
-    attachment = set_attn_processor(tiny.model, HALF, always=True)
+    set_attn_processor(tiny.model, HALF, always=True)
     with pytest.warns(UserWarning, match="is not key padding"):
         assert torch.equal(tiny.predict(arguments), stock)
-    assert attachment.report().density == 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_bias_carried_by_keys_is_that_of_the_scores(dtype):
+    query, key, value = torch.randn(3, 2, 9, 2, 16, dtype=dtype).unbind()
+    bias = torch.randn(2, 9)
+    expected = dense_attention(query, key, value, key_bias=bias.double())
+    if dtype == torch.bfloat16:
+        expected = dense_attention(*(x.double() for x in (query, key, value)), key_bias=bias)
+    found = dense_attention(*folded(query, key, value, bias, 0.25), scale=0.25)[..., :16]
+    tolerance = 1e-6 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(found.to(expected), expected, rtol=0, atol=tolerance)
 
 
 def test_images_are_told_apart_by_any_axis_of_their_ids():

@@ -48,7 +48,7 @@ def test_riflex_changes_one_frequency_of_a_long_video_alone():
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("name", ["flux", "wan2.1"])
+@pytest.mark.parametrize("name", ["flux", "wan2.1", "qwen", "cogvideox"])
 def test_a_pipeline_comes_back_bit_for_bit(tiny_pipelines, name):
     tiny = tiny_pipelines.BUILDERS[name]()
     model, stock = tiny.pipe.transformer, tiny.sample()

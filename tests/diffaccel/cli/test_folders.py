@@ -15,6 +15,7 @@ from PIL import Image
 from diffaccel.cli import main
 from diffaccel.pipelines.image.presets import BY_PIPELINE
 from diffaccel.pipelines.video.families import VIDEO_FAMILIES
+from diffaccel.pipelines.video.long_video import TimeWindows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = ("CogView4Pipeline", "WanPipeline")
@@ -93,4 +94,45 @@ def test_a_clip_whose_length_the_autoencoder_does_not_make_is_refused(output, tm
     size = ("--size", "128x96", "--frames", "5")
     assert run("sample", folder, *size, "-o", str(output / "x.mp4")) == 2
     assert "1 more than a multiple of 8" in capsys.readouterr().err
+    assert os.listdir(output) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["LTXPipeline", pytest.param("AnimateDiffPipeline", marks=pytest.mark.slow)]
+)
+def test_a_long_clip_in_windows(tmp_path, output, capsys, monkeypatch, name):
+    family = VIDEO_FAMILIES[name]
+    monkeypatch.setitem(VIDEO_FAMILIES, name, replace(family, windows=TimeWindows(3, 1)))
+    folder = tiny_folders.write_folder(name, tmp_path / "model")
+    frames = 4 * family.frame_step + 1
+    width, height = 4 * family.multiple, 3 * family.multiple
+    words = ("--size", f"{width}x{height}", "--frames", str(frames), "--recipe", "windows")
+    path = output / "x.mp4"
+    assert run("sample", folder, *words, "-o", str(path)) == 0, capsys.readouterr()
+    assert iio.imread(path).shape == (frames, height, width, 3)
+    record = json.loads((output / "x.mp4.json").read_text())
+    assert record["recipe"].startswith("TimeWindows(length=3")
+
+    capsys.readouterr()
+    assert run("plan", folder, *words) == 0, capsys.readouterr()
+    assert "windows of 3 latent frames" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("index", "name", "words", "part"),
+    [
+        ("model_index", "LTX2Pipeline", ["--recipe", "windows"], "sound is denoised together"),
+        ("modular_model_index", "MiniMaxH3ModularPipeline", [], "made of modular blocks"),
+        ("model_index", "HeliosPipeline", [], "chunk after chunk"),
+    ],
+)
+def test_what_a_pipeline_cannot_do_is_refused_before_its_weights(
+    tmp_path, output, capsys, index, name, words, part
+):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / f"{index}.json").write_text(json.dumps({"_class_name": name}))
+    assert run("sample", folder, "--frames", "17", *words, "-o", str(output / "x.mp4")) == 2
+    said = capsys.readouterr().err
+    assert name in said and part in said
     assert os.listdir(output) == []

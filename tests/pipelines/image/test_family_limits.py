@@ -150,6 +150,39 @@ def test_the_shift_at_native_size_is_what_the_pipeline_takes_there(name, shift):
         assert found == pytest.approx(shift * factor) and not config.get("use_dynamic_shifting")
 
 
+FLOWS = ("FlowMatchLCMScheduler", "FlowMatchHeunDiscreteScheduler")
+
+
+@pytest.mark.parametrize("scheduler", FLOWS)
+def test_every_flow_scheduler_takes_the_shift_of_a_recipe(scheduler):
+    """HiDream Dev samples with FlowMatchLCMScheduler and shift 6."""
+    tiny = BUILDERS["HiDreamImagePipeline"]()
+    tiny.pipe.scheduler = getattr(diffusers, scheduler)(shift=6.0)
+    job = replace(job_of(tiny, shift="size"), size=(2048, 2048))
+    job = replace(job, preset=BY_PIPELINE["HiDreamImagePipeline"])
+    found = scheduler_for(tiny.pipe, job)
+    assert type(found) is type(tiny.pipe.scheduler) and found.config.shift == 12.0
+    found.set_timesteps(4)
+    expected = getattr(diffusers, scheduler)(shift=12.0)
+    expected.set_timesteps(4)
+    assert torch.equal(found.timesteps, expected.timesteps)
+
+
+@pytest.mark.parametrize("recipe", ["direct", "window", "guided", "cascade"])
+def test_hidream_dev_draws_with_every_recipe(recipe):
+    tiny = BUILDERS["HiDreamImagePipeline"]()
+    tiny.pipe.scheduler = own = diffusers.FlowMatchLCMScheduler(shift=6.0)
+    pictures = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        pictures.append(np.asarray(generate_image(tiny.pipe, job_of(tiny, recipe)).image))
+    assert np.array_equal(*pictures) and tiny.pipe.scheduler is own
+    if recipe == "guided":
+        torch.manual_seed(2)
+        free = generate_image(tiny.pipe, job_of(tiny, recipe, guidance=0.0)).image
+        assert not np.array_equal(np.asarray(free), pictures[1])
+
+
 @pytest.mark.parametrize("name", ["Flux2Pipeline", "Flux2KleinPipeline"])
 def test_the_shift_of_flux2_is_what_it_computes_for_a_redrawing(name):
     from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu

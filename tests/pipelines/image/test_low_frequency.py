@@ -9,6 +9,8 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
     FluxPipeline,
     LCMScheduler,
     PNDMScheduler,
@@ -17,7 +19,6 @@ from diffusers import (
 
 from diffaccel.errors import InputError
 from diffaccel.pipelines.image.low_frequency import (
-    LowFrequencyScheduler,
     guided_scheduler,
     low_frequencies,
     packed_like,
@@ -27,8 +28,8 @@ from diffaccel.pipelines.image.recipe import Refinement
 
 
 def scheduler(weight, levels=1, steps=4, begin=0):
-    config = dict(FlowMatchEulerDiscreteScheduler(shift=1.0).config)
-    built = LowFrequencyScheduler.guided(config, weight, levels)
+    plain = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    built = guided_scheduler(plain, dict(plain.config), weight, levels)
     built.set_timesteps(steps)
     built.set_begin_index(begin)
     return built
@@ -140,6 +141,30 @@ def test_every_scheduler_finds_the_picture_behind_its_own_noise(scheduler_class)
         torch.testing.assert_close(found, reference, atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.parametrize(
+    "scheduler_class", [FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler]
+)
+def test_flow_schedulers_end_at_the_low_frequencies_of_the_reference(scheduler_class):
+    """A model that predicts no velocity; the last step of the weight's cosine is no whole one."""
+    plain = scheduler_class(shift=6.0)
+    reference, noise = torch.randn(2, 1, 4, 8, 8).unbind(0)
+    distances = []
+    for weight in (0.0, 1.0):
+        guided = guided_scheduler(plain, dict(plain.config), weight, 1)
+        guided.set_timesteps(6)
+        assert guided.config.shift == 6.0
+        x = guided.scale_noise(reference, guided.timesteps[2:3], noise)
+        found = guided.clean(noise - reference, guided.timesteps[2], x)
+        torch.testing.assert_close(found, reference, rtol=1e-4, atol=1e-4)
+        guided.set_begin_index(2)
+        generator = torch.Generator().manual_seed(0)
+        for timestep in guided.timesteps[2:]:
+            options = {"generator": generator} if scheduler_class is FlowMatchLCMScheduler else {}
+            x = guided.step(torch.zeros_like(x), timestep, x, **options).prev_sample
+        distances.append(float(low_frequencies(x - reference, 1).square().mean()))
+    assert distances[1] < 0.7 * distances[0]
+
+
 def test_guided_schedulers_of_several_steps_reach_the_reference():
     """A model that predicts plain noise would end elsewhere; PNDM repeats its first timesteps."""
     plain = PNDMScheduler(skip_prk_steps=True)
@@ -158,6 +183,8 @@ def test_guided_schedulers_of_several_steps_reach_the_reference():
 def test_schedulers_that_cannot_be_guided_are_named():
     with pytest.raises(InputError, match="got LCMScheduler"):
         guided_scheduler(LCMScheduler(), {}, 1.0, 1)
+    with pytest.raises(InputError, match="got FlowMatchHeunDiscreteScheduler"):
+        guided_scheduler(FlowMatchHeunDiscreteScheduler(), {}, 1.0, 1)
     flow = UniPCMultistepScheduler(prediction_type="epsilon", use_flow_sigmas=True)
     with pytest.raises(InputError, match="with a flow schedule"):
         guided_scheduler(flow, dict(flow.config), 1.0, 1)

@@ -216,7 +216,7 @@ def test_sources_that_cannot_be_read(source, message):
 
 def test_folders_that_lack_a_configuration(tiny_pipelines, tmp_path):
     folder = folder_of(tiny_pipelines.flux().pipe, tmp_path)
-    with pytest.raises(ModelError, match="must be one of the 12 video pipelines"):
+    with pytest.raises(ModelError, match="must be one of the 15 video pipelines"):
         read_outline(folder, is_video=True)
     (folder / "transformer" / "config.json").write_text("{")
     with pytest.raises(ModelError, match="config.json of the denoiser"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import diffusers
 import torch
+from diffusers.models.embeddings import get_2d_rotary_pos_embed
 
 from diffaccel.layout import TokenLayout
 from tiny_models.base import TinyModel, built, lengths, noise
@@ -57,7 +58,6 @@ def hunyuan_dit() -> TinyModel:
         cross_attention_dim_t5=8, pooled_projection_dim=8, text_len=4, text_len_t5=5,
         use_style_cond_and_image_meta_size=False,
     )  # fmt: skip
-    angles = noise(65, 6, seed=6).repeat_interleave(2, 1)
     return TinyModel(
         model,
         {
@@ -66,7 +66,9 @@ def hunyuan_dit() -> TinyModel:
             "text_embedding_mask": lengths(4, 4, 2).long(),
             "encoder_hidden_states_t5": noise(2, 5, 8, seed=3),
             "text_embedding_mask_t5": lengths(5, 5, 3).long(),
-            "image_rotary_emb": (angles.cos(), angles.sin()),
+            "image_rotary_emb": get_2d_rotary_pos_embed(
+                12, ((0, 0), (5, 13)), (5, 13), output_type="pt"
+            ),
         },
         layouts={r"blocks\.\d\.attn1": LAYOUT},
         grid=(1, 5, 13), axes="bchw", skipped=4, latent_size=(10, 26), text=4,

@@ -134,21 +134,22 @@ def flux3(references: bool = False) -> TinyModel:
     )  # fmt: skip
 
 
-def chroma() -> TinyModel:
-    """Chroma: FLUX with text of two lengths, behind a mask."""
+def chroma(floats: bool = False) -> TinyModel:
+    """Chroma: FLUX with text of two lengths, behind a mask, of bools or of floats."""
     model = built(
         diffusers.ChromaTransformer2DModel, in_channels=16, num_layers=2, num_single_layers=2,
         attention_head_dim=16, num_attention_heads=2, joint_attention_dim=32,
         axes_dims_rope=(4, 6, 6), approximator_num_channels=16, approximator_hidden_dim=32,
         approximator_layers=1,
     )  # fmt: skip
+    mask = torch.cat([lengths(6, 6, 4), lengths(65, 65, 65)], 1)
     return TinyModel(
         model,
         {
             "hidden_states": noise(2, 65, 16), "encoder_hidden_states": noise(2, 6, 32, seed=2),
             "timestep": noise(2, seed=4), "img_ids": image_ids(5, 13),
             "txt_ids": torch.zeros(6, 3),
-            "attention_mask": torch.cat([lengths(6, 6, 4), lengths(65, 65, 65)], 1),
+            "attention_mask": mask.float() if floats else mask,
         },
         layouts={r"(single_)?transformer_blocks\.\d\.attn": TokenLayout((TEXT, IMAGE))},
         grid=(1, 5, 13), latent_size=(10, 26), text=6,
@@ -228,6 +229,7 @@ MODELS = {
     "Flux3Transformer2DModel": flux3,
     "Flux3Transformer2DModel:references": lambda: flux3(references=True),
     "ChromaTransformer2DModel": chroma,
+    "ChromaTransformer2DModel:floats": lambda: chroma(floats=True),
     "Krea2Transformer2DModel": krea2,
     "LongCatImageTransformer2DModel": longcat_image,
     "LongCatImageTransformer2DModel:references": lambda: longcat_image(references=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import diffusers
+from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
 
 from diffaccel.layout import TokenLayout
 from tiny_models.base import TinyModel, built, lengths, noise
@@ -37,13 +38,13 @@ def lumina_next() -> TinyModel:
         num_attention_heads=2, num_kv_heads=1, multiple_of=16, cross_attention_dim=12,
         sample_size=26,
     )  # fmt: skip
-    angles = noise(16, 16, 4, seed=6)
     return TinyModel(
         model,
         {
             "hidden_states": noise(2, 4, 10, 26), "timestep": noise(2, seed=4).abs(),
             "encoder_hidden_states": noise(2, 6, 12, seed=2), "encoder_mask": lengths(6, 6, 4),
-            "image_rotary_emb": (1j * angles).exp(), "cross_attention_kwargs": {},
+            "image_rotary_emb": get_2d_rotary_pos_embed_lumina(8, 16, 16),
+            "cross_attention_kwargs": {},
         },
         layouts={r"layers\.\d\.attn1": TokenLayout.image(5, 13)},
         grid=(1, 5, 13), axes="bchw", skipped=2, latent_size=(10, 26), text=6,

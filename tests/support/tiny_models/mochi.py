@@ -23,7 +23,8 @@ def mochi() -> TinyModel:
             "encoder_attention_mask": lengths(6, 6, 4),
         },
         layouts={r"transformer_blocks\.\d\.attn1": TokenLayout.video(3, 5, 9, text_after=6)},
-        grid=(3, 5, 9), axes="bcfhw", cuts_text=True, latent_size=(3, 10, 18), text=6,
+        grid=(3, 5, 9), axes="bcfhw", cuts_text=True, origin=(0, 2, 4),
+        latent_size=(3, 10, 18), text=6,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import diffusers
 import torch
+from torch import Tensor
 
 from diffaccel.layout import Segment, TokenLayout
 from tiny_models.base import TinyModel, built, noise
@@ -26,7 +27,7 @@ def cosmos3(controls: int = 0, sounds: int = 0) -> TinyModel:
     total = text + tokens + sounds
     arguments: dict[str, Any] = {
         "input_ids": torch.arange(text), "text_indexes": torch.arange(text), "und_len": text,
-        "position_ids": noise(3, total, seed=2), "sequence_length": total,
+        "position_ids": cosmos3_places(text, controls, sounds), "sequence_length": total,
         "vision_tokens": [noise(1, 4, controls, 10, 18, seed=3)] * bool(controls)
         + [noise(1, 4, 3, 10, 18)],
         "vision_token_shapes": [(controls, 5, 9)] * bool(controls) + [(3, 5, 9)],
@@ -54,6 +55,19 @@ def cosmos3(controls: int = 0, sounds: int = 0) -> TinyModel:
     )  # fmt: skip
 
 
+def cosmos3_places(text: int, controls: int, sounds: int) -> Tensor:
+    """Returns positions (3, N) as the pipeline makes them: videos and sound start together."""
+    words, heard = torch.arange(float(text)).expand(3, -1), torch.zeros(3, sounds)
+    heard[0] = 40 + 1.3 * torch.arange(sounds)
+    videos = [
+        torch.cartesian_prod(
+            40 + 1.5 * torch.arange(frames), torch.arange(5.0), torch.arange(9.0)
+        ).T
+        for frames in [controls] * bool(controls) + [3]
+    ]
+    return torch.cat([words, *videos, heard], 1)
+
+
 def minimax_h3(references: bool = False) -> TinyModel:
     """MiniMax-H3: two blocks; a reference picture with the sound of its own before the audio."""
     model = built(
@@ -70,7 +84,8 @@ def minimax_h3(references: bool = False) -> TinyModel:
         sides = torch.arange(3.0), torch.arange(4.0)
         places[text : text + 12] = torch.cartesian_prod(torch.tensor([6.0]), *sides)
     places[text + pictures : start, 0] = 7 + torch.arange(audio)
-    times = 7.0 + torch.tensor([0.0, 1.7, 8.3])
+    # The first frame may be shorter than the others.
+    times = 7.0 + torch.tensor([0.0, 1.7, 8.3] if references else [0.0, 6.6, 13.2])
     places[start:] = torch.cartesian_prod(times, torch.arange(5) * 3.2, torch.arange(9) * 3.2)
     video = torch.arange(start, start + 135)
     if references:
@@ -91,6 +106,7 @@ def minimax_h3(references: bool = False) -> TinyModel:
         },
         layouts={r"transformer_blocks\.\d\.attn": TokenLayout(tuple(parts))},
         grid=(3, 5, 9), start=pictures, skipped=1, latent_size=(3, 10, 18), text=text,
+        origin=(int(references), 0, 0),  # its frames are not evenly spaced
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ def qwen(references: bool = False) -> TinyModel:
             "img_shapes": [grids] * 2,
         },
         layouts={r"transformer_blocks\.\d\.attn": TokenLayout(tuple(segments))},
-        grid=(1, 5, 9), latent_size=(10, 18), text=6,
+        grid=(1, 5, 9), latent_size=(10, 18), text=6, origin=(0, 3, 5),
     )  # fmt: skip
 
 

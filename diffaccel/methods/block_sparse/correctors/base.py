@@ -12,7 +12,7 @@ from diffaccel.methods.block_sparse.block_call import BlockRows, Chosen
 from diffaccel.methods.block_sparse.sampled_rows import SampledRows
 
 
-class Attended(NamedTuple):
+class KernelOutput(NamedTuple):
     """What the kernel made of the chosen blocks.
 
     Args:
@@ -77,7 +77,7 @@ class Corrector:
         """Summarises the key blocks for the softmax of each row, or None for nothing."""
         return None
 
-    def finish(self, chosen: Chosen, summary: Summary | None, attended: Attended) -> Tensor:
+    def finish(self, chosen: Chosen, summary: Summary | None, attended: KernelOutput) -> Tensor:
         """Changes the output of the kernel, in place or not: (B, N, H, D)."""
         return attended.output
 

@@ -52,7 +52,7 @@ class PooledReallocation(Corrector):
         return scale, weights @ statistics.value_mean
 
 
-def is_gain(statistics: BlockStatistics, rows: slice = slice(None)) -> Tensor:
+def is_gain(statistics: BlockStatistics, rows: slice | Tensor = slice(None)) -> Tensor:
     """The GAPR test: (B, H, rows, NB) bool, strict, on raw logits (the scale cancels)."""
     query = statistics.query_mean[:, :, rows]
     query_spread = statistics.query_spread[:, :, rows]

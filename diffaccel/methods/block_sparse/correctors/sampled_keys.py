@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from diffaccel.errors import check_kinds
 from diffaccel.kernels import Centroids
@@ -35,8 +37,7 @@ class SampledKeys(Corrector):
         """One key and its value per block."""
         call = chosen.call
         statistics = call.statistics
-        generator = torch.Generator().manual_seed(self.seed)
-        place = torch.rand(call.number, generator=generator).to(statistics.key_mean.device)
+        place = _places(call.number, self.seed, statistics.key_mean.device)
         drawn = representatives(call, call.block, place)
         key, value = (at_tokens(x, drawn) for x in (call.visual.key, call.visual.value))
         is_empty = statistics.counts == 0  # whatever was drawn there may hold NaN
@@ -44,3 +45,11 @@ class SampledKeys(Corrector):
             key, value = (x.masked_fill(is_empty[:, None, :, None], 0.0) for x in (key, value))
         log_count = statistics.counts.log()[:, None].expand(*key.shape[:3])
         return Summary(Centroids(key, value, log_count))
+
+
+@lru_cache(maxsize=16)
+def _places(number: int, seed: int, device: torch.device) -> Tensor:
+    """Random numbers (number,) fp32, drawn once: a copy to a device would wait."""
+    with torch.inference_mode(False):
+        generator = torch.Generator().manual_seed(seed)
+        return torch.rand(number, generator=generator).to(device)

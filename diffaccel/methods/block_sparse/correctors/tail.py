@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from diffaccel.methods.block_sparse.block_call import Chosen
-from diffaccel.methods.block_sparse.correctors.base import Attended, Corrector, Summary
+from diffaccel.methods.block_sparse.correctors.base import Corrector, KernelOutput, Summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class BlockTail(Corrector):
         """The mean values."""
         return frozenset({"value_mean"})
 
-    def finish(self, chosen: Chosen, summary: Summary | None, attended: Attended) -> Tensor:
+    def finish(self, chosen: Chosen, summary: Summary | None, attended: KernelOutput) -> Tensor:
         """Merges the summary of each query block into the rows of it."""
         call, output = chosen.call, attended.output
         statistics = call.statistics
@@ -40,8 +40,8 @@ class BlockTail(Corrector):
             mass = logits.logsumexp(-1, keepdim=True)
             weights = (logits - mass).exp().masked_fill(mass == -torch.inf, 0.0)
             value = weights @ statistics.value_mean
-            start, stop, _ = rows.rows.indices(call.number)
-            place = slice(start * call.block, stop * call.block)
+            part: Any = rows.rows
+            place = slice(part.start * call.block, part.stop * call.block)
             length = output[:, place].shape[1]
             mass, value = (
                 x.repeat_interleave(call.block, 2)[:, :, :length].transpose(1, 2)

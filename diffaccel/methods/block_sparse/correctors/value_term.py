@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from diffaccel.methods.block_sparse.block_call import BlockCall, Chosen
-from diffaccel.methods.block_sparse.correctors.base import Attended
+from diffaccel.methods.block_sparse.correctors.base import KernelOutput
 from diffaccel.methods.block_sparse.sampled_rows import SampledRows
 
 LARGEST_GAIN = 1.5
 _STEP_ELEMENTS = 1 << 27  # of block covariances that are held at a time
 
 
-def add_value_term(chosen: Chosen, sample: SampledRows, attended: Attended) -> Tensor:
+def add_value_term(chosen: Chosen, sample: SampledRows | None, attended: KernelOutput) -> Tensor:
     """Adds the first order of the mean value that a query sees in the blocks it leaves out.
 
     Within a block, E[v exp(s q . k)] / E[exp(s q . k)] is mean_v + s C q + ... with C the
@@ -28,7 +30,7 @@ def add_value_term(chosen: Chosen, sample: SampledRows, attended: Attended) -> T
 
     Args:
         chosen: The call.
-        sample: Rows whose exact attention is known.
+        sample: Rows whose exact attention is known; None where `chosen.fitted` has the gain.
         attended: The output of the kernel, changed in place, and its tail.
 
     Returns:
@@ -38,9 +40,8 @@ def add_value_term(chosen: Chosen, sample: SampledRows, attended: Attended) -> T
     heads, dim = output.shape[2:]
     dtype = output.dtype if output.dtype in (torch.float16, torch.bfloat16) else torch.float32
     weights = _weights(chosen, dtype)
-    error = sample.exact - output[:, sample.rows].transpose(1, 2).float()
-    error = error.masked_fill_(~sample.is_real[..., None], 0.0)  # padded rows may hold NaN
     tail = attended.tail.transpose(1, 2)
+    gains: list[Tensor] = []
     step = max(1, _STEP_ELEMENTS // (len(output) * call.number * dim * dim))
     if output.device.type == "cpu":
         step = 1  # stays in the cache
@@ -49,17 +50,32 @@ def add_value_term(chosen: Chosen, sample: SampledRows, attended: Attended) -> T
         slopes = (weights[:, some] @ _covariances(call, some, dtype).flatten(3)).unflatten(
             3, (dim, dim)
         )
-        at_rows = slopes[:, :, sample.rows // call.block].float()
-        at_rows = (at_rows @ sample.query[:, some, :, :, None]).squeeze(-1)
-        at_rows *= tail[:, some, sample.rows, None]
-        at_rows = at_rows.masked_fill(~sample.is_real[..., None], 0.0)
-        gain = (error[:, some] * at_rows).sum((2, 3)) / at_rows.square().sum((2, 3))
-        gain = gain.nan_to_num_(nan=0.0).clamp_(0.0, LARGEST_GAIN)
+        if sample is None:
+            gain: Any = (chosen.fitted or {})["gain"][:, some]
+        else:
+            gain = _gain(sample, slopes, attended, some, call.block)
+            gains.append(gain)
         query = _in_blocks(call, call.visual.query[:, :, some]).to(dtype)  # (B, h, NB, n, D)
         added = (query @ slopes.mT).flatten(2, 3)[:, :, : output.shape[1]].float()
         added *= (gain[..., None] * tail[:, some] * call.visual.scale)[..., None]
         output[:, :, some] += added.transpose(1, 2).to(output.dtype)
+    if gains and chosen.fitted is not None:
+        chosen.fitted["gain"] = torch.cat(gains, 1)
     return output
+
+
+def _gain(
+    sample: SampledRows, slopes: Tensor, attended: KernelOutput, some: slice, block: int
+) -> Tensor:
+    """Finds the gain (B, h) fp32 with the least error of the sampled rows of some heads."""
+    rows, is_real = sample.rows, sample.is_real[..., None]
+    output = attended.output[:, rows, some].transpose(1, 2).float()
+    error = (sample.exact[:, some] - output).masked_fill_(~is_real, 0.0)  # padding may hold NaN
+    added = (slopes[:, :, rows // block].float() @ sample.query[:, some, :, :, None]).squeeze(-1)
+    added *= attended.tail[:, rows, some].transpose(1, 2)[..., None]
+    added = added.masked_fill_(~is_real, 0.0)
+    gain = (error * added).sum((2, 3)) / added.square().sum((2, 3))
+    return gain.nan_to_num_(nan=0.0).clamp_(0.0, LARGEST_GAIN)
 
 
 def _weights(chosen: Chosen, dtype: torch.dtype) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -58,8 +59,7 @@ class HashedBuckets(Selector):
         """How many tokens of each block fall in each bucket: (B, H, NB, buckets), twice."""
         visual = call.visual
         channels, device = visual.query.shape[-1], visual.query.device
-        generator = torch.Generator().manual_seed(self.seed)
-        directions = torch.randn(channels, self.projections, generator=generator).to(device)
+        directions = _directions(channels, self.projections, self.seed, device)
         number = max(1, visual.key.shape[1] // self.bucket)
         found = []
         for tokens in (visual.query, visual.key):
@@ -76,6 +76,14 @@ class HashedBuckets(Selector):
             histogram.scatter_add_(-1, block * number + bucket, real.float())
             found.append(histogram.unflatten(-1, (call.number, number)))
         return found[0], found[1]
+
+
+@lru_cache(maxsize=16)
+def _directions(channels: int, number: int, seed: int, device: torch.device) -> Tensor:
+    """Random directions (channels, number) fp32, drawn once: a copy to a device would wait."""
+    with torch.inference_mode(False):
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(channels, number, generator=generator).to(device)
 
 
 def _gray_ranks(signs: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ class OwnBlocks(Selector):
                     f"blocks must be a mask of the {call.number} blocks of this call, got "
                     f"{tuple(blocks.shape)}; their number is tokens / block, rounded up"
                 )
-            found = blocks[..., rows.rows, :].to(call.visual.query.device)
+            found = blocks.to(call.visual.query.device)[..., rows.rows, :]
             found = found[(None,) * (4 - found.dim())]
         else:
             found = blocks(rows)

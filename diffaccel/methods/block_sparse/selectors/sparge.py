@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from diffaccel.errors import check_kinds
 from diffaccel.kernels import StatisticsCall
@@ -15,6 +16,8 @@ from diffaccel.methods.block_sparse.block_call import BlockCall, BlockRows
 from diffaccel.methods.block_sparse.budgets import Budget, MassBudget
 from diffaccel.methods.block_sparse.selectors.base import Selector
 from diffaccel.methods.block_sparse.selectors.logits import visual_attention, without_empty
+
+_STEP_ELEMENTS = 1 << 26  # of normalised tokens that are held at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +65,22 @@ class SelfSimilarity(Selector):
 
     def _similarity(self, call: BlockCall) -> tuple[Tensor, Tensor]:
         """Mean cosine of all pairs of tokens of each block of queries and of keys: (B, H, NB)."""
-        visual, key = call.visual, call.visual.key
-        if self.smooth_keys:
-            # The mean of all tokens from those of the blocks, which leave padded ones out.
-            weights = call.statistics.counts / call.statistics.counts.sum(-1, keepdim=True)
-            mean = (call.statistics.key_mean * weights[:, None, :, None]).sum(2)
-            key = (key.float() - mean[:, None]).to(key.dtype)
-        query, key = (torch.nn.functional.normalize(x, dim=-1) for x in (visual.query, key))
-        means = summarise(
-            StatisticsCall(query, key, visual.value, call.block, visual.valid, needs=frozenset())
-        )
-        # The mean of u_i . u_j over all i, j is the squared length of the mean of u.
-        return means.query_mean.square().sum(-1), means.key_mean.square().sum(-1)
+        visual, counts = call.visual, call.statistics.counts
+        # The mean of all keys from those of the blocks, which leave padded ones out.
+        weights = (counts / counts.sum(-1, keepdim=True).clamp_min(1.0))[:, None, :, None]
+        shift = (call.statistics.key_mean * weights).sum(2)[:, None] * self.smooth_keys
+        batch, length, heads, channels = visual.key.shape
+        step = max(1, _STEP_ELEMENTS // (batch * length * channels))
+        found: list[tuple[Tensor, Tensor]] = []
+        for head in range(0, heads, step):
+            some = slice(head, head + step)
+            query = normalize(visual.query[:, :, some].float(), dim=-1)
+            key = normalize(visual.key[:, :, some].float() - shift[:, :, some], dim=-1)
+            means = summarise(
+                StatisticsCall(query, key, key, call.block, visual.valid, needs=frozenset())
+            )
+            # The mean of u_i . u_j over all i, j is the squared length of the mean of u.
+            parts = means.query_mean.square().sum(-1), means.key_mean.square().sum(-1)
+            found.append(parts)
+        queries, keys = zip(*found, strict=True)
+        return torch.cat(queries, 1), torch.cat(keys, 1)

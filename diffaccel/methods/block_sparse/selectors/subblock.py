@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Literal, get_args
 
 import torch
@@ -62,17 +63,15 @@ class SubBlocks(Selector):
         query = _split(parts.query_mean, call, self.query_parts)[:, :, rows.rows]
         has_query = _split(parts.counts[:, None, :, None], call, self.query_parts)[:, :, rows.rows]
         query = query * call.visual.scale
-        joined: Tensor | None = None
-        for keys in call.once((self, "key"), lambda: _key_parts(call, self.key_parts)):
-            for part in range(query.shape[3]):
-                logits = block_logits(keys, query[:, :, :, part])
-                logits = logits.masked_fill(has_query[:, :, :, part] == 0, -torch.inf)
-                if joined is None:
-                    joined = logits
-                elif self.join == "max":
-                    joined = torch.maximum(joined, logits)
-                else:
-                    joined = torch.logaddexp(joined, logits)
+        keys = call.once((self, "key"), lambda: _key_parts(call, self.key_parts))
+        pairs = (
+            block_logits(part, query[:, :, :, some]).masked_fill_(
+                has_query[:, :, :, some] == 0, -torch.inf
+            )
+            for part in keys
+            for some in range(query.shape[3])
+        )
+        joined = reduce(torch.maximum if self.join == "max" else torch.logaddexp, pairs)
         return softmax_scores(joined, rows)
 
 
@@ -95,19 +94,11 @@ def _split(means: Tensor, call: BlockCall, parts: int) -> Tensor:
 
 
 def _key_parts(call: BlockCall, count: int) -> list[BlockStatistics]:
-    """Statistics of the first part of all blocks, of the second, ...; of keys and counts alone."""
+    """Mean keys and counts of the first part of all blocks, of the second, and so on."""
     parts = _parts(call, count)
     keys = _split(parts.key_mean, call, count)
     counts = _split(parts.counts[:, None, :, None], call, count)[:, 0, :, :, 0]
     return [
-        BlockStatistics(
-            query_mean=keys[:, :, :, part],
-            key_mean=keys[:, :, :, part],
-            value_mean=None,
-            query_spread=None,
-            key_spread=None,
-            key_variance=None,
-            counts=counts[:, :, part],
-        )
+        replace(parts, key_mean=keys[:, :, :, part], counts=counts[:, :, part])
         for part in range(keys.shape[3])
     ]

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from block_calls import smooth_tokens
 
 from diffaccel.kernels import dense_attention, reference
 from diffaccel.layout import Segment, TokenLayout
@@ -26,27 +27,6 @@ LAYOUTS = {
     "6+1x16x8": TokenLayout.image(16, 8, text_before=6),
     "5+3x5x11+4": TokenLayout.video(3, 5, 11, text_before=5, text_after=4),
 }
-
-
-def smooth_tokens(layout, batch=1, heads=2, channels=32, dtype=torch.float32, seed=0, noise=0.5):
-    """Tokens that vary smoothly over the grid, as those of a picture do, plus noise."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def one():
-        tokens = torch.randn(batch, layout.length, heads, channels, generator=generator)
-        if layout.visual is None:
-            return tokens.to(dtype)
-        frames, height, width = layout.grid
-        shape = (batch, heads * channels, max(2, frames // 2), height // 4 + 2, width // 4 + 2)
-        field = torch.nn.functional.interpolate(
-            torch.randn(shape, generator=generator), (frames, height, width), mode="trilinear"
-        )
-        field = field.flatten(2).transpose(1, 2).unflatten(2, (heads, channels))
-        visual = layout.visual_slice
-        tokens[:, visual] = 2.0 * field + noise * tokens[:, visual]
-        return tokens.to(dtype)
-
-    return one(), one(), one()
 
 
 def oracle(query, key, value, layout, method, mask=None):

@@ -6,10 +6,10 @@ from block_calls import all_rows, best_blocks, block_call
 
 from diffaccel.kernels import block_lists, block_statistics
 from diffaccel.methods.block_sparse.block_call import BlockRows
+from diffaccel.methods.block_sparse.budgets import Ask, RowBudget, Scores
 from diffaccel.methods.block_sparse.correctors import PooledReallocation
 from diffaccel.methods.block_sparse.correctors.pooled import is_gain
 from diffaccel.methods.block_sparse.estimator import block_attention
-from diffaccel.methods.block_sparse.budgets import Ask, RowBudget, Scores
 from diffaccel.methods.inputs import ExactTokens
 
 

@@ -7,7 +7,7 @@ from block_calls import best_blocks, block_call, chosen, summarised
 from diffaccel.kernels.block_sparse.call import BlockSparseCall
 from diffaccel.kernels.block_sparse.op import attend
 from diffaccel.methods.block_sparse.correctors import CORRECTORS, BlockSummaries, BlockTail
-from diffaccel.methods.block_sparse.correctors.base import Attended
+from diffaccel.methods.block_sparse.correctors.base import KernelOutput
 from diffaccel.methods.block_sparse.sampled_rows import sampled_rows, spread_rows
 
 
@@ -34,7 +34,7 @@ def attended(call, kept, corrector):
             centroids=centroids, return_lse=True, return_tail=centroids is not None,
         )
     )  # fmt: skip
-    return corrector.finish(picked, summary, Attended(*found)), found[1]
+    return corrector.finish(picked, summary, KernelOutput(*found)), found[1]
 
 
 def error(call, kept, corrector):
