@@ -116,7 +116,7 @@ class AnswerAttention(AttentionHook):
         if self.rounds:
             inputs = rounded(inputs)
         started = process_time()
-        attended: Attended = self.method.run(inputs, Position(layer=call.layer.index))
+        attended: Attended = self.method.run(inputs, Position())  # without schedule
         self.seconds += process_time() - started
         self.densities.append(float(attended.density))
         return attended.output
@@ -131,7 +131,7 @@ def rounded(inputs: AttentionInputs) -> AttentionInputs:
     return replace(inputs, **tokens)
 
 
-def seconds_of(method: Method, calls: Sequence[Captured], repeats: int = 3) -> float:
+def seconds_of(method: Method, calls: Sequence[Captured], repeats: int = 2) -> float:
     """CPU time of a method on some calls: the sum of the least of several."""
     total = 0.0
     for call in calls:

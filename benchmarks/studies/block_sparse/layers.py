@@ -3,7 +3,7 @@
 Captures query, key and value while the embedded models draw (`captures.py`), adds synthetic heads,
 and runs block-sparse attention on each with several shares of the blocks:
 
-    python benchmarks/studies/block_sparse/layers.py --what main --calls FOLDER --csv rows.csv
+    python benchmarks/studies/block_sparse/layers.py --what reference --calls FOLDER --csv rows.csv
 
 The folder of `--calls` has a file for each drawing, with a line per call, method and share. A run
 that was stopped goes on from there; several may run at once on different `--drawings`.
@@ -282,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--what", nargs="+", choices=tuple(CONTENDERS), default=["main"])
+    parser.add_argument("--what", nargs="+", choices=tuple(CONTENDERS), default=["reference"])
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--captures", type=Path, default=Path("captures"), help="kept here")
     parser.add_argument("--every", type=int, default=1, help="takes every n-th call")

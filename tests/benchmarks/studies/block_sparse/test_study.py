@@ -50,7 +50,7 @@ def test_the_error_of_a_method_is_that_against_dense_attention(call):
 
 
 def test_a_stopped_measurement_goes_on(call, tmp_path):
-    some = [replace(contenders.main_contenders()[0], block=16, keeps=(0.25, 0.5))]
+    some = [replace(contenders.reference()[0], block=16, keeps=(0.25, 0.5))]
     layers.measure([call], some, "image", tmp_path, 1)
     path = tmp_path / "drawn.csv"
     first = read_rows(path, layers.CallRow)[0]
@@ -66,7 +66,7 @@ def test_the_summary_compares_with_the_default_in_the_same_call():
             "image", source, 0, 0, name, "raster", 64, density, density, error, 0.0
         )
 
-    default, other = contenders.main_contenders()[0], contenders.variants()[0]
+    default, other = contenders.reference()[0], contenders.variants()[0]
     points = ((0.1, 0.04), (0.2, 0.02))
     rows = [row(source, default.name, *point) for source in "ab" for point in points]
     rows += [
