@@ -89,7 +89,6 @@ def variants() -> list[Contender]:
     """Cheaper ones, those in the other order, what the default replaces, and Rectified."""
     default = combined("expected-error", "value")
     found = {
-        "SparseAttn, budget over heads": over_heads,
         "SparseAttn without value term": combined("expected-error", "output"),
         "top-k + normaliser fit": combined("pooled", "normaliser"),
         "top-k alone": combined("pooled", "none"),
@@ -103,6 +102,11 @@ def variants() -> list[Contender]:
             "top-k + normaliser fit", "brick", BLOCK, KEEPS, found["top-k + normaliser fit"]
         ),
     ]
+
+
+def shared() -> list[Contender]:
+    """The default with a budget for all heads together."""
+    return [Contender("SparseAttn, budget over heads", "raster", BLOCK, KEEPS, over_heads)]
 
 
 def larger() -> list[Contender]:
@@ -164,6 +168,7 @@ def grid() -> list[Contender]:
 CONTENDERS: dict[str, Callable[[], list[Contender]]] = {
     "reference": reference,
     "variants": variants,
+    "shared": shared,
     "larger": larger,
     "ablations": ablations,
     "grid": grid,
