@@ -127,9 +127,13 @@ class CaptureAttention(AttentionHook):
             self._calls[layer] += 1
             if step in self._steps:
                 inputs = call.inputs()
-                tokens = (x[:1].clone() for x in (inputs.query, inputs.key, inputs.value))
+                query, key, value = (
+                    x[:1].clone() for x in (inputs.query, inputs.key, inputs.value)
+                )
                 self.captured.append(
-                    Captured(self._source, step, layer, *tokens, inputs.layout, inputs.scale)
+                    Captured(
+                        self._source, step, layer, query, key, value, inputs.layout, inputs.scale
+                    )
                 )
         return compute(call)
 

@@ -26,6 +26,9 @@ BLOCK = 64
 ORDERS = ("raster", "brick")
 DEFAULT = "SparseAttn"
 
+Build = Callable[[float, str, int], BlockSparseMethod]
+"""Makes the method of a knob value, order and block."""
+
 
 @dataclass(frozen=True, slots=True)
 class Contender:
@@ -43,7 +46,7 @@ class Contender:
     order: str
     block: int
     keeps: tuple[float, ...]
-    build: Callable[[float, str, int], BlockSparseMethod]
+    build: Build
 
     def method(self, keep: float) -> Method:
         """The method at a value of the knob."""
@@ -56,9 +59,7 @@ class Contender:
         return added_cost(parts.selector, parts.corrector, self.block)
 
 
-def combined(
-    selector: str, corrector: str, budget: str | None = None
-) -> Callable[[float, str, int], BlockSparseMethod]:
+def combined(selector: str, corrector: str, budget: str | None = None) -> Build:
     """Builds `SparseAttn` of named parts."""
 
     def build(keep: float, order: str, block: int) -> BlockSparseMethod:
@@ -88,7 +89,7 @@ def reference() -> list[Contender]:
 def variants() -> list[Contender]:
     """Cheaper ones, those in the other order, what the default replaces, and Rectified."""
     default = combined("expected-error", "value")
-    found = {
+    found: dict[str, Build] = {
         "SparseAttn without value term": combined("expected-error", "output"),
         "top-k + normaliser fit": combined("pooled", "normaliser"),
         "top-k alone": combined("pooled", "none"),
@@ -117,7 +118,7 @@ def larger() -> list[Contender]:
 
 def ablations() -> list[Contender]:
     """What each part of the published rectification and of Sol-Attn's rule brings."""
-    found = {
+    found: dict[str, Build] = {
         "Rectified, no gapr": partial(rectified, gapr=False),
         "Rectified, no neighbors": partial(rectified, neighbors=False),
         "Sol-Attn top-k, no diagonal": partial(sol_top_k, diagonal=-1),

@@ -199,34 +199,45 @@ def measure(
 
 def summary(rows: Sequence[CallRow], contenders: Sequence[Contender]) -> list[Row]:
     """Reads equal densities and costs off the curves of all calls."""
-    added = {(each.name, each.order, each.block): each.added for each in contenders}
+    asked = {(each.name, each.order, each.block): each for each in contenders}
     curves: dict[tuple[str, str, str, int], Curves] = {}
     for row in rows:
         at = curves.setdefault((row.group, row.contender, row.order, row.block), {})
         call = (row.source, row.step, row.layer)
         at.setdefault(call, []).append((row.density, row.error))
-    found = []
-    for (group, *what), at in curves.items():
-        if tuple(what) in added:
-            default = curves.get((group, DEFAULT, "raster", BLOCK), {})
-            found.append(_row(group, *what, at, added[tuple(what)], default))
-    return found
+    return [
+        _row(
+            group, asked[name, order, block], at, curves.get((group, DEFAULT, "raster", BLOCK), {})
+        )
+        for (group, name, order, block), at in curves.items()
+        if (name, order, block) in asked
+    ]  # fmt: skip
 
 
-def _row(
-    group: str, contender: str, order: str, block: int, at: Curves, added: float, default: Curves
-) -> Row:
-    curves = list(at.values())
-    densities = [0.05, 0.10, 0.15, 0.20, 0.30]
+def _row(group: str, contender: Contender, at: Curves, default: Curves) -> Row:
+    curves, added = list(at.values()), contender.added
     by_keep = zip(*(sorted(points) for points in curves), strict=False)
     means = [fmean(point[0] for point in points) for points in by_keep]
     return Row(
-        group, contender, order, block, len(curves),
-        *(mean_at(curves, density) for density in densities),
-        quantile_at(curves, 0.10), quantile_at(curves, 0.20), added,
-        mean_at(curves, 0.10 - added), mean_at(curves, 0.20 - added), min(means), max(means),
-        _ratio(at, default),
-    )  # fmt: skip
+        group=group,
+        contender=contender.name,
+        order=contender.order,
+        block=contender.block,
+        calls=len(curves),
+        at_05=mean_at(curves, 0.05),
+        at_10=mean_at(curves, 0.10),
+        at_15=mean_at(curves, 0.15),
+        at_20=mean_at(curves, 0.20),
+        at_30=mean_at(curves, 0.30),
+        q90_10=quantile_at(curves, 0.10),
+        q90_20=quantile_at(curves, 0.20),
+        added=added,
+        cost_10=mean_at(curves, 0.10 - added),
+        cost_20=mean_at(curves, 0.20 - added),
+        least_density=min(means),
+        largest_density=max(means),
+        ratio=_ratio(at, default),
+    )
 
 
 def _ratio(at: Curves, default: Curves) -> float | None:
