@@ -10,9 +10,10 @@ from torch import Tensor
 from diffaccel.benchmarks.ops.problems import Inputs, Problem
 from diffaccel.kernels import Centroids, block_statistics
 from diffaccel.layout import TokenLayout
-from diffaccel.methods.block_sparse.base import BlockSparseMethod, into_order
+from diffaccel.methods.block_sparse.base import BlockSparseMethod
 from diffaccel.methods.block_sparse.budgets import Ask
-from diffaccel.methods.block_sparse.order import token_order
+from diffaccel.methods.block_sparse.order import into_order, token_order
+from diffaccel.methods.block_sparse.plan import planned
 from diffaccel.methods.inputs import ExactTokens, Position, VisualTokens
 
 
@@ -61,7 +62,7 @@ def selected_plan(method: BlockSparseMethod, problem: Problem, ordered: Inputs) 
     layout = TokenLayout.video(*problem.shape.grid)
     scale = problem.shape.dim**-0.5
     visual = VisualTokens(ordered.query, ordered.key, ordered.value, None, layout, scale)
-    plan = method.plan(visual, ExactTokens(text_key, text_value, None), Position())
+    plan = planned(method, visual, ExactTokens(text_key, text_value, None), Position())
     centroids = None if plan.summary is None else plan.summary.centroids
     return BlockPlan(
         plan.chosen.indices, plan.chosen.counts, plan.row_scale, plan.row_bias, centroids

@@ -95,7 +95,11 @@ def _selected_blocks(
 
 def _sparse(problem: Problem) -> BlockSparseMethod:
     return SparseAttn(
-        keep=problem.density, block=problem.block, selector="pooled", corrector="none"
+        keep=problem.density,
+        block=problem.block,
+        order="hilbert",
+        selector="pooled",
+        corrector="none",
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 
-from diffaccel.methods.block_sparse.base import Parts
 from diffaccel.methods.block_sparse.correctors import Corrector
+from diffaccel.methods.block_sparse.parts import Parts
 from diffaccel.methods.block_sparse.published import PublishedSparseAttn
 from diffaccel.methods.block_sparse.selectors import HashedBuckets
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from diffaccel.layout import Grid
 from diffaccel.methods.block_sparse.hilbert import hilbert_curve
+from diffaccel.methods.inputs import VisualTokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -189,3 +190,22 @@ CYCLES: dict[str, tuple[str, ...]] = {"cyclic": ("raster", "columns", "brick")}
 def orders_named(name: str) -> tuple[str, ...]:
     """The keys of `ORDERS` that the layers of a method with this order have in turn."""
     return CYCLES.get(name, (name,))
+
+
+def in_order(visual: VisualTokens, order: TokenOrder) -> VisualTokens:
+    """Copies visual tokens from raster order into block order, contiguous."""
+    valid = visual.valid
+    if valid is not None:
+        valid = valid.index_select(1, order.order)
+    query, key = into_order(visual.query, order), into_order(visual.key, order)
+    value = into_order(visual.value, order)
+    return VisualTokens(query, key, value, valid, visual.layout, visual.scale)
+
+
+def into_order(tokens: Tensor, order: TokenOrder) -> Tensor:
+    """Copies (B, N, H, D) tokens from raster order into block order, contiguous."""
+    if order.name == "raster":
+        return tokens
+    # Scattering rows into fresh memory is faster on a CPU than gathering them.
+    ordered = torch.empty(tokens.shape, dtype=tokens.dtype, device=tokens.device)
+    return ordered.index_copy_(1, order.inverse, tokens)

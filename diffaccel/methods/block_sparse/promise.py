@@ -15,7 +15,7 @@ from diffaccel.methods.block_sparse.correctors.summaries import BlockSummaries, 
 from diffaccel.methods.block_sparse.sampled_rows import BlockSums, block_sums, spread_rows
 
 if TYPE_CHECKING:
-    from diffaccel.methods.block_sparse.base import Parts
+    from diffaccel.methods.block_sparse.parts import Parts
 
 SHARES = (0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.45, 0.65, 1.0)
 """Shares of the blocks among which each head gets one."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 
 from diffaccel.errors import check_kinds
-from diffaccel.methods.block_sparse.base import BlockSparseMethod, Parts
+from diffaccel.methods.block_sparse.base import BlockSparseMethod
 from diffaccel.methods.block_sparse.budgets import Budget
 from diffaccel.methods.block_sparse.correctors import CORRECTORS, Corrector
+from diffaccel.methods.block_sparse.parts import Parts
 from diffaccel.methods.block_sparse.selectors.base import Selector
 
 

@@ -25,13 +25,14 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from diffaccel.errors import check_kinds
-from diffaccel.methods.block_sparse.base import BlockSparseMethod, Parts
+from diffaccel.methods.block_sparse.base import BlockSparseMethod
 from diffaccel.methods.block_sparse.budgets import RowBudget
 from diffaccel.methods.block_sparse.correctors import (
     CORRECTORS,
     Corrector,
     PooledReallocation,
 )
+from diffaccel.methods.block_sparse.parts import Parts
 from diffaccel.methods.block_sparse.selectors import PooledAttention
 from diffaccel.methods.published import published
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 
 from diffaccel.errors import check_kinds
-from diffaccel.methods.block_sparse.base import BlockSparseMethod, Parts
+from diffaccel.methods.block_sparse.base import BlockSparseMethod
 from diffaccel.methods.block_sparse.budgets import BUDGETS, Budget, MixedBudget, RowBudget
 from diffaccel.methods.block_sparse.correctors import (
     CORRECTORS,
@@ -13,6 +13,7 @@ from diffaccel.methods.block_sparse.correctors import (
     Corrector,
     NoCorrection,
 )
+from diffaccel.methods.block_sparse.parts import Parts
 from diffaccel.methods.block_sparse.selectors import SELECTORS, Selector
 
 
@@ -63,6 +64,8 @@ class SparseAttn(BlockSparseMethod):
     max_error: float | None = None
     _: KW_ONLY
     keep_end: float | None = None
+    block: int | None = None
+    order: str = "raster"
 
     def __post_init__(self) -> None:
         check_kinds(self)
@@ -104,7 +107,7 @@ class SparseAttn(BlockSparseMethod):
                 f"max_error must lie above 0 and below 1, got max_error={self.max_error}; 0.05 "
                 "promises an output within 5 % of dense attention"
             )
-        if self._remembers or self.keep_end is not None:
+        if self.remembers or self.keep_end is not None:
             raise ValueError(
                 "max_error decides in each call how much is kept, so reuse and hysteresis must be "
                 "0, reuse_passes False and keep_end None, got "

@@ -9,14 +9,13 @@ import torch
 
 import diffaccel.benchmarks
 from diffaccel import RectifiedSpaAttn, SparseAttn
-from diffaccel.benchmarks.ops.block_lists import kept_pairs, random_plan
+from diffaccel.benchmarks.ops.block_lists import BlockPlan, kept_pairs, random_plan
 from diffaccel.benchmarks.ops.competitors.other_sparse import flex_mask
 from diffaccel.benchmarks.ops.problems import draw_inputs, draw_problem
 from diffaccel.benchmarks.ops.run import OPS
 from diffaccel.benchmarks.ops.shapes import SHAPES, Shape
 from diffaccel.benchmarks.ops.windows import window_for, window_mask, window_pairs
 from diffaccel.kernels import reference
-from diffaccel.methods.block_sparse.base import BlockPlan
 from diffaccel.methods.block_sparse.order import token_order
 
 TINY = Shape("tiny", (1, 9, 13), 5, 2, 32)  # 117 tokens: blocks of 32 are ragged
@@ -111,7 +110,10 @@ def test_windows_have_about_the_density_that_was_asked_for(density):
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        ("block-sparse", SparseAttn(keep=0.5, block=32)),
+        (
+            "block-sparse",
+            SparseAttn(keep=0.5, block=32, order="hilbert", selector="pooled", corrector="none"),
+        ),
         (
             "block-rectified",
             RectifiedSpaAttn(drop=0.5, p_remain=0.0, neighbors=False, block=32),

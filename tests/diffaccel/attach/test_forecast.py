@@ -15,6 +15,7 @@ from diffaccel import (
 )
 from diffaccel.attach import forecast
 from diffaccel.kernels import gathered_share
+from diffaccel.methods.block_sparse.base import CHOICE_TOKENS
 
 CPU = forecast.DeviceFacts("cpu")
 H200 = forecast.DeviceFacts("cuda", capability=(9, 0), multiprocessors=132)
@@ -88,9 +89,11 @@ def test_the_facts_of_this_machine_are_read():
 @pytest.mark.usefixtures("one_thread")
 def test_an_attached_layer_runs_dense_and_says_so(monkeypatch, tiny_pipelines):
     monkeypatch.setattr(forecast, "CPU_TOKENS", 1)
+    monkeypatch.setitem(CHOICE_TOKENS, "cpu", 1.0)  # few tokens are not worth choosing among
     tiny = tiny_pipelines.flux()
     stock = tiny.sample()
-    wide, small = NeighborhoodAttn((7, 11)), SparseAttn(keep=0.1, block=16, neighbors=False)
+    wide = NeighborhoodAttn((7, 11))
+    small = SparseAttn(keep=0.1, block=16, selector="pooled", corrector="none")
     with set_attn_processor(tiny.pipe, wide) as attachment:
         assert torch.equal(tiny.sample(), stock)
         for layer in attachment.report().layers:

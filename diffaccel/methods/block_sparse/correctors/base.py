@@ -61,6 +61,15 @@ class Corrector:
         """Whether `finish` uses the share of the softmax that went to summaries."""
         return False
 
+    def added_cost(self, length: int, block: int) -> float:
+        """Multiply-adds that it adds, in terms of dense attention, for heads of 128.
+
+        Args:
+            length: Visual tokens N.
+            block: Tokens per block.
+        """
+        return 0.0
+
     def correct(self, rows: BlockRows, kept: Tensor) -> tuple[Tensor, Tensor] | None:
         """Computes what is applied to every row of some query blocks, or None for nothing.
 

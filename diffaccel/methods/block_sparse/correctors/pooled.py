@@ -42,6 +42,10 @@ class PooledReallocation(Corrector):
         spreads = {"query_spread", "key_spread"} if self.gapr else set()
         return frozenset({"value_mean", *spreads})
 
+    def added_cost(self, length: int, block: int) -> float:
+        """Weights times mean values, block by block."""
+        return 1.0 / (2 * block**2)
+
     def correct(self, rows: BlockRows, kept: Tensor) -> tuple[Tensor, Tensor]:
         """Computes the scale and bias above."""
         statistics = rows.call.statistics

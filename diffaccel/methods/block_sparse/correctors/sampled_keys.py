@@ -33,6 +33,10 @@ class SampledKeys(Corrector):
     def __post_init__(self) -> None:
         check_kinds(self)
 
+    def added_cost(self, length: int, block: int) -> float:
+        """Scores and values of the drawn keys."""
+        return 1.0 / block
+
     def summarise(self, chosen: Chosen) -> Summary:
         """One key and its value per block."""
         call = chosen.call

@@ -21,6 +21,7 @@ DAMPINGS = (0.0, 0.5, 1.0, 1.5)  # a finer grid lessens errors by 3 % at most
 SHIFTS = (-0.5, -0.25, 0.0, 0.25, 0.5)
 LARGEST_DAMPING = 2.0  # of the search by the normaliser; 1 is the undamped second order
 BISECTIONS = 12
+_HEAD_DIM = 128  # that costs are told for
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,15 @@ class BlockSummaries(Corrector):
     def needs_tail(self) -> bool:
         """The value term is weighted by it."""
         return self.value_term
+
+    def added_cost(self, length: int, block: int) -> float:
+        """Scores and values of the summaries, the exact rows, the covariances."""
+        cost = (1.5 if self.variance else 1.0) / block
+        if self.fit != "none":
+            cost += 1.5 * self.rows / length
+        if self.value_term:
+            cost += _HEAD_DIM / (2 * block**2) + _HEAD_DIM / length
+        return cost
 
     def summarise(self, chosen: Chosen) -> Summary:
         """Summarises the key blocks; `variance` is damped already."""

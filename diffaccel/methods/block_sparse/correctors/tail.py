@@ -16,12 +16,11 @@ from diffaccel.methods.block_sparse.correctors.base import Corrector, KernelOutp
 class BlockTail(Corrector):
     """Lets every left-out block enter the softmax as its mean, scored by the mean query.
 
-    All rows of a query block share the scores against keys less the mean of all block means, and
-    with them one summary of everything that the block leaves out, which joins their softmax; what
-    that mean itself scores is added row by row, so that one vector added to all keys changes
-    nothing. The correction of "Sol-Attn" (2026,
-    https://arxiv.org/abs/2607.24027). Exact where the tokens of a block are all alike, queries,
-    keys and values.
+    All rows of a query block share the scores, and with them one summary of everything that the
+    block leaves out, which joins their softmax. What the query of a row scores with the mean of
+    all keys stays its own: keys are centred, which attention itself does not notice. The
+    correction of "Sol-Attn" (2026, https://arxiv.org/abs/2607.24027). Exact where the tokens of a
+    block are all alike, queries, keys and values.
     """
 
     needs_lse: ClassVar[bool] = True
@@ -31,20 +30,25 @@ class BlockTail(Corrector):
         """The mean values."""
         return frozenset({"value_mean"})
 
+    def added_cost(self, length: int, block: int) -> float:
+        """Weights times mean values, block by block."""
+        return 1.0 / block**2
+
     def finish(self, chosen: Chosen, summary: Summary | None, attended: KernelOutput) -> Tensor:
         """Merges the summary of each query block into the rows of it."""
         call, output = chosen.call, attended.output
         statistics = call.statistics
-        blocks = (statistics.counts > 0).sum(-1).clamp_min(1)[:, None, None, None]
-        centre = statistics.key_mean.sum(2, keepdim=True) / blocks  # empty blocks have 0
+        is_block = (statistics.counts > 0)[:, None, :, None]
+        center = statistics.key_mean.masked_fill(~is_block, 0.0).sum(2, keepdim=True)
+        center = center / is_block.sum(2, keepdim=True).clamp_min(1) * call.visual.scale
         for rows in call.rows():
             query = rows.query_mean * call.visual.scale
-            logits = query @ (statistics.key_mean - centre).mT
-            logits += statistics.counts.log()[:, None, None]
+            logits = query @ statistics.key_mean.mT + statistics.counts.log()[:, None, None]
             logits = logits.masked_fill(chosen.kept(rows.rows), -torch.inf)
             mass = logits.logsumexp(-1, keepdim=True)
             weights = (logits - mass).exp().masked_fill(mass == -torch.inf, 0.0)
             value = weights @ statistics.value_mean
+            mass = mass - rows.query_mean @ center.mT
             part: Any = rows.rows
             place = slice(part.start * call.block, part.stop * call.block)
             length = output[:, place].shape[1]
@@ -52,10 +56,9 @@ class BlockTail(Corrector):
                 x.repeat_interleave(call.block, 2)[:, :, :length].transpose(1, 2)
                 for x in (mass, value)
             )
-            of_row = call.visual.query[:, place].float() * centre.transpose(1, 2)
-            mass = mass + call.visual.scale * of_row.sum(-1, keepdim=True)
-            share = (mass - attended.lse[:, place, :, None]).sigmoid()
-            share = share.masked_fill(mass == -torch.inf, 0.0)
+            own = call.visual.query[:, place].float() * center.transpose(1, 2)
+            own = own.sum(-1, keepdim=True) - attended.lse[:, place, :, None]
+            share = (mass + own).sigmoid().masked_fill(mass == -torch.inf, 0.0)
             mixed = output[:, place].float().lerp(value, share)
             output[:, place] = mixed.to(output.dtype)
         return output

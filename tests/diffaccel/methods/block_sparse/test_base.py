@@ -13,7 +13,7 @@ from diffaccel.methods.block_sparse.order import first_frame_blocks, neighbor_bl
 
 PLAIN = {"selector": "pooled", "corrector": "none"}
 METHODS = (
-    SparseAttn(0.25, block=16, **PLAIN),
+    SparseAttn(0.25, block=16, order="hilbert", **PLAIN),
     SparseAttn(0.25, block=16, p_remain=0.3, neighbors=True, order="brick", **PLAIN),
     RectifiedSpaAttn(0.75, block=16),
     RectifiedSpaAttn(0.75, block=16, gapr=False, order="raster"),
@@ -72,7 +72,8 @@ def _oracle_damping(at, order, is_real, valid, text, kept, block):
     scale, count = query.shape[-1] ** -0.5, min(32, len(order))
     cases = []
     for i in range(count):
-        place = int((i + 0.5) * len(order) / count)
+        within = (i + 0.5) * (math.sqrt(5) - 1) / 2 % 1  # the golden section
+        place = int((i + within) * len(order) / count)
         if is_real[place]:
             n, row = place // block, scale * query[order[place]]
             exact = torch.cat([key[run] for run in valid] + [key[text]]) @ row
@@ -355,7 +356,7 @@ def test_gate_that_rejects_everything_leaves_plain_sparse_attention_bit_for_bit(
     sign[token_order(layout.grid, "hilbert", 16).order] = torch.tensor([1.0, -1.0]).repeat(128)
     query = query.abs() * sign[:, None, None] + 0.01
     key = key.abs() * sign[:, None, None] + 0.5
-    knobs = {"block": 16, "p_remain": 0.3, "neighbors": True}
+    knobs = {"block": 16, "p_remain": 0.3, "neighbors": True, "order": "hilbert"}
     plain = SparseAttn(0.2, **PLAIN, **knobs).attend(query, key, value, layout)
     gated = RectifiedSpaAttn(0.8, **knobs).attend(query, key, value, layout)
     trusting = RectifiedSpaAttn(0.8, gapr=False, **knobs).attend(query, key, value, layout)

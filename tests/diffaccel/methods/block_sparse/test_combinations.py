@@ -8,7 +8,6 @@ from diffaccel.kernels import dense_attention
 from diffaccel.layout import Segment, TokenLayout
 from diffaccel.methods import SparseAttn
 from diffaccel.methods.block_sparse import estimator
-from diffaccel.methods.block_sparse.base import blocks_of, in_order
 from diffaccel.methods.block_sparse.block_call import BlockCall
 from diffaccel.methods.block_sparse.budgets import (
     BUDGETS,
@@ -18,7 +17,8 @@ from diffaccel.methods.block_sparse.budgets import (
     RowBudget,
 )
 from diffaccel.methods.block_sparse.correctors import CORRECTORS
-from diffaccel.methods.block_sparse.order import token_order
+from diffaccel.methods.block_sparse.order import in_order, token_order
+from diffaccel.methods.block_sparse.plan import blocks_of, planned
 from diffaccel.methods.block_sparse.selectors import (
     SELECTORS,
     FlexPrefill,
@@ -82,7 +82,7 @@ def kept(name, tokens, budget=None, keep=0.25, layout=LAYOUT, mask=None):
     inputs = AttentionInputs.checked(*tokens, layout, None, mask)
     blocks = blocks_of(configured, layout, torch.device("cpu"), "brick")
     visual = in_order(inputs.visual(), blocks.order)
-    chosen = configured.plan(visual, inputs.exact(), Position()).chosen
+    chosen = planned(configured, visual, inputs.exact(), Position()).chosen
     indices, counts, number = chosen.indices, chosen.counts, blocks.number
     assert indices.dtype == counts.dtype == torch.int32
     assert (counts >= 0).all() and (counts <= indices.shape[-1]).all()

@@ -132,7 +132,8 @@ def test_the_tail_is_the_mean_key_scored_by_the_mean_query():
                 values.append(visual.value[b, place, h])
             else:
                 tokens = place.stop - place.start
-                score = statistics.key_mean[b, h, m] @ mean
+                center = statistics.key_mean[b, h].mean(0)  # what each query scores for itself
+                score = (statistics.key_mean[b, h, m] - center) @ mean + center @ query
                 scores.append(score.expand(tokens))
                 values.append(statistics.value_mean[b, h, m].expand(tokens, -1))
         expected = torch.cat(scores).softmax(-1) @ torch.cat(values)
