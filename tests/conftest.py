@@ -1,9 +1,5 @@
 """What all tests share: drawn cases, the error rule, tiny pipelines, threads and memory."""
 
-import sys
-
-sys.path.insert(0, "/work/scratch/sparse")
-
 import os
 from types import ModuleType
 

@@ -35,14 +35,13 @@ from torch import Tensor
 from torch.nn.functional import interpolate, layer_norm
 
 from diffaccel.benchmarks.rows import Column, facts_list, table, write_rows
-from diffaccel.benchmarks.studies.rectification import capture
+from diffaccel.benchmarks.studies.block_sparse.captures import Drawing, capture
 from diffaccel.kernels import dense_attention
 from diffaccel.layout import TokenLayout
 from diffaccel.machine import device_name, versions_line
 from diffaccel.methods import AgentAttn, Method, SparseAttn, TokenMergingAttn
 from diffaccel.methods.grouped.base import GroupedMethod
 from diffaccel.pipelines.embedded import EMBEDDED_IMAGE
-from diffaccel.pipelines.image.presets import preset_for
 from diffaccel.pipelines.loading import load_image_pipeline
 
 SIDES = (16, 24, 32, 48, 64, 128, 256, 512)
@@ -203,7 +202,7 @@ def growth(rows: Sequence[Row], start: int, stop: int) -> dict[str, tuple[float,
 def measure_embedded(prompt: str, seed: int) -> str:
     """Runs all methods on the embedded model's own tokens; returns the table."""
     pipe = load_image_pipeline(EMBEDDED_IMAGE, device="cpu")
-    calls = capture(pipe, prompt, 1024, [0, 1], preset_for(pipe, EMBEDDED_IMAGE), seed)
+    calls = capture(pipe, Drawing(prompt, (1024, 1024), (0, 1), seed=seed))
     found: dict[str, list[tuple[float, float]]] = {}
     for call in calls:
         tokens, visual = (call.query, call.key, call.value), call.layout.visual_slice

@@ -158,9 +158,9 @@ def test_flex_attention_gets_the_same_pattern(visual, text):
     assert found[..., visual:].all()
 
 
-@pytest.mark.parametrize("room", [".", "studies"])
+@pytest.mark.parametrize("room", [".", "studies", "studies/block_sparse"])
 def test_no_module_hides_a_package_from_the_scripts_beside_it(room):
-    """A file `kernels.py` once broke `python benchmarks/studies/rectification.py`.
+    """A file `kernels.py` once broke `python benchmarks/studies/agent_growth.py`.
 
     Python puts a script's folder first on its path, and transformers probes for a package of
     that name.

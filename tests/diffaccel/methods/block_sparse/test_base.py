@@ -334,7 +334,11 @@ def test_permuting_keys_inside_a_block_changes_nothing():
         torch.testing.assert_close(before[:, moved], rows, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", [METHODS[3], METHODS[4]], ids=["pooled", "centroids"])
+@pytest.mark.parametrize(
+    "method",
+    [METHODS[3], METHODS[4], SparseAttn(0.3, selector="pooled", corrector="tail", block=16)],
+    ids=["pooled", "centroids", "tail"],
+)
 def test_one_vector_added_to_all_keys_leaves_the_rectification_unchanged(method):
     layout = LAYOUTS["1x7x23+9"]
     query, key, value = smooth_tokens(layout)
