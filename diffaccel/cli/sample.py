@@ -102,8 +102,9 @@ def sample_image(prompt: str, options: SampleOptions, output: Path) -> int:
     print(f"{output} ({job.label}, {seconds:.1f} s)")
     for stage, report in result.reports.items():
         share = "unknown" if report.density is None else f"{report.density:.1%}"
-        error = "" if report.worst_error is None else f", error at most {report.worst_error:.3f}"
-        print(f"  {stage}: {job.method}, {share} of the attention computed{error}")
+        worst = report.worst_error
+        measured = "" if worst is None else f", error at most {worst:.3f} as measured"
+        print(f"  {stage}: {job.method}, {share} of the attention computed{measured}")
         if not isinstance(job.method, FullAttn) and (line := described(stage, report)):
             print(line)
     return 0
