@@ -67,7 +67,7 @@ class FlexPrefill(Selector):
         check_kinds(self)
         if not 0.0 <= self.mass <= 1.0:
             raise ValueError(f"mass must lie in 0 to 1, got mass={self.mass}; 0.9 is published")
-        if self.divergence < 0 or self.rows < 1 or self.least < 0:
+        if not self.divergence >= 0 or self.rows < 1 or self.least < 0:
             raise ValueError(
                 "divergence and least must be at least 0, rows at least 1, got "
                 f"divergence={self.divergence}, least={self.least}, rows={self.rows}; "

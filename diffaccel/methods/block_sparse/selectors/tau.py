@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -41,6 +42,8 @@ class ProxyDeviations(Selector):
 
     def __post_init__(self) -> None:
         check_kinds(self)
+        if self.tau is not None and not isfinite(self.tau):
+            raise ValueError(f"tau must be finite or None, got tau={self.tau}; 1 is published")
         if self.diagonal < -1 or self.sinks < 0:
             raise ValueError(
                 "diagonal must be at least -1 and sinks at least 0, got "

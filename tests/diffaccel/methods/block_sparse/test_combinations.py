@@ -1,5 +1,7 @@
 """What holds for every selector with every corrector and every budget."""
 
+from dataclasses import fields, replace
+
 import pytest
 import torch
 from block_calls import all_rows, block_call, smooth_tokens, statistics_of
@@ -314,3 +316,19 @@ def test_a_cyclic_order_cuts_each_layer_in_its_own_way():
         assert torch.equal(
             cyclic.attend(*tokens, LAYOUT, layer=layer), fixed.attend(*tokens, LAYOUT)
         )
+
+
+PARTS = (
+    *(selector() for selector in SELECTORS.values()),
+    *CORRECTORS.values(),
+    *BUDGETS.values(),
+)
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: type(part).__name__)
+@pytest.mark.parametrize("wrong", [float("nan"), "no"])
+def test_no_number_of_a_part_takes_anything(part, wrong):
+    for field in fields(part):
+        if "float" in str(field.type):
+            with pytest.raises(ValueError, match=field.name):
+                replace(part, **{field.name: wrong})
