@@ -40,6 +40,9 @@ ADDED_RATE = {"cpu": 0.5, "cuda": 0.5}
 CHOICE_TOKENS = {"cpu": 300.0, "cuda": 32.0}
 """Time of statistics, estimate and selection: that of dense attention with so many queries."""
 
+LARGEST_DENSITY = {"cpu": 0.5, "cuda": 0.6}
+"""Share of the blocks up to which it pays to compute them rather than all, summaries included."""
+
 TOO_MUCH_FOR_PROMISE = "the promised error takes more blocks than dense attention is worth"
 
 
@@ -237,7 +240,7 @@ class BlockSparseMethod(VisualMethod):
         visual, exact = in_order(inputs.visual(), blocks.order), inputs.exact()
         with torch.autocast(device.type, enabled=False):  # estimates stay fp32
             plan = planned(self, visual, exact, position, remembered)
-            if plan.promise is not None and plan.density > KEPT_RATE.get(device.type, 1.0):
+            if plan.promise is not None and plan.density > LARGEST_DENSITY.get(device.type, 1.0):
                 out.copy_(inputs.dense_rows(inputs.layout.visual_slice))
                 return Exactness(1.0, torch.zeros((), device=device), TOO_MUCH_FOR_PROMISE)
             chosen, summary, corrector = plan.chosen, plan.summary, self.parts().corrector

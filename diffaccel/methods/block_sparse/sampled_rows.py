@@ -127,6 +127,8 @@ class BlockSums(NamedTuple):
         masses: (B, 1, R, NB), sum of these weights.
         text_sum: (B, 1, R, D), the same of the text.
         text_mass: (B, 1, R).
+        exact: (B, 1, R, D), the attention over all keys.
+        all_mass: (B, 1, R), sum of all weights.
     """
 
     query: Tensor
@@ -135,22 +137,23 @@ class BlockSums(NamedTuple):
     masses: Tensor
     text_sum: Tensor
     text_mass: Tensor
+    exact: Tensor
+    all_mass: Tensor
 
     def sample(self, rows: Tensor, is_real: Tensor, kept: Tensor, some: slice) -> SampledRows:
         """The rows `some` of these, if the blocks (B, 1, R, NB) of `kept` are computed."""
         weights = kept[:, :, some].float()
         sums, masses = self.sums[:, :, some], self.masses[:, :, some]
         text_sum, text_mass = self.text_sum[:, :, some], self.text_mass[:, :, some]
-        all_mass = masses.sum(-1) + text_mass
         return SampledRows(
             rows[some],
             is_real[:, :, some],
             self.query[:, :, some],
-            (sums.sum(-2) + text_sum) / all_mass[..., None],
+            self.exact[:, :, some],
             self.peak[:, :, some],
             (weights[..., None, :] @ sums).squeeze(-2) + text_sum,
             (masses * weights).sum(-1) + text_mass,
-            all_mass,
+            self.all_mass[:, :, some],
             ~kept[:, :, some],
         )
 
@@ -167,7 +170,10 @@ def block_sums(call: BlockCall, rows: Tensor, head: int) -> BlockSums:
     value = value.unflatten(2, (call.number, call.block))
     sums = (weights.transpose(2, 3) @ value).transpose(2, 3)
     text_sum, text_mass = found.text @ found.text_value, found.text.sum(-1)
-    return BlockSums(query, found.peak, sums, weights.sum(-1), text_sum, text_mass)
+    masses = weights.sum(-1)
+    all_mass = masses.sum(-1) + text_mass
+    exact = (found.visual @ found.value + text_sum) / all_mass[..., None]
+    return BlockSums(query, found.peak, sums, masses, text_sum, text_mass, exact, all_mass)
 
 
 def _real_values(value: Tensor, valid: Tensor | None) -> Tensor:
