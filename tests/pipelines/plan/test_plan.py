@@ -93,7 +93,7 @@ def test_layouts_and_work_are_those_of_a_real_call(tiny_pipelines, name):
         FullAttn(),
         NeighborhoodAttn(4),
         SlidingWindowAttn(5),
-        SparseAttn(0.25, p_remain=0.0, block=16),
+        SparseAttn(0.5, p_remain=0.0, block=16),
         RectifiedSpaAttn(0.6, p_remain=0.0, block=16, dense_layers=1, dense_steps=1),
     ],
     ids=lambda method: type(method).__name__,
