@@ -246,11 +246,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Calibrates, draws, prints, and writes table and sheet where asked."""
     options = _parser().parse_args(argv)
     torch.set_num_threads(1)
+    chosen = [each for each in DRAWINGS if not each.tunes and options.drawings in each.label]
+    if not chosen:
+        known = ", ".join(each.label for each in DRAWINGS if not each.tunes)
+        print(
+            f"--drawings must be part of a label ({known}), got {options.drawings!r}; choose one",
+            file=sys.stderr,
+        )
+        return 2
     cells: list[tuple[Row, np.ndarray]] = []
     with torch.inference_mode():
-        for drawing in DRAWINGS:
-            if drawing.tunes or options.drawings not in drawing.label:
-                continue
+        for drawing in chosen:
             calls = captured(drawing, options.captures)[:: options.every]
             keeps = equal_time(options.keep, calls)
             cells += compare(drawing, keeps, drawing.seed + options.seed)
