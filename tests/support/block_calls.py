@@ -23,7 +23,9 @@ EVERYTHING = frozenset(
 )
 
 
-def smooth_tokens(layout, batch=1, heads=2, channels=32, dtype=torch.float32, seed=0, noise=0.5):
+def smooth_tokens(
+    layout, batch=1, heads=2, channels=32, dtype=torch.float32, seed=0, noise=0.5, smooth=2.0
+):
     """Tokens that vary smoothly over the grid, as those of a picture do, plus noise."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -38,7 +40,7 @@ def smooth_tokens(layout, batch=1, heads=2, channels=32, dtype=torch.float32, se
         )
         field = field.flatten(2).transpose(1, 2).unflatten(2, (heads, channels))
         visual = layout.visual_slice
-        tokens[:, visual] = 2.0 * field + noise * tokens[:, visual]
+        tokens[:, visual] = smooth * field + noise * tokens[:, visual]
         return tokens.to(dtype)
 
     return one(), one(), one()

@@ -93,6 +93,10 @@ class Budget:
         """Chooses blocks: (B, H, R, NB) bool."""
         raise NotImplementedError(f"{type(self).__name__} does not implement kept")
 
+    def kept_of_all(self, scores: Scores, ask: Ask) -> Tensor:
+        """Chooses blocks where these are all rows: (B, H, R, NB) bool."""
+        return self.kept(scores, ask, self.threshold(scores, ask))
+
     def share(self, blocks: int, ask: Ask) -> float | None:
         """Share of the blocks that is kept, forced ones apart; None where the data decide."""
         return None
@@ -156,7 +160,25 @@ class MixedBudget(Budget):
 
     def threshold(self, scores: Scores, ask: Ask) -> Tensor:
         """The score of the last block that the rest of the budget pays for."""
+        return self._last_paid(scores, ask, self._certain(scores, ask))
+
+    def kept(self, scores: Scores, ask: Ask, threshold: Tensor | None) -> Tensor:
+        """Chooses blocks; ties with the last one that is paid for are kept."""
+        return _with_paid(self._certain(scores, ask), scores, threshold)
+
+    def kept_of_all(self, scores: Scores, ask: Ask) -> Tensor:
+        """Chooses blocks, the part of each row once."""
         certain = self._certain(scores, ask)
+        return _with_paid(certain, scores, self._last_paid(scores, ask, certain))
+
+    def share(self, blocks: int, ask: Ask) -> float | None:
+        """As asked for."""
+        return None if isinstance(ask.keep, Tensor) else ask.keep
+
+    def _certain(self, scores: Scores, ask: Ask) -> Tensor:
+        return select(ask.part(self.row_share).selection(scores))[2]
+
+    def _last_paid(self, scores: Scores, ask: Ask, certain: Tensor) -> Tensor:
         rest = scores.blocks.masked_fill(certain, -1.0)
         start = 1 if self.across_heads else 2
         rest, used = rest.flatten(start), certain.flatten(start).sum(-1, keepdim=True)
@@ -168,22 +190,7 @@ class MixedBudget(Budget):
             total = round(ask.keep * rest.shape[-1])
             ranked = rest.topk(total, dim=-1).values
         ranked = torch.nn.functional.pad(ranked, (1, 0), value=torch.inf)
-        last = ranked.gather(-1, (total - used).clamp_(min=0))
-        return last.reshape(*last.shape, *(1,) * (4 - last.dim()))
-
-    def kept(self, scores: Scores, ask: Ask, threshold: Tensor | None) -> Tensor:
-        """Chooses blocks; ties with the last one that is paid for are kept."""
-        kept = self._certain(scores, ask)
-        if threshold is not None:
-            kept = kept | ((scores.blocks >= threshold) & (scores.blocks > 0))
-        return kept
-
-    def share(self, blocks: int, ask: Ask) -> float | None:
-        """As asked for."""
-        return None if isinstance(ask.keep, Tensor) else ask.keep
-
-    def _certain(self, scores: Scores, ask: Ask) -> Tensor:
-        return select(ask.part(self.row_share).selection(scores))[2]
+        return _per_row(ranked.gather(-1, (total - used).clamp_(min=0)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,8 +255,7 @@ class MassBudget(Budget):
         is_missing = mass + covered < self.mass * total * (1.0 - 1e-6)
         count = is_missing.sum(-1, keepdim=True).clamp_(max=ranked.shape[-1] - 1)
         last = ranked.gather(-1, count)
-        last = last.masked_fill(covered >= self.mass * total, torch.inf)
-        return last.reshape(*last.shape, *(1,) * (4 - last.dim()))
+        return _per_row(last.masked_fill(covered >= self.mass * total, torch.inf))
 
     def kept(self, scores: Scores, ask: Ask, threshold: Tensor | None) -> Tensor:
         """Chooses blocks, at least one in each row."""
@@ -257,8 +263,7 @@ class MassBudget(Budget):
             return PositiveBudget().kept(scores, ask, None)
         if threshold is None:
             return self._kept_of_rows(scores)
-        kept = select(Ask(self.least).selection(scores))[2]
-        return kept | ((scores.blocks >= threshold) & (scores.blocks > 0))
+        return _with_paid(select(Ask(self.least).selection(scores))[2], scores, threshold)
 
     def _kept_of_rows(self, scores: Scores) -> Tensor:
         blocks, covered, ask = scores.blocks, scores.text, Ask(self.least, self.mass)
@@ -307,3 +312,15 @@ def with_mass(probability: Tensor, mass: float) -> Tensor:
     """
     visual, text = probability[..., :-1], probability[..., -1]
     return select(Ask(0.0, mass).selection(Scores(visual, text)))[2]
+
+
+def _with_paid(certain: Tensor, scores: Scores, threshold: Tensor | None) -> Tensor:
+    """Adds to a choice (B, H, R, NB) the blocks that reach a threshold."""
+    if threshold is None:
+        return certain
+    return certain | ((scores.blocks >= threshold) & (scores.blocks > 0))
+
+
+def _per_row(last: Tensor) -> Tensor:
+    """Makes a number for each sample or head broadcastable to (B, H, R, NB)."""
+    return last.reshape(*last.shape, *(1,) * (4 - last.dim()))

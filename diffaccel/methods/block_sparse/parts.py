@@ -52,8 +52,11 @@ class Parts(NamedTuple):
 
     def kept(self, scores: Scores, ask: Ask, threshold: Tensor | None) -> Tensor:
         """What the budget keeps, and what is kept always: (B, H, R, NB) bool."""
-        kept = self.budget.kept(scores, ask, threshold)
-        return kept if scores.always is None else kept | scores.always
+        return _with_always(self.budget.kept(scores, ask, threshold), scores)
+
+    def kept_of_all(self, scores: Scores, ask: Ask) -> Tensor:
+        """The same where these are all rows."""
+        return _with_always(self.budget.kept_of_all(scores, ask), scores)
 
     @property
     def ask(self) -> Ask:
@@ -69,3 +72,7 @@ class Parts(NamedTuple):
     def compares_heads(self) -> bool:
         """Whether heads cannot be computed apart."""
         return self.selector.compares_heads or self.budget.compares_heads
+
+
+def _with_always(kept: Tensor, scores: Scores) -> Tensor:
+    return kept if scores.always is None else kept | scores.always

@@ -192,18 +192,17 @@ def _chooser(
             return scores
         return steadied(scores, earlier.of(some), method.hysteresis)
 
-    threshold, all_scores = None, None
-    if parts.budget.looks_at_all_rows:
-        sample = rows[0]
-        if len(rows) > 1:
-            sample = BlockRows(sample.call, slice(0, blocks.number, len(rows)))
-        scores = scored(sample)
-        threshold = parts.budget.threshold(scores, ask)
-        all_scores = scores if len(rows) == 1 else None
+    threshold = None
+    if parts.budget.looks_at_all_rows and len(rows) > 1:
+        sample = BlockRows(rows[0].call, slice(0, blocks.number, len(rows)))
+        threshold = parts.budget.threshold(scored(sample), ask)
 
     def choose(some: BlockRows) -> Tensor:
-        scores = scored(some) if all_scores is None else all_scores
-        kept = parts.kept(scores, ask, threshold)
+        scores = scored(some)
+        if len(rows) == 1:
+            kept = parts.kept_of_all(scores, ask)
+        else:
+            kept = parts.kept(scores, ask, threshold)
         if parts.floor:
             kept = kept | with_mass(some.probability, parts.floor)
         return kept

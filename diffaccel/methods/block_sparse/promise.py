@@ -106,10 +106,7 @@ class _Place(NamedTuple):
 def _choices(rows: BlockRows, parts: Parts, forced: Tensor | None) -> list[Tensor]:
     """What sampled rows keep, (B, H, R, NB) bool, for each of the shares."""
     scores = parts.scores(rows, None if forced is None else forced[rows.rows])
-    found = []
-    for share in SHARES[:-1]:
-        ask = Ask(share)
-        found.append(parts.kept(scores, ask, parts.budget.threshold(scores, ask)))
+    found = [parts.kept_of_all(scores, Ask(share)) for share in SHARES[:-1]]
     return [*found, torch.ones_like(found[0])]
 
 

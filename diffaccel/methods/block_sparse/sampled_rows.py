@@ -86,17 +86,30 @@ class _Weights(NamedTuple):
     value: Tensor
     text_value: Tensor
 
+    def sums(self) -> _Sums:
+        """What these weights sum to, over the text and over all keys."""
+        text_sum, text_mass = self.text @ self.text_value, self.text.sum(-1)
+        all_mass = self.visual.sum(-1) + text_mass
+        exact = (self.visual @ self.value + text_sum) / all_mass[..., None]
+        return _Sums(text_sum, text_mass, exact, all_mass)
+
+
+class _Sums(NamedTuple):
+    """Weighted values and mass of the text, exact attention and mass of all keys, of some rows."""
+
+    text_sum: Tensor
+    text_mass: Tensor
+    exact: Tensor
+    all_mass: Tensor
+
 
 def _exact_heads(
     call: BlockCall, query: Tensor, left_out: Tensor, some: slice
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     found, length = _weights(call, query[:, some], some), call.visual.key.shape[1]
-    weights = found.visual
-    text_sum, text_mass = found.text @ found.text_value, found.text.sum(-1)
-    all_mass = weights.sum(-1) + text_mass
-    exact = (weights @ found.value + text_sum) / all_mass[..., None]
+    text_sum, text_mass, exact, all_mass = found.sums()
     is_left = left_out[:, some].repeat_interleave(call.block, -1)[..., :length]
-    weights = weights.masked_fill_(is_left, 0.0)
+    weights = found.visual.masked_fill_(is_left, 0.0)
     kept_sum = weights @ found.value + text_sum
     return exact, found.peak, kept_sum, weights.sum(-1) + text_mass, all_mass
 
@@ -169,11 +182,7 @@ def block_sums(call: BlockCall, rows: Tensor, head: int) -> BlockSums:
     weights = weights.unflatten(-1, (call.number, call.block))  # (B, 1, R, NB, n)
     value = value.unflatten(2, (call.number, call.block))
     sums = (weights.transpose(2, 3) @ value).transpose(2, 3)
-    text_sum, text_mass = found.text @ found.text_value, found.text.sum(-1)
-    masses = weights.sum(-1)
-    all_mass = masses.sum(-1) + text_mass
-    exact = (found.visual @ found.value + text_sum) / all_mass[..., None]
-    return BlockSums(query, found.peak, sums, masses, text_sum, text_mass, exact, all_mass)
+    return BlockSums(query, found.peak, sums, weights.sum(-1), *found.sums())
 
 
 def _real_values(value: Tensor, valid: Tensor | None) -> Tensor:

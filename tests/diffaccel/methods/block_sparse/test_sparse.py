@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from block_calls import all_rows, block_call
+from block_calls import all_rows, block_call, smooth_tokens
 
 from diffaccel.kernels import reference
 from diffaccel.layout import TokenLayout
@@ -14,23 +14,8 @@ from diffaccel.methods.inputs import AttentionInputs, Position
 LAYOUT = TokenLayout.image(24, 31, text_before=5)
 
 
-def tokens(layout=LAYOUT, batch=1, heads=3, dim=32, seed=0, noise=0.3, dtype=torch.float32):
-    """Smooth over the grid, as those of a picture are, plus noise."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def one():
-        found = torch.randn(batch, layout.length, heads, dim, generator=generator)
-        frames, height, width = layout.grid
-        shape = batch, heads * dim, max(2, frames // 2), height // 4 + 2, width // 4 + 2
-        field = torch.nn.functional.interpolate(
-            torch.randn(shape, generator=generator), (frames, height, width), mode="trilinear"
-        )
-        field = field.flatten(2).transpose(1, 2).unflatten(2, (heads, dim))
-        part = layout.visual_slice
-        found[:, part] = 1.5 * field + noise * found[:, part]
-        return found.to(dtype)
-
-    return one(), one(), one()
+def tokens(layout=LAYOUT, batch=1, seed=0, noise=0.3):
+    return smooth_tokens(layout, batch, heads=3, seed=seed, noise=noise, smooth=1.5)
 
 
 def error(method, inputs, layout=LAYOUT):
